@@ -1,0 +1,1 @@
+"""Who answers: checkpoints, rope rules, prompts as token ids, and the backends."""

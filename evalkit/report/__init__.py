@@ -1,0 +1,1 @@
+"""What the records mean: statistics, tables, figures, one page."""

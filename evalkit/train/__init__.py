@@ -1,0 +1,1 @@
+"""How the compared checkpoints are made."""

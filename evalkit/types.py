@@ -1,0 +1,231 @@
+"""The words of the project: each of these names is defined here and nowhere else.
+
+    run:     Sample -> Prompt -> Completion -> Prediction (-> Score)
+    report:  Prediction + Score -> Estimate
+
+A *length* is a label such as ``"16k"`` (see ``lengths.py``); a *position* is a token offset inside a prompt; token
+counts are in the checkpoint's own tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+TokenIds: TypeAlias = NDArray[np.int32]
+FinishReason: TypeAlias = Literal["stop", "length", "error"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation, in the form that every chat template takes."""
+
+    role: str
+    content: str
+
+
+class Key(NamedTuple):
+    """What names one prediction inside a run folder."""
+
+    task: str
+    subset: str
+    length: str
+    sample_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One question, independent of any tokenizer and, where the data are generated, of any length."""
+
+    task: str
+    subset: str
+    sample_id: str
+    """Names the question within its subset; the same at every length and for every arm, so that results pair."""
+    story_id: str
+    """The cluster: questions that share a story or a conversation share it."""
+    question: str
+    target: str
+    facts: tuple[str, ...] = ()
+    """The statements that the answer follows from, in story order."""
+    supporting: tuple[int, ...] = ()
+    """Indices into ``facts`` of those that the answer needs."""
+    context: str | None = None
+    """The whole text in front of the question, where a published row brings it ready made."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, for tasks that are one."""
+    seed: int = 0
+    """Decides everything that is drawn for this sample: background, placement, distractors."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Small JSON facts that scoring or the report needs; copied to the prediction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A sample made for one checkpoint at one length. Backends see nothing but ``token_ids``."""
+
+    sample: Sample
+    length: str
+    token_ids: TokenIds
+    """Shape (num_tokens,), special tokens and chat template included."""
+    max_new_tokens: int
+    fact_positions: tuple[int, ...] = ()
+    """Token offset of each fact or needle, in story order; empty where the text came ready made."""
+
+    @property
+    def key(self) -> Key:
+        """Its name inside a run folder."""
+        return Key(self.sample.task, self.sample.subset, self.length, self.sample.sample_id)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ids as little-endian int32: proves that a rebuilt prompt is the one that was asked."""
+        return hashlib.sha256(np.ascontiguousarray(self.token_ids, dtype="<i4").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a model answered to one prompt, or why it did not."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    seconds: float = 0.0
+    """From handing the prompt to the engine to its last token; requests overlap, so these do not add up."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that the engine's prefix cache served."""
+    error: str | None = None
+    """Set exactly when ``finish_reason`` is "error"."""
+    passing: bool = False
+    """The error may be gone on another try (a server that was busy, not a prompt that cannot be served)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One flat line of ``predictions.jsonl``: what was asked and answered. Never edited."""
+
+    task: str
+    subset: str
+    length: str
+    sample_id: str
+    story_id: str
+    question: str
+    target: str
+    prompt_tokens: int
+    prompt_sha256: str
+    max_new_tokens: int
+    fact_positions: tuple[int, ...]
+    output: str | None
+    """None exactly when ``error`` is set: a failure is never an answer."""
+    output_tokens: int
+    finish_reason: FinishReason
+    cached_tokens: int = 0
+    seconds: float = 0.0
+    attempt: int = 1
+    error: str | None = None
+    """First word names the kind: ``context_overflow: ...``, ``engine: ...``."""
+    passing: bool = False
+    """The error is worth another attempt when the command is repeated."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """Its name inside a run folder."""
+        return Key(self.task, self.subset, self.length, self.sample_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The value of one prediction under one named scorer. Derived; can be computed again without a model."""
+
+    key: Key
+    scorer: str
+    value: float | None
+    """From 0 to 1; None where the sample is unscored (it failed, or the scorer does not apply to it)."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over samples with its interval, from 0 to 1 (reports print 0 to 100)."""
+
+    n: int
+    """Samples in the mean."""
+    n_unscored: int
+    mean: float | None
+    """None when n is 0."""
+    ci_low: float | None
+    ci_high: float | None
+
+
+class PromptEncoder(Protocol):
+    """Text to token ids for one checkpoint. ``models/prompts.py`` implements it; benchmarks only use it."""
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever the same text could give other ids: tokenizer files, chat template, system prompt."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the full prompt text, chat template, special tokens and generation prompt included."""
+        ...
+
+    def encode_prompt(self, text: str) -> TokenIds:
+        """Return the ids of a rendered prompt: what the checkpoint's tokenizer gives, never with a double BOS."""
+        ...
+
+    def encode_after(self, text: str, before: str = ".") -> TokenIds:
+        """Return the ids that ``text`` has when it stands right after ``before``, without special tokens."""
+        ...
+
+    def encode_with_starts(self, text: str) -> tuple[TokenIds, NDArray[np.int64]]:
+        """Return ids without special tokens, and the character offset at which each token starts, shape (num_tokens,).
+
+        A leading space belongs to its token, whatever the tokenizer's own offsets say.
+        """
+        ...
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of the ids, special tokens included."""
+        ...
+
+
+class Benchmark(Protocol):
+    """What is asked (``samples``, ``prompt``) and what decides it (``recipe``). Scoring lives beside it, per task."""
+
+    task: str
+
+    def samples(self, subset: str, length: str, count: int) -> Iterator[Sample]:
+        """Yield ``count`` samples (fewer if a published set has fewer); the first 50 of 100 are those of 50."""
+        ...
+
+    def prompt(self, sample: Sample, length: str, encoder: PromptEncoder) -> Prompt:
+        """Build the prompt: prompt tokens + max_new_tokens <= the length's tokens.
+
+        Raises:
+            ContextOverflow: the sample cannot fit, with the arithmetic in the message.
+        """
+        ...
+
+    def recipe(self) -> dict[str, Any]:
+        """Return flat JSON values that, with the encoder's identity, decide every prompt; part of the fingerprint."""
+        ...
+
+
+class Backend(Protocol):
+    """Something that answers prompts: an engine in this process, a server, or a script."""
+
+    name: str
+
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
+        """Yield each prompt with its completion as soon as it is finished, in any order.
+
+        Prompts are pulled lazily, so building the next ones overlaps with answering. A prompt that fails yields a
+        completion with an error; only an engine that is beyond repair raises EngineError.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device, end processes that this backend started."""
+        ...
