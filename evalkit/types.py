@@ -200,8 +200,11 @@ class Benchmark(Protocol):
         """Yield ``count`` samples (fewer if a published set has fewer); the first 50 of 100 are those of 50."""
         ...
 
-    def prompt(self, sample: Sample, length: str, encoder: PromptEncoder) -> Prompt:
-        """Build the prompt: prompt tokens + max_new_tokens <= the length's tokens.
+    def prompt(self, sample: Sample, length: str, encoder: PromptEncoder, window: int) -> Prompt:
+        """Build the prompt.
+
+        Generated data fill the length: prompt tokens + max_new_tokens <= the length's tokens (<= window). Published rows
+        are as long as they are: prompt tokens + max_new_tokens <= window, the positions that the model is served with.
 
         Raises:
             ContextOverflow: the sample cannot fit, with the arithmetic in the message.

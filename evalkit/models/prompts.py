@@ -1,0 +1,151 @@
+"""From text to the checkpoint's own token ids: one encoder for every backend.
+
+Token ids, not text, go to the engines, so that a chat template is applied once, a BOS token is never doubled, and two
+backends that are compared are asked the very same thing.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import BadInput
+from evalkit.types import Message, TokenIds
+
+_PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+class Encoder:
+    """The tokenizer and chat template of one checkpoint folder. Implements ``types.PromptEncoder``."""
+
+    def __init__(self, tokenizer: Any, *, chat: bool, system_prompt: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.system_prompt = system_prompt
+        empty = tokenizer("").input_ids  # what the tokenizer puts around any text: [], [BOS] or [BOS, EOS]
+        self._bos = [] if chat else [i for i in empty if i == tokenizer.bos_token_id][:1]
+        self.identity = self._identity()
+
+    @classmethod
+    def open(cls, folder: Path, *, chat: bool | None = None, system_prompt: str | None = None) -> "Encoder":
+        """Load the tokenizer of a checkpoint folder.
+
+        Args:
+            folder: a Hugging Face checkpoint or tokenizer folder.
+            chat: wrap prompts in the chat template; None does so exactly when the checkpoint has one.
+            system_prompt: content of a system message in front of every conversation.
+
+        Raises:
+            BadInput: there is no usable fast tokenizer, or a chat template is asked for and there is none.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise BadInput(
+                f"No tokenizer can be loaded from {folder} ({_first_line(error)}); save it beside the weights."
+            ) from error
+        if not tokenizer.is_fast:
+            raise BadInput(
+                f"The tokenizer in {folder} has no tokenizer.json; save its fast version beside the weights."
+            )
+        if chat and not tokenizer.chat_template:
+            raise BadInput(f"{folder} has no chat template; add one, or ask for plain prompts with --no-chat-template.")
+        chat = bool(tokenizer.chat_template) if chat is None else chat
+        if system_prompt is not None and not chat:
+            raise BadInput("A system prompt needs a chat template; drop --system-prompt, or --no-chat-template.")
+        return cls(tokenizer, chat=chat, system_prompt=system_prompt)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the whole prompt text: the chat template's, or the bare text where no template is used.
+
+        Without a template a single message stands as it is, ready to be continued, and a conversation is written out
+        as "User: ...", "Assistant: ..." paragraphs that end with an open "Assistant:".
+
+        Raises:
+            BadInput: the template refuses the conversation (many demand strictly alternating roles).
+        """
+        if not self.chat:
+            if len(messages) == 1:
+                return messages[0]["content"]
+            turns = [f"{_PLAIN_ROLES[m['role']]}: {m['content']}" for m in messages]
+            return "\n\n".join([*turns, "Assistant:"])
+        system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        try:
+            text = self.tokenizer.apply_chat_template([*system, *messages], tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            roles = " ".join(m["role"][0] for m in [*system, *messages][:6])
+            raise BadInput(
+                f"The chat template refuses this conversation (roles {roles} ...): {_first_line(error)}; "
+                "use a template that takes it, or --no-chat-template."
+            ) from error
+        return str(text)
+
+    def encode_prompt(self, text: str) -> TokenIds:
+        """Return the ids of a rendered prompt, shape (num_tokens,).
+
+        With a chat template these are its text's ids and nothing else, as ``apply_chat_template`` gives them: the
+        template decides about BOS. Without one, the tokenizer's own BOS stands in front, once.
+        """
+        ids = np.asarray([*self._bos, *self._encode(text)], dtype=np.int32)
+        bos = self.tokenizer.bos_token_id
+        if not self.chat and len(ids) > 1 and ids[0] == ids[1] == bos:
+            return ids[1:]  # the text brought its own
+        return ids
+
+    def encode_after(self, text: str, before: str = ".") -> TokenIds:
+        """Return the ids that ``text`` has right after ``before``; see ``types.PromptEncoder``."""
+        prefix, whole = self._encode(before), self._encode(before + text)
+        if whole[: len(prefix)] != prefix:
+            raise BadInput(
+                f"This tokenizer joins {before!r} with what follows it ({text[:20]!r}), so prompts cannot be assembled "
+                "from tokenized pieces; evalkit supports tokenizers that split between a full stop and a space."
+            )
+        return np.asarray(whole[len(prefix) :], dtype=np.int32)
+
+    def encode_with_starts(self, text: str) -> tuple[TokenIds, NDArray[np.int64]]:
+        """Return ids and the character at which each token starts; see ``types.PromptEncoder``."""
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = np.asarray(encoding.offset_mapping, dtype=np.int64).reshape(-1, 2)
+        # Some tokenizers trim the space off a token's offsets: a token starts where the one before it ended.
+        previous_ends = np.concatenate([[0], offsets[:-1, 1]])
+        return np.asarray(encoding.input_ids, dtype=np.int32), np.minimum(offsets[:, 0], previous_ends)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of the ids, special tokens included."""
+        return str(self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=False))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    def _identity(self) -> str:
+        parts = {
+            "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "bos": self._bos,
+            "chat_template": self.tokenizer.chat_template if self.chat else None,
+            "system_prompt": self.system_prompt,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer: those of ``generation_config.json`` and the tokenizer's EOS.
+
+    Chat models end a turn with another token than a document; it is named in the generation config.
+    """
+    stops: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    config = folder / "generation_config.json"
+    if config.is_file():
+        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
+        stops.update(named if isinstance(named, list) else [named] if named is not None else [])
+    return tuple(sorted(stops))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
