@@ -95,6 +95,8 @@ class Completion:
     """From handing the prompt to the engine to its last token; requests overlap, so these do not add up."""
     num_cached_tokens: int = 0
     """Prompt tokens that the engine's prefix cache served."""
+    logprobs: tuple[float, ...] = ()
+    """Natural-log probability of each of ``token_ids``, where the backend was asked for it; else empty."""
     error: str | None = None
     """Set exactly when ``finish_reason`` is "error"."""
     passing: bool = False
@@ -203,8 +205,8 @@ class Benchmark(Protocol):
     def prompt(self, sample: Sample, length: str, encoder: PromptEncoder, window: int) -> Prompt:
         """Build the prompt.
 
-        Generated data fill the length: prompt tokens + max_new_tokens <= the length's tokens (<= window). Published rows
-        are as long as they are: prompt tokens + max_new_tokens <= window, the positions that the model is served with.
+        Generated data fill the length: prompt tokens + max_new_tokens <= the length's tokens (<= window). Published
+        rows are as long as they are: prompt tokens + max_new_tokens <= window, the positions that are served.
 
         Raises:
             ContextOverflow: the sample cannot fit, with the arithmetic in the message.

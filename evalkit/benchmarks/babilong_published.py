@@ -1,0 +1,81 @@
+"""Published BABILong rows: from the hub, or from the same files in a local folder.
+
+Two layouts are published: one JSON list per task and length (``data/qa1/4k.json``, 100 rows) and one parquet file per
+length and task (``4k/qa1-00000-of-00001.parquet``, about 1,000 rows). Both have the columns input, question, target.
+A row has no facts of its own: context and facts come mixed, at the published length.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evalkit.benchmarks.cards import TaskCard
+from evalkit.errors import BadInput
+from evalkit.types import Sample
+
+COLUMNS = ("input", "question", "target")
+
+
+def published_samples(card: TaskCard, source: str, subset: str, length: str) -> Iterator[Sample]:
+    """Yield the rows of one subset and length, in published order.
+
+    Args:
+        card: the BABILong card, which pins the hub data sets by revision.
+        source: the name of a data set in the card, or a local folder in one of the two layouts.
+        subset: "qa1" ...
+        length: the published label, "4k" ...
+
+    Raises:
+        BadInput: there are no such rows, or a row lacks a column.
+    """
+    rows = _hub_rows(card, source, subset, length) if source in card.source else _local_rows(source, subset, length)
+    for number, row in enumerate(rows):
+        missing = [column for column in COLUMNS if not isinstance(row.get(column), str)]
+        if missing:
+            raise BadInput(f"{source}, {subset} at {length}, row {number}: no text in column {', '.join(missing)}.")
+        yield Sample(
+            task=card.task,
+            subset=subset,
+            sample_id=f"{number:05d}",
+            story_id=f"{subset}-{number:05d}",
+            question=row["question"].strip(),
+            target=row["target"],
+            context=row["input"],
+            metadata={"published_length": length},
+        )
+
+
+def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Any:
+    from datasets import load_dataset
+
+    data_set = card.source[name]
+    try:
+        return load_dataset(data_set["id"], length, split=subset, revision=data_set["revision"])
+    except Exception as error:  # the hub client raises errors of several libraries
+        raise BadInput(
+            f"The hub data set {data_set['id']} (revision {data_set['revision']}) has no {subset} at {length}, or "
+            f"cannot be reached ({type(error).__name__}: {str(error).splitlines()[0]}); a local copy is --source DIR."
+        ) from error
+
+
+def _local_rows(folder: str, subset: str, length: str) -> Any:
+    from datasets import load_dataset
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise BadInput(f"--source {folder!r} is neither 'generated', nor a data set of the task card, nor a folder.")
+    patterns = {
+        "json": (f"**/{subset}/{length}.json",),
+        "parquet": (f"**/{length}/{subset}-*.parquet", f"**/{length}/{subset}.parquet"),
+    }
+    for kind, globs in patterns.items():
+        files = sorted({str(path) for pattern in globs for path in root.glob(pattern)})
+        if files:
+            try:
+                return load_dataset(kind, data_files=files, split="train")
+            except Exception as error:  # datasets wraps pyarrow and JSON errors in its own
+                cause = str(error.__cause__ or error).splitlines()[0]
+                raise BadInput(f"{files[0]} is not a {kind} file of rows {', '.join(COLUMNS)}: {cause}") from error
+    raise BadInput(
+        f"{root} has no rows for {subset} at {length}: expected {subset}/{length}.json or {length}/{subset}-*.parquet."
+    )

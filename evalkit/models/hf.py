@@ -1,0 +1,207 @@
+"""The transformers backend: a checkpoint in this process, on a CPU or one GPU, greedy."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalkit.errors import BadInput, EngineError
+from evalkit.models.prompts import stop_token_ids
+from evalkit.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MAX_BATCH = 64
+
+
+class HFBackend:
+    """Greedy decoding with a KV cache, prompts of similar length padded into one batch.
+
+    The caller sends the longest prompts first, so that what does not fit into memory shows at once.
+    """
+
+    name = "hf"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rope: Mapping[str, Any] | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_tokens: int | None = None,
+        adapter: Path | None = None,
+    ) -> None:
+        """Load the checkpoint.
+
+        Args:
+            folder: a Hugging Face checkpoint folder.
+            rope: config fields that replace the checkpoint's (``rope_parameters`` complete, and
+                ``max_position_embeddings``); None serves what the config says.
+            dtype: one of ``DTYPES``; "auto" is the checkpoint's own on a GPU, and float32 on a CPU, where half
+                precision is both slower and less exact.
+            device: "auto", "cpu" or "cuda".
+            batch_tokens: padded prompt tokens per batch; by default 8,192 on a CPU and 65,536 on a GPU.
+            adapter: folder of a LoRA adapter that is merged into the weights.
+
+        Raises:
+            EngineError: the weights cannot be loaded, or the device is missing.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise EngineError("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.batch_tokens = batch_tokens or (65_536 if self.device == "cuda" else 8_192)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for name, value in (rope or {}).items():
+            setattr(config, name, value)
+        torch_dtype: Any = "float32" if dtype == "auto" and self.device == "cpu" else dtype
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=torch_dtype, local_files_only=True, trust_remote_code=False
+            )
+            if adapter is not None:
+                model = _with_adapter(model, adapter)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise EngineError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.model = model.to(self.device).eval()
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.stops = stop_token_ids(folder, self.tokenizer)
+
+    def set_rope(self, rope: Mapping[str, Any] | None) -> None:
+        """Serve the loaded weights with another rope rule: rotary modules are built anew from the changed config."""
+        if rope is None:
+            return
+        for name, value in rope.items():
+            setattr(self.model.config, name, value)
+        for name, module in list(self.model.named_modules()):
+            if hasattr(module, "inv_freq") and hasattr(module, "config"):
+                for field, value in rope.items():
+                    setattr(module.config, field, value)
+                parent = self.model.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], type(module)(config=module.config).to(self.device))
+
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
+        """Yield each prompt with its greedy completion as soon as its row of the batch is finished."""
+        for batch in _batches(prompts, self.batch_tokens):
+            yield from self._answer(batch)
+
+    def close(self) -> None:
+        """Drop the weights."""
+        import torch
+
+        del self.model
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _answer(self, batch: list[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
+        """Answer a batch; when it does not fit into memory, answer its halves."""
+        import torch
+
+        answered: set[int] = set()
+        try:
+            for prompt, completion in self._decode(batch):
+                answered.add(id(prompt))
+                yield prompt, completion
+        except torch.OutOfMemoryError:
+            rest = [prompt for prompt in batch if id(prompt) not in answered]
+            torch.cuda.empty_cache()
+            if len(rest) == 1:
+                error = (
+                    f"engine: out of GPU memory at {len(rest[0].token_ids)} prompt tokens; use --dtype bfloat16 or vllm"
+                )
+                yield rest[0], Completion(text="", token_ids=(), finish_reason="error", error=error)
+                return
+            for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
+                yield from self._answer(half)
+
+    def _decode(self, batch: list[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
+        """Prefill the left-padded batch once, then add one token a step to the rows that are not finished."""
+        import torch
+
+        started = time.perf_counter()
+        ids, mask = self._pad(batch)
+        rows = list(range(len(batch)))
+        answers: list[list[int]] = [[] for _ in batch]
+        with torch.inference_mode():
+            # The mask is always passed: without it, transformers takes gaps in position_ids for packed sequences.
+            step = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            while True:
+                cache, next_ids = step.past_key_values, step.logits[:, -1].argmax(-1)
+                keep: list[int] = []
+                for place, (row, token) in enumerate(zip(rows, next_ids.tolist(), strict=True)):
+                    stopped = token in self.stops
+                    if not stopped:
+                        answers[row].append(token)
+                    if stopped or len(answers[row]) >= batch[row].max_new_tokens:
+                        yield batch[row], self._completion(answers[row], stopped, time.perf_counter() - started)
+                    else:
+                        keep.append(place)
+                if not keep:
+                    return
+                if len(keep) < len(rows):
+                    kept = torch.tensor(keep, device=self.device)
+                    cache.batch_select_indices(kept)
+                    mask, next_ids = mask[kept], next_ids[kept]
+                    rows = [rows[place] for place in keep]
+                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+                step = self.model(
+                    input_ids=next_ids[:, None],
+                    attention_mask=mask,
+                    position_ids=mask.sum(-1, keepdim=True) - 1,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+
+    def _pad(self, batch: list[Prompt]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return ids and mask of shape (batch, longest prompt), padded on the left."""
+        import torch
+
+        longest = max(len(prompt.token_ids) for prompt in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros(len(batch), longest, dtype=torch.long)
+        for row, prompt in enumerate(batch):
+            ids[row, longest - len(prompt.token_ids) :] = torch.from_numpy(prompt.token_ids.astype("int64"))
+            mask[row, longest - len(prompt.token_ids) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _completion(self, token_ids: list[int], stopped: bool, seconds: float) -> Completion:
+        return Completion(
+            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            token_ids=tuple(token_ids),
+            finish_reason="stop" if stopped else "length",
+            seconds=seconds,
+        )
+
+
+def _batches(prompts: Iterable[Prompt], batch_tokens: int) -> Iterator[list[Prompt]]:
+    """Group prompts, in order, so that a padded batch holds at most ``batch_tokens`` (a longer prompt goes alone)."""
+    batch: list[Prompt] = []
+    longest = 0
+    for prompt in prompts:
+        longest = max(longest, len(prompt.token_ids))
+        if batch and (longest * (len(batch) + 1) > batch_tokens or len(batch) == _MAX_BATCH):
+            yield batch
+            batch, longest = [], len(prompt.token_ids)
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()

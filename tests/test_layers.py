@@ -1,0 +1,75 @@
+"""Data flows one way: a file imports from its own wing and those above it, and heavy libraries stay inside."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import evalkit
+
+PACKAGE = Path(evalkit.__file__).parent
+WINGS = ("words", "benchmarks", "models", "records", "report", "train", "corridors")
+WORDS = {"__init__", "types", "errors", "lengths"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "vllm",
+    "datasets",
+    "pandas",
+    "scipy",
+    "statsmodels",
+    "matplotlib",
+    "openai",
+    "pyarrow",
+}
+
+
+def wing(parts: tuple[str, ...]) -> str:
+    """Return the wing of a module given by its path inside the package."""
+    if parts[0] in WINGS:
+        return parts[0]
+    return "words" if not parts or parts[0] in WORDS else "corridors"
+
+
+def top_level_imports(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module imports when it is imported itself (not inside functions or for type checking only)."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def all_imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "evalkit")
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if "_tasks" not in path.parts]
+
+
+def test_every_file_imports_only_from_its_own_wing_and_those_above():
+    for path in modules():
+        own = wing(path.relative_to(PACKAGE).with_suffix("").parts)
+        for name in all_imports(ast.parse(path.read_text())):
+            if name.startswith("evalkit."):
+                theirs = wing(tuple(name.split(".")[1:]))
+                assert WINGS.index(theirs) <= WINGS.index(own), f"{path.name} ({own}) imports {name} ({theirs})"
+
+
+def test_no_module_imports_a_heavy_library_when_it_is_imported():
+    for path in modules():
+        heavy = {name.split(".")[0] for name in top_level_imports(ast.parse(path.read_text()))} & HEAVY
+        assert not heavy, f"{path.relative_to(PACKAGE)} imports {heavy} at the top"
+
+
+def test_help_loads_no_numerical_library():
+    code = "import sys, evalkit.cli; print([m for m in ('numpy', 'pandas', 'torch', 'scipy') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
