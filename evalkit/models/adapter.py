@@ -1,0 +1,75 @@
+"""A LoRA adapter folder, checked against the base it is to be put on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evalkit.errors import BadInput
+from evalkit.models.weights import StoredTensor, sampled_hash, stored_tensors
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter in peft's layout. Make one with ``open``."""
+
+    path: Path
+    base: str | None
+    """The base's name as the adapter's config gives it; often a path on the machine that trained it."""
+    rank: int
+    tensors: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, folder: Path, base_tensors: Mapping[str, StoredTensor], base: Path) -> "Adapter":
+        """Read an adapter folder and compare its shapes with its base's.
+
+        Args:
+            folder: with adapter_config.json and adapter_model.safetensors.
+            base_tensors: the base's weights by name.
+            base: the base's folder, for messages.
+
+        Raises:
+            BadInput: it is not a LoRA adapter, or one of another base.
+        """
+        config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        for file in (config_file, weights):
+            if not file.is_file():
+                raise BadInput(f"{folder} is not a LoRA adapter: it has no {file.name}; save one with peft.")
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            kind, rank, named = config["peft_type"], int(config["r"]), config.get("base_model_name_or_path")
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{config_file} is not the config of a LoRA adapter ({error}); save it again with peft."
+            ) from error
+        if kind != "LORA":
+            raise BadInput(f"The adapter {folder} is of type {kind}; only LoRA adapters can be served.")
+        tensors = stored_tensors([weights])
+        matched = [_fits(tensor, base_tensors, f"{folder} (its base: {named})", base) for tensor in tensors.values()]
+        if not any(matched):
+            raise BadInput(f"No tensor of the adapter {folder} belongs to a layer of {base}; its base is {named}.")
+        return cls(path=folder, base=named, rank=rank, tensors=tensors)
+
+    def identity(self) -> str:
+        """Return a hash over the adapter's config and samples of all its tensors."""
+        config = (self.path / "adapter_config.json").read_bytes()
+        return hashlib.sha256(config + sampled_hash(self.tensors.values()).encode()).hexdigest()
+
+
+def _fits(tensor: StoredTensor, base_tensors: Mapping[str, StoredTensor], adapter: str, base: Path) -> bool:
+    """Whether a LoRA matrix belongs to a weight of the base; raises BadInput when it does and has the wrong size."""
+    module, _, side = tensor.name.removeprefix(_PREFIX).partition(".lora_")
+    weight = base_tensors.get(f"{module}.weight")
+    if weight is None or side not in ("A.weight", "B.weight") or len(weight.shape) != 2:
+        return False
+    values, wanted = (tensor.shape[1], weight.shape[1]) if side[0] == "A" else (tensor.shape[0], weight.shape[0])
+    if values != wanted:
+        verb = "takes" if side[0] == "A" else "gives"
+        raise BadInput(
+            f"The adapter {adapter} was made for another model: its {module} {verb} {values} values, "
+            f"that of {base} {wanted}."
+        )
+    return True

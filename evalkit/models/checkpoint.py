@@ -1,0 +1,294 @@
+"""What a checkpoint folder is, found out before any weights are loaded: shape, window, rope rule, identity, record.
+
+Nothing here runs code of the checkpoint's: weights are safetensors only, and configs of model families that
+transformers does not know itself are refused.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import BadInput
+from evalkit.models.adapter import Adapter
+from evalkit.models.rope import RopeScaling
+from evalkit.models.stored_rope import StoredRope, read_stored_rope
+from evalkit.models.weights import (
+    DTYPE_NAMES,
+    StoredTensor,
+    full_hash,
+    num_parameters,
+    sampled_hash,
+    stored_tensors,
+    weight_files,
+)
+
+TRAINING_RECORD = "evalkit_training.json"
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "fp8": 1}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+_CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "torch_dtype", "dtype")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A Hugging Face checkpoint folder: what its files say, checked against each other. Make one with ``open``."""
+
+    path: Path
+    name: str
+    """The folder's name."""
+    model_type: str
+    max_position_embeddings: int
+    """As the config says; what is covered is ``window``."""
+    rope: StoredRope | None
+    """None for a model whose positions are not rotary."""
+    head_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    """Of the weights: float32, bfloat16, ..."""
+    sliding_window: int | None
+    num_sliding_layers: int
+    """Layers whose cache stops growing at ``sliding_window`` tokens."""
+    tensors: Mapping[str, StoredTensor]
+    has_chat_template: bool
+    tokenizer_limit: int | None
+    """``model_max_length`` of the tokenizer's config: caps what vLLM accepts."""
+    training: Mapping[str, Any] | None
+    """``evalkit_training.json``: the adapter's where there is one, else the folder's own."""
+    adapter: Adapter | None = None
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, path: Path | str, *, adapter: Path | str | None = None) -> "Checkpoint":
+        """Read a checkpoint folder, and a LoRA adapter for it, without loading weights.
+
+        Raises:
+            BadInput: it is not a usable checkpoint; the message says which file and what to do.
+        """
+        folder = Path(path)
+        _require_folder(folder, str(path))
+        raw = _read_config(folder)
+        tensors = stored_tensors(weight_files(folder))
+        _require_tokenizer(folder)
+        config = _as_transformers_reads(folder).get_text_config()
+        rope = read_stored_rope(raw, config, f"{folder}/config.json")
+        tokenizer_config = _read_json(folder / "tokenizer_config.json") or {}
+        given = Adapter.open(Path(adapter), tensors, folder) if adapter is not None else None
+        training = _read_json((given.path if given else folder) / TRAINING_RECORD)
+        if training is None:
+            training = _read_json(folder / TRAINING_RECORD)
+        heads, layers = config.num_attention_heads, config.num_hidden_layers
+        layer_types = getattr(config, "layer_types", None) or []
+        limit = tokenizer_config.get("model_max_length")
+        return cls(
+            path=folder,
+            name=folder.resolve().name,
+            model_type=config.model_type,
+            max_position_embeddings=_longest(config, folder),
+            rope=rope,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            dtype=_dtype_of(tensors),
+            sliding_window=getattr(config, "sliding_window", None),
+            num_sliding_layers=sum(kind == "sliding_attention" for kind in layer_types),
+            tensors=tensors,
+            has_chat_template=_chat_template(folder, tokenizer_config) is not None,
+            tokenizer_limit=int(limit) if isinstance(limit, (int, float)) and limit < _ENDLESS else None,
+            training=training,
+            adapter=given,
+            warnings=(*(rope.warnings if rope else ()), *_adapter_inside(folder)),
+        )
+
+    @property
+    def window(self) -> int:
+        """Positions that the checkpoint covers as its config says, tokens."""
+        return self.rope.window if self.rope else self.max_position_embeddings
+
+    @property
+    def original_length(self) -> int:
+        """Positions before any scaling, tokens."""
+        return self.rope.original_length if self.rope else self.max_position_embeddings
+
+    @property
+    def num_parameters(self) -> int:
+        """Values in the weight files."""
+        return num_parameters(self.tensors.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights as they are stored."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def trained_rope(self) -> RopeScaling | None:
+        """The rule that was on in training, from the record; None without a record."""
+        return RopeScaling.from_json(self.training["rope"]) if self.training and "rope" in self.training else None
+
+    @property
+    def trained_length(self) -> int | None:
+        """Longest training sample, tokens; None without a record."""
+        return self.training.get("trained_length") if self.training else None
+
+    def kv_bytes(self, num_tokens: int, dtype: str | None = None) -> int:
+        """Return the size of one request's keys and values in the cache.
+
+        Args:
+            num_tokens: prompt and answer.
+            dtype: of the cache; None: of the weights.
+        """
+        per_layer = 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES.get(dtype or self.dtype, 2)
+        sliding = min(num_tokens, self.sliding_window or num_tokens) * self.num_sliding_layers
+        return per_layer * (num_tokens * (self.num_layers - self.num_sliding_layers) + sliding)
+
+    def identity(self) -> dict[str, str]:
+        """Return hashes that change when answers could: of sampled weights, of the config, of the adapter.
+
+        Takes a fraction of a second; ``full_hash`` reads every byte.
+        """
+        parts = {"weights": sampled_hash(self.tensors.values()), "config": self._config_hash()}
+        return parts | ({"adapter": self.adapter.identity()} if self.adapter else {})
+
+    def full_hash(self) -> str:
+        """Return a hash over every byte of the weights, independent of how they are split into files."""
+        return full_hash(self.tensors.values())
+
+    def tokenizer_identity(self) -> str:
+        """Return a hash over the tokenizer's files; the chat template is apart."""
+        digest = hashlib.sha256()
+        for name in _TOKENIZER_FILES:
+            if (file := self.path / name).is_file():
+                content = file.read_bytes()
+                if name == "tokenizer_config.json":
+                    values = _read_json(file) or {}
+                    content = _canonical({k: v for k, v in values.items() if k != "chat_template"})
+                digest.update(name.encode() + b"\0" + content)
+        return digest.hexdigest()
+
+    def template_identity(self) -> str | None:
+        """Return a hash of the chat template, or None where there is none."""
+        template = _chat_template(self.path, _read_json(self.path / "tokenizer_config.json") or {})
+        return None if template is None else hashlib.sha256(template.encode()).hexdigest()
+
+    def _config_hash(self) -> str:
+        parts = []
+        for name in ("config.json", "generation_config.json"):
+            values = _read_json(self.path / name) or {}
+            parts.append({k: v for k, v in values.items() if k not in _CHANGES_NO_ANSWER})
+        return hashlib.sha256(_canonical(parts)).hexdigest()
+
+
+def _require_folder(folder: Path, given: str) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise BadInput(f"{given} is a file; a checkpoint is a folder with config.json, weights and tokenizer.")
+    if _HUB_NAME.fullmatch(given):
+        raise BadInput(
+            f"There is no folder {given}; a model of the hub is downloaded first (hf download {given} --local-dir DIR)."
+        )
+    raise BadInput(f"There is no checkpoint folder {given}.")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    raw = _read_json(folder / "config.json")
+    if raw is not None:
+        return raw
+    if (folder / "adapter_config.json").is_file():
+        raise BadInput(f"{folder} is a LoRA adapter; give its base as the model and this folder as --adapter.")
+    raise BadInput(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is no such file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file} is not JSON: line {error.lineno}, {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not text in UTF-8; copy it again.") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{file} holds {type(values).__name__}; it should be a JSON object.")
+    return values
+
+
+def _require_tokenizer(folder: Path) -> None:
+    names = {file.name for file in folder.iterdir()}
+    if not names & {"tokenizer.json", "tokenizer.model"} and not {"vocab.json", "merges.txt"} <= names:
+        raise BadInput(
+            f"{folder} has no tokenizer (tokenizer.json); save the checkpoint's tokenizer beside its weights."
+        )
+
+
+def _as_transformers_reads(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise BadInput(f"transformers cannot use {folder}/config.json: {reason}.") from error
+    except Exception as error:
+        if type(error).__name__ != "StrictDataclassClassValidationError":  # huggingface_hub's, for impossible values
+            raise
+        raise BadInput(f"transformers cannot use {folder}/config.json: {error}.") from error
+
+
+def _longest(config: Any, folder: Path) -> int:
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1:
+        raise BadInput(f"{folder}/config.json has no usable max_position_embeddings; it says how long a prompt may be.")
+    return longest
+
+
+def _dtype_of(tensors: Mapping[str, StoredTensor]) -> str:
+    """The dtype that most of the weights have."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.num_bytes
+    most = max(sizes, key=lambda dtype: sizes[dtype], default="F32")
+    return DTYPE_NAMES.get(most, most.lower())
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if template is None and (older := _read_json(folder / "chat_template.json")):
+        template = older.get("chat_template")
+    return template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
+
+
+def _adapter_inside(folder: Path) -> tuple[str, ...]:
+    if not (folder / "adapter_config.json").is_file():
+        return ()
+    return (
+        f"{folder} holds a LoRA adapter beside the weights, which transformers puts on unasked and vLLM does not; move "
+        "it to a folder of its own and name that with --adapter.",
+    )
+
+
+def _canonical(values: Any) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()

@@ -1,0 +1,306 @@
+"""Which rope rule is served at which length: what was asked, what the checkpoint is, and what positions that covers.
+
+An evaluation knows its length buckets beforehand, so dynamic scaling can be had exactly and safely: ``auto`` gives each
+bucket one factor, all requests of a bucket share it, and no cached key ever meets another factor. Buckets whose rule is
+the same share an engine.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from evalkit.errors import BadInput
+from evalkit.lengths import parse_length
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.rope import RULES, RopeScaling, Rule, config_mapping, factor_for
+from evalkit.models.stored_rope import FULL, StoredRope
+
+Factor: TypeAlias = float | Literal["auto"] | None
+_BY_PARTS = ("ntk-by-parts", "yarn")
+_DETAILS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+_AS_STORED = ("llama3", "longrope", "proportional")  # static rules whose formulas are transformers' to know
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeRequest:
+    """A rule as a person names it. ``checkpoint`` serves what the config says; any other takes its place.
+
+    Raises:
+        BadInput: settings that the rule does not have.
+    """
+
+    rule: Literal["checkpoint"] | Rule = "checkpoint"
+    factor: Factor = None
+    """None is auto: one factor per length bucket."""
+    original_length: int | None = None
+    """None: the checkpoint's own. Tokens."""
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    truncate: bool | None = None
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("checkpoint", *RULES):
+            raise BadInput(f"Rope rule {self.rule!r} is unknown; the rules are checkpoint, {', '.join(RULES)}.")
+        if self.factor not in (None, "auto") and not (
+            isinstance(self.factor, (int, float)) and math.isfinite(self.factor) and self.factor >= 1
+        ):
+            raise BadInput(f"A rope factor is a number from 1 up, or auto; got {self.factor!r}.")
+        given = [name for name in ("factor", *_DETAILS) if getattr(self, name) is not None]
+        if self.rule == "checkpoint" and (given or self.original_length is not None):
+            named = (given or ["original_length"])[0]
+            raise BadInput(f"A {named} belongs to a named rope rule; name one, such as --rope yarn.")
+        if self.rule == "none" and given:
+            raise BadInput(f"Rope rule none changes nothing and takes no {given[0]}.")
+        if self.rule in ("linear", "ntk") and [name for name in given if name != "factor"]:
+            raise BadInput(f"Rope rule {self.rule} takes no {next(n for n in given if n != 'factor')}.")
+
+    def label(self) -> str:
+        """Return a short name for tables: ``yarn x4``, ``yarn auto``, ``none``, ``checkpoint``."""
+        if self.rule in ("checkpoint", "none"):
+            return self.rule
+        return f"{self.rule} auto" if self.factor in (None, "auto") else f"{self.rule} x{self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRope:
+    """What an engine is started with for some lengths."""
+
+    label: str
+    """For people: ``yarn, factor 4 over 32,768``."""
+    scaling: RopeScaling | None
+    """The rule in numbers; None where the formula is the checkpoint's own (``expected_frequencies`` has them still)."""
+    mapping: Mapping[str, Any] | None
+    """Config fields to replace, complete; None serves the config as it is."""
+    window: int
+    """Positions covered: prompt plus answer may not be longer. Tokens."""
+    variant: str = ""
+    """Tells apart lengths that one stored rule treats differently (longrope)."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[RopeScaling | None, str]:
+        """Lengths with equal keys can share an engine."""
+        return self.scaling, self.variant
+
+
+def served_rope(checkpoint: Checkpoint, request: RopeRequest, length_tokens: int) -> ServedRope:
+    """Return what is served at one length.
+
+    Args:
+        checkpoint: what is served.
+        request: the rule.
+        length_tokens: prompt plus answer of the length bucket.
+
+    Raises:
+        BadInput: the rule cannot be served, or does not cover the length; the message has the arithmetic.
+    """
+    if request.rule == "checkpoint":
+        return _as_stored(checkpoint, length_tokens)
+    stored = _replaceable(checkpoint, request.rule)
+    scaling = _scaling(checkpoint, stored, request, length_tokens)
+    if request.rule == "none":
+        return _served(checkpoint, scaling, length_tokens, _extrapolation_warning(checkpoint, length_tokens))
+    if scaling.window < length_tokens:
+        raise BadInput(
+            f"{_tokens(length_tokens)} are not covered: original length {scaling.original_length:,} x factor "
+            f"{scaling.factor:g} = {scaling.window:,}; use --factor "
+            f"{math.ceil(length_tokens / scaling.original_length):g} or more, or --factor auto."
+        )
+    return _served(checkpoint, scaling, length_tokens, _training_warnings(checkpoint, stored, scaling))
+
+
+def rope_groups(
+    checkpoint: Checkpoint, request: RopeRequest, lengths: Sequence[str]
+) -> list[tuple[ServedRope, list[str]]]:
+    """Return the lengths that share a rule, each group with what serves its longest length.
+
+    Raises:
+        BadInput: as ``served_rope``, for the first length that cannot be served.
+    """
+    groups: dict[Any, list[str]] = {}
+    served: dict[Any, ServedRope] = {}
+    for length in sorted(lengths, key=parse_length):
+        rope = served_rope(checkpoint, request, parse_length(length))
+        groups.setdefault(rope.key, []).append(length)
+        served[rope.key] = rope  # the longest so far: it sizes the table of a rule without a window of its own
+    return [(served[key], labels) for key, labels in groups.items()]
+
+
+def rope_identity(checkpoint: Checkpoint, request: RopeRequest) -> dict[str, Any]:
+    """Return flat JSON values that decide the frequencies at every length, for a run's fingerprint.
+
+    Which lengths are asked is not among them, and it makes no difference how the same rule was asked for.
+    """
+    if request.rule == "checkpoint":
+        stored = checkpoint.rope
+        if stored is None or stored.scaling is None:
+            return {"rule": "checkpoint", "stored": stored.to_json() if stored else None}
+        return stored.scaling.to_json() | {"layers": sorted(stored.layers or ())}
+    stored = _replaceable(checkpoint, request.rule)
+    auto = request.rule != "none" and request.factor in (None, "auto")
+    scaling = _scaling(checkpoint, stored, request, 1)
+    identity = scaling.to_json() | {"layers": sorted(stored.layers or ())}
+    return identity | {"factor": f"auto, at least {scaling.factor:g}"} if auto else identity
+
+
+def _as_stored(checkpoint: Checkpoint, length: int) -> ServedRope:
+    stored = checkpoint.rope
+    _refuse_lost_rule(checkpoint)
+    if checkpoint.window < length:
+        raise BadInput(_too_long(checkpoint, length))
+    if stored is None:
+        return ServedRope(label="as stored (no rotary positions)", scaling=None, mapping=None, window=checkpoint.window)
+    if stored.scaling is not None:
+        if stored.scaling.rule == "none":
+            label = stored.scaling.describe()
+            return ServedRope(label=label, scaling=stored.scaling, mapping=None, window=stored.window)
+        # Spelled out in full, so that engines which would read an incomplete config differently agree.
+        return replace(_served(checkpoint, stored.scaling, length, ()), window=stored.window)
+    if stored.type == "dynamic":  # within its original length it is plain rope; vLLM would scale even there
+        plain = RopeScaling(
+            rule="none", theta=stored.theta, rotary_dim=stored.rotary_dim, original_length=stored.original_length
+        )
+        return _served(checkpoint, plain, length, ())
+    if stored.type not in _AS_STORED and not stored.fixed_because:
+        raise BadInput(
+            f"{checkpoint.name} stores rope_type {stored.type!r}, which evalkit cannot check; name a rule in its "
+            "place, such as --rope yarn."
+        )
+    variant = ""
+    if stored.type == "longrope":  # two sets of frequencies; which one an engine takes depends on its longest request
+        variant = "long" if length > stored.original_length else "short"
+    window = stored.original_length if variant == "short" else stored.window
+    return ServedRope(
+        label=f"{stored.type} as stored", scaling=None, mapping=None, window=window, variant=stored.type + variant
+    )
+
+
+def _replaceable(checkpoint: Checkpoint, rule: str) -> StoredRope:
+    if checkpoint.rope is None:
+        raise BadInput(
+            f"{checkpoint.name} ({checkpoint.model_type}) has no rotary positions, so --rope {rule} cannot be applied; "
+            f"without it, lengths up to {checkpoint.window:,} tokens can be run."
+        )
+    if checkpoint.rope.fixed_because:
+        raise BadInput(
+            f"The rope rule of {checkpoint.name} cannot be replaced by {rule}: {checkpoint.rope.fixed_because}; "
+            "only --rope checkpoint can be served."
+        )
+    return checkpoint.rope
+
+
+def _scaling(checkpoint: Checkpoint, stored: StoredRope, request: RopeRequest, length: int) -> RopeScaling:
+    assert request.rule != "checkpoint"
+    original = request.original_length or stored.original_length
+    if original < 1:
+        raise BadInput(f"The original length is a positive number of tokens; got {original}.")
+    if request.rule == "none":
+        factor = 1.0
+    elif request.factor in (None, "auto"):
+        factor = factor_for(length, original, _trained_factor(checkpoint, stored, request.rule))
+    else:
+        factor = float(request.factor)
+    return RopeScaling(
+        rule=request.rule,
+        theta=stored.theta,
+        rotary_dim=stored.rotary_dim,
+        original_length=original,
+        factor=factor,
+        **_ramp(stored, request),
+    )
+
+
+def _ramp(stored: StoredRope, request: RopeRequest) -> dict[str, Any]:
+    """What shapes the ramp: as asked, else as the checkpoint's own rule has it. Its attention factor is not taken
+    over: a stored one belongs to the stored factor."""
+    if request.rule not in _BY_PARTS:
+        return {}
+    names = ("beta_fast", "beta_slow", "truncate")
+    own = stored.scaling if stored.scaling and stored.scaling.rule in _BY_PARTS else None
+    inherited = {name: getattr(own, name) for name in names} if own else {}
+    asked = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    return inherited | asked | {"attention_factor": request.attention_factor}
+
+
+def _trained_factor(checkpoint: Checkpoint, stored: StoredRope, rule: str) -> float:
+    """The factor under which the model learned, if it learned under this rule: serving it at less loses accuracy."""
+    learned = checkpoint.trained_rope or stored.scaling
+    return learned.factor if learned is not None and learned.rule == rule else 1.0
+
+
+def _served(checkpoint: Checkpoint, scaling: RopeScaling, length: int, warnings: tuple[str, ...]) -> ServedRope:
+    stored = checkpoint.rope
+    assert stored is not None
+    mapping = config_mapping(scaling, length=length)
+    entry = mapping["rope_parameters"]
+    if "partial_rotary_factor" in stored.parameters:
+        entry["partial_rotary_factor"] = stored.parameters["partial_rotary_factor"]
+    if stored.layers is not None:  # sliding layers never see beyond their window and keep their rule
+        mapping["rope_parameters"] = {**stored.layers, FULL: entry}
+        if scaling.rule == "linear":
+            mapping["max_position_embeddings"] = scaling.window
+    if stored.original_beside:
+        mapping["original_max_position_embeddings"] = scaling.original_length
+    window = max(scaling.window, length) if scaling.rule == "none" else scaling.window
+    return ServedRope(label=scaling.describe(), scaling=scaling, mapping=mapping, window=window, warnings=warnings)
+
+
+def _refuse_lost_rule(checkpoint: Checkpoint) -> None:
+    """Refuse a config that lost the rule of training: it would still answer fluently, and worse."""
+    trained, stored = checkpoint.trained_rope, checkpoint.rope and checkpoint.rope.scaling
+    if trained is None or trained.rule == "none" or stored == trained:
+        return
+    raise BadInput(
+        f"{checkpoint.name} was trained under {trained.describe()} (evalkit_training.json), but its config says "
+        f"{stored.describe() if stored else 'another rule'}; name what to serve, such as --rope {trained.rule}."
+    )
+
+
+def _training_warnings(checkpoint: Checkpoint, stored: StoredRope, scaling: RopeScaling) -> tuple[str, ...]:
+    trained, warnings = checkpoint.trained_rope, []
+    if trained is not None and trained.rule not in ("none", scaling.rule):
+        warnings.append(f"Trained under {trained.describe()}, served under {scaling.describe()}.")
+    elif trained is not None and trained.rule == scaling.rule and scaling.factor < trained.factor:
+        warnings.append(
+            f"Trained at factor {trained.factor:g}, served at {scaling.factor:g}: a lower one loses accuracy."
+        )
+    if trained is not None and trained.original_length != scaling.original_length:
+        warnings.append(
+            f"Trained over an original length of {trained.original_length:,}, served over {scaling.original_length:,}."
+        )
+    if trained is None and stored.scaling is None:
+        warnings.append(f"The checkpoint's own rule {stored.type} is replaced by {scaling.describe()}.")
+    return tuple(warnings)
+
+
+def _extrapolation_warning(checkpoint: Checkpoint, length: int) -> tuple[str, ...]:
+    if length <= checkpoint.original_length:
+        return ()
+    return (
+        f"{_tokens(length)} go beyond the {checkpoint.original_length:,} positions of the checkpoint without any "
+        "scaling: a baseline, expected to fail.",
+    )
+
+
+def _too_long(checkpoint: Checkpoint, length: int) -> str:
+    stored = checkpoint.rope
+    if stored is None or stored.fixed_because:
+        return (
+            f"{_tokens(length)} are not covered: {checkpoint.name} has {checkpoint.window:,} positions; ask for less."
+        )
+    rule = f", its rule {stored.scaling.describe()}" if stored.scaling and stored.scaling.rule != "none" else ""
+    factor = math.ceil(length / stored.original_length)
+    return (
+        f"{_tokens(length)} are not covered: {checkpoint.name} has {checkpoint.window:,} positions{rule}; use --rope "
+        f"yarn (original length {stored.original_length:,}, so a factor of {factor} or more, or auto), or --rope none "
+        "to extrapolate on purpose."
+    )
+
+
+def _tokens(length: int) -> str:
+    from evalkit.lengths import format_length
+
+    label = format_length(length)
+    return f"{label} = {length:,} tokens" if label != str(length) else f"{length:,} tokens"

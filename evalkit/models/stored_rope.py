@@ -1,0 +1,202 @@
+"""The rope rule that a checkpoint's config stores, in every layout that transformers 4 and 5 have written.
+
+    transformers 4:  "rope_theta": 1e6, "rope_scaling": {"type" or "rope_type": "yarn", "factor": 4.0, ...}
+    transformers 5:  "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, ...}
+    per layer type:  "rope_parameters": {"full_attention": {...}, "sliding_attention": {...}}
+
+transformers itself brings them into one form and fills in each model family's defaults, as the engines will; here
+that form becomes a ``RopeScaling`` where the formula is one of ours, and what it covers is worked out and checked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evalkit.errors import BadInput
+from evalkit.models.rope import RopeScaling, Rule, yarn_attention_factor
+
+FULL = "full_attention"  # the layer type that sees the whole context, in configs with one rule per layer type
+_SAME_RULE = ({"longrope", "su"}, {"default", "mrope"})  # an old and a new name of one rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRope:
+    """What a config says about rotary positions."""
+
+    type: str
+    """The config's own name: default, linear, dynamic, yarn, llama3, longrope, ..."""
+    parameters: Mapping[str, Any]
+    """The complete entry, defaults filled in; of the full-attention layers where layer types differ."""
+    layers: Mapping[str, Mapping[str, Any]] | None = None
+    """All entries, where each layer type has its own."""
+    scaling: RopeScaling | None = None
+    """The rule in our terms; None where its formula is not one of ours."""
+    theta: float
+    rotary_dim: int
+    original_length: int
+    """Positions before any scaling, tokens."""
+    window: int
+    """Positions that the stored rule covers, tokens."""
+    fixed_because: str = ""
+    """Why no other rule can take its place; empty where one can."""
+    original_beside: bool = False
+    """The config has ``original_max_position_embeddings`` beside the entry, too, where transformers prefers it."""
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides the frequencies, as JSON values."""
+        return dict(self.layers) if self.layers is not None else dict(self.parameters)
+
+
+def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredRope | None:
+    """Return the stored rule, or None for a model whose positions are not rotary (or not by rules known here).
+
+    Args:
+        raw: the parsed config.json, to see what it says itself.
+        config: the same as transformers reads it (its text part), defaults filled in.
+        where: the file's name for messages.
+
+    Raises:
+        BadInput: settings that contradict each other or cannot be used.
+    """
+    _refuse_contradictions(raw, where)
+    stored = getattr(config, "rope_parameters", None)
+    if not stored:
+        return None
+    layers = stored if all(isinstance(entry, Mapping) or entry is None for entry in stored.values()) else None
+    if layers is not None:
+        layers = {name: dict(entry) for name, entry in layers.items() if entry}
+        if FULL not in layers:
+            raise BadInput(f"{where} has rope rules for {', '.join(layers)}, but none for {FULL} layers.")
+    entry = dict(layers[FULL] if layers is not None else stored)
+    if entry.get("rope_theta") is None:
+        return None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary_dim = int(head_dim * entry.get("partial_rotary_factor", 1.0))
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise BadInput(
+            f"{where} rotates {rotary_dim} dimensions of each head; RoPE turns pairs and needs an even number."
+        )
+    longest = config.max_position_embeddings
+    base = StoredRope(
+        type=str(entry.get("rope_type", "default")),
+        parameters=entry,
+        layers=layers,
+        theta=float(entry["rope_theta"]),
+        rotary_dim=rotary_dim,
+        original_length=int(entry.get("original_max_position_embeddings") or longest),
+        window=longest,
+        fixed_because=_why_fixed(raw, config, entry),
+        original_beside="original_max_position_embeddings" in raw,
+    )
+    if base.fixed_because:
+        return base
+    if base.type == "default":
+        return replace(base, scaling=_scaling(base, "none", where), original_length=longest)
+    if base.type == "linear":
+        return _read_linear(base, longest, where)
+    if base.type == "yarn":
+        return _read_yarn(base, longest, raw, where)
+    return base
+
+
+def _read_linear(base: StoredRope, longest: int, where: str) -> StoredRope:
+    scaling = _scaling(base, "linear", where)
+    if base.layers is not None:  # such configs (Gemma 3) give the window after scaling, and vLLM reads them so
+        original = int(longest / scaling.factor)
+        return replace(base, scaling=replace(scaling, original_length=original), original_length=original)
+    warning = (
+        f"{where} has a linear rule with factor {scaling.factor:g}; as vLLM does, its max_position_embeddings "
+        f"{longest:,} is taken as the length before scaling, so that {scaling.window:,} positions are covered."
+    )
+    warnings = (warning,) if scaling.factor > 1 else ()
+    return replace(base, scaling=scaling, window=scaling.window, warnings=warnings)
+
+
+def _read_yarn(base: StoredRope, longest: int, raw: Mapping[str, Any], where: str) -> StoredRope:
+    entry = base.parameters
+    factor = entry.get("factor") or longest / base.original_length
+    scaling = _scaling(base, "yarn", where, factor=factor)
+    own, stored = yarn_attention_factor(factor), entry.get("attention_factor")
+    if stored is None and entry.get("mscale") and entry.get("mscale_all_dim"):
+        over, under = (yarn_attention_factor(factor, entry[key]) for key in ("mscale", "mscale_all_dim"))
+        stored = over / under
+    if stored is not None and abs(stored - own) > 1e-9:
+        by_parts = abs(stored - 1) < 1e-9
+        scaling = replace(scaling, rule="ntk-by-parts") if by_parts else replace(scaling, attention_factor=stored)
+    warnings = []
+    said = _stored_entry(raw)
+    said = said.get(FULL, said)
+    if "original_max_position_embeddings" not in said and "original_max_position_embeddings" not in raw:
+        warnings.append(
+            f"{where} has a yarn rule without original_max_position_embeddings; as transformers does, its "
+            f"max_position_embeddings {longest:,} is taken for it, so that {scaling.window:,} positions are covered."
+        )
+    elif longest not in (scaling.window, scaling.original_length):
+        warnings.append(
+            f"{where} has max_position_embeddings {longest:,}, which is neither the original length "
+            f"{scaling.original_length:,} nor factor {factor:g} x {scaling.original_length:,} = {scaling.window:,}; "
+            f"the rule covers {scaling.window:,} positions, and that is what is served."
+        )
+    window = min(scaling.window, longest) if base.layers is not None else scaling.window
+    return replace(base, scaling=scaling, window=window, warnings=tuple(warnings))
+
+
+def _scaling(base: StoredRope, rule: Rule, where: str, factor: float | None = None) -> RopeScaling:
+    entry = base.parameters
+    if rule == "none":
+        factor = 1.0
+    elif factor is None:
+        factor = entry["factor"]
+    try:
+        return RopeScaling(
+            rule=rule,
+            theta=base.theta,
+            rotary_dim=base.rotary_dim,
+            original_length=base.original_length,
+            factor=factor,
+            beta_fast=entry.get("beta_fast") or 32.0,
+            beta_slow=entry.get("beta_slow") or 1.0,
+            truncate=entry.get("truncate", True),
+        )
+    except BadInput as error:
+        raise BadInput(f"The rope settings in {where} cannot be served: {error}") from error
+
+
+def _stored_entry(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    entry = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def _refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse a config that says two things about one setting: engines and versions differ in which one they take."""
+    old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
+    for key, entry in (("rope_scaling", old), ("rope_parameters", new)):
+        if entry is not None and not isinstance(entry, Mapping):
+            raise BadInput(f"{key} in {where} is {entry!r}; it should be an object with rope_type and its settings.")
+    if old and new and dict(old) != dict(new):
+        raise BadInput(
+            f"{where} has both rope_scaling and rope_parameters, and they differ; keep the one that is right."
+        )
+    entry = _stored_entry(raw)
+    names = {entry[key] for key in ("type", "rope_type") if key in entry}
+    if len(names) > 1 and names not in _SAME_RULE:
+        raise BadInput(f"The rope settings in {where} say type {entry['type']!r} and rope_type {entry['rope_type']!r}.")
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        if key in entry and raw.get(key) not in (None, entry[key]):
+            raise BadInput(f"{where} gives {key} twice, {entry[key]:g} in its rope settings and {raw[key]:g} beside.")
+    if (factor := entry.get("factor")) is not None:
+        if not isinstance(factor, (int, float)):
+            raise BadInput(f"The rope factor in {where} is {factor!r}; it should be a number from 1 up.")
+        if "type" not in entry and "rope_type" not in entry:
+            raise BadInput(f"{where} has a rope factor {factor:g} but no rope_type to use it; name one, such as yarn.")
+
+
+def _why_fixed(raw: Mapping[str, Any], config: Any, entry: Mapping[str, Any]) -> str:
+    if "mrope_section" in entry or "xdrope_section" in entry:
+        return "its positions have several axes (mrope)"
+    if getattr(config, "kv_lora_rank", None):
+        return "its compressed attention (MLA) builds the scaling into the softmax, too"
+    if "text_config" in raw:
+        return "its language model is one part of a larger model"
+    return ""
