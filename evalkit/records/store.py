@@ -1,0 +1,383 @@
+"""The run folder: what was asked and answered, kept so that no interruption, at any moment, loses a finished sample.
+
+    results/<name>/run.json            schema, arm, config, fingerprint parts and their hash, provenance
+    results/<name>/predictions.jsonl   append-only, one fsync'd line per finished sample: the truth (see lines.py)
+    results/<name>/scores.parquet      derived from it, rebuilt at will (see scores.py)
+    results/<name>/prompts/            one whole prompt per cell, for a person to read
+
+One process writes a folder at a time. Repeating a command resumes it: what is recorded is not asked again, unless it
+failed for a reason that may have passed. A folder holds one run, so other settings (another fingerprint) are refused;
+more lengths, subsets or samples of the same run (its scope) are not.
+"""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+from evalkit.errors import RunFolderError
+from evalkit.records import lines, scores
+from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
+from evalkit.types import Key, Prediction, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+SCHEMA = 1
+MAX_ATTEMPTS = 5
+"""How often a sample with a passing error is tried, over all invocations together."""
+
+_RUN, _PREDICTIONS, _SCORES, _PROMPTS = "run.json", "predictions.jsonl", "scores.parquet", "prompts"
+_LOCK, _WRITER = "run.lock", "writer.txt"
+
+
+class RunFolder:
+    """A run folder, opened to write (``start``, a context manager) or only to read (``open``)."""
+
+    path: Path
+    arm: str
+    """The name under which the report compares this run."""
+    config: dict[str, Any]
+    """The settings of the latest invocation; ``config["scope"]`` is the union over all of them."""
+    fingerprint: dict[str, Any]
+    provenance: list[dict[str, Any]]
+    """One entry per invocation, oldest first."""
+    notices: list[str]
+    """What a person should be told: a tail that was cut off."""
+
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        self.path = path
+        self.arm = run["arm"]
+        self.config = run["config"]
+        self.fingerprint = run["fingerprint"]["parts"]
+        self.provenance = run["provenance"]
+        self.notices = []
+        self._recorded: dict[Key, Prediction] | None = None
+        self._size = 0  # bytes of predictions.jsonl that hold sound lines
+        self._file: BinaryIO | None = None  # open exactly while this object may write
+        self._lock: Any = None
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open a run folder to read it; another process may be writing it.
+
+        Raises:
+            RunFolderError: no run folder, or one of another schema version, or one whose ``run.json`` is damaged.
+        """
+        path = Path(path)
+        return cls(path, _read_run(path))
+
+    @classmethod
+    def start(
+        cls,
+        path: Path | str,
+        *,
+        arm: str,
+        config: Mapping[str, Any],
+        fingerprint: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> Self:
+        """Create a run folder, or resume the one that is there, as its only writer until ``close``.
+
+        Args:
+            path: The folder; its parents are created.
+            arm: The name under which the report compares this run.
+            config: Settings for people and for the report. ``config["scope"]`` says what is asked, in mappings, lists
+                and numbers; it becomes the union with what was asked before (lists joined, numbers the larger).
+            fingerprint: Flat parts, JSON scalars or small lists, that decide the answers; see ``fingerprint.py``.
+            provenance: This invocation: command, time, versions, machine, settings that cannot change a score.
+
+        Raises:
+            RunFolderError: the folder is being written by another process, holds another run or another schema
+                version, is damaged before its last line, or cannot be written.
+        """
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+            try:
+                return cls._start_locked(path, lock, arm, as_json(config), as_json(fingerprint), as_json(provenance))
+            except BaseException:
+                _unlock(path, lock)
+                raise
+        except OSError as error:
+            raise RunFolderError(f"Run folder {path} cannot be written ({error.strerror or error}).") from error
+
+    @classmethod
+    def _start_locked(
+        cls, path: Path, lock: Any, arm: str, config: dict[str, Any], parts: dict[str, Any], provenance: dict[str, Any]
+    ) -> Self:
+        (path / _WRITER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        run: dict[str, Any] = {"schema": SCHEMA, "arm": arm, "config": config, "provenance": [provenance]}
+        run["fingerprint"] = {"sha256": fingerprint_sha(parts), "parts": parts}
+        if (path / _RUN).exists():
+            before = _read_run(path)
+            _refuse_another_run(path, {"arm": before["arm"], **before["fingerprint"]["parts"]}, {"arm": arm, **parts})
+            run["config"] = {**before["config"], **config}
+            run["config"]["scope"] = _union(before["config"].get("scope", {}), config.get("scope", {}))
+            run["provenance"] = [*before["provenance"], provenance]
+        else:
+            _refuse_strangers(path)
+            (path / _PREDICTIONS).touch()  # before run.json: a folder that has run.json always has both
+        folder = cls(path, run)
+        folder.recorded()
+        _replace(path / _RUN, json.dumps(run, indent=1, allow_nan=False).encode("ascii"))
+        folder._lock = lock
+        folder._file = (path / _PREDICTIONS).open("ab", buffering=0)
+        folder._file.truncate(folder._size)
+        os.fsync(folder._file.fileno())
+        return folder
+
+    def close(self) -> None:
+        """Let another writer in. Everything recorded is on the disk already."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            _unlock(self.path, self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def published(self) -> bool:
+        """True where the answers were published by others and imported, not made here."""
+        return bool(self.config.get("published", False))
+
+    def predictions(self) -> Iterator[Prediction]:
+        """Stream every attempt in the order in which they finished; a bad last line is left out.
+
+        Raises:
+            RunFolderError: a damaged line with others after it, or no predictions file.
+        """
+        return (line.prediction for line in lines.read(self.path / _PREDICTIONS) if line.prediction)
+
+    def recorded(self) -> Mapping[Key, Prediction]:
+        """Return the latest attempt at every key; read once, then kept up to date with what this object appends.
+
+        Raises:
+            RunFolderError: a damaged line with others after it, or no predictions file.
+        """
+        if self._recorded is None:
+            latest: dict[Key, Prediction] = {}
+            for line in lines.read(self.path / _PREDICTIONS):
+                if line.prediction is None:
+                    self.notices.append(
+                        f"The last line of {self.path / _PREDICTIONS} is unfinished or damaged "
+                        f"({line.end - self._size} bytes) and cut off; its sample counts as not asked."
+                    )
+                    break
+                latest[line.prediction.key] = line.prediction
+                self._size = line.end
+            self._recorded = latest
+        return self._recorded
+
+    def needs_asking(self, key: Key, max_attempts: int = MAX_ATTEMPTS) -> bool:
+        """Return whether ``key`` has no answer yet and may have one: never asked, or failed for a passing reason."""
+        last = self.recorded().get(key)
+        return last is None or (last.error is not None and last.passing and last.attempt < max_attempts)
+
+    def next_attempt(self, key: Key) -> int:
+        """Return the number that another attempt at ``key`` has: 1 for the first."""
+        last = self.recorded().get(key)
+        return 1 if last is None else last.attempt + 1
+
+    def append(self, prediction: Prediction) -> None:
+        """Record one prediction; on return it is on the disk.
+
+        Raises:
+            RunFolderError: the disk is full or fails; the file then ends where it ended before.
+        """
+        self.extend([prediction])
+
+    def extend(self, predictions: Sequence[Prediction]) -> None:
+        """Record many predictions and force them to the disk once: for imports, where nothing is lost by repeating.
+
+        Raises:
+            RunFolderError: the disk is full or fails; none of them is recorded then.
+        """
+        assert self._file is not None, "a run folder is written between start and close"
+        encoded = [lines.encode(prediction) for prediction in predictions]
+        rest = memoryview(b"".join(encoded))
+        size = self._size + len(rest)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path / _PREDICTIONS, self._size)
+            raise RunFolderError(
+                f"{self.path / _PREDICTIONS} cannot be extended ({error.strerror}): the {len(self.recorded())} samples "
+                f"recorded so far are safe; make room and repeat the command to go on from there."
+            ) from error
+        recorded = self._recorded
+        assert recorded is not None
+        for line in encoded:  # as they read back, so that a resumed run cannot tell the difference
+            prediction = lines.decode(line)
+            assert prediction is not None
+            recorded[prediction.key] = prediction
+        self._size = size
+
+    def score_table(self, values: Iterable[Score], scorer_version: str) -> "pa.Table":
+        """Return the long table of ``values`` beside what was recorded; see ``scores.table`` for its columns."""
+        recorded = self.recorded()
+        source = scores.Source(scorer_version, self._size, scores.digest(self.path / _PREDICTIONS, self._size))
+        return scores.table(recorded, values, source)
+
+    def write_scores(self, values: Iterable[Score], scorer_version: str) -> "pa.Table":
+        """Compute ``score_table``, keep it as ``scores.parquet``, and return it. Needs no lock.
+
+        Raises:
+            RunFolderError: the file cannot be written; the scores that were there stay.
+        """
+        table = self.score_table(values, scorer_version)
+        try:
+            scores.write(table, self.path / _SCORES)
+        except OSError as error:
+            raise RunFolderError(f"{self.path / _SCORES} cannot be written ({error.strerror or error}).") from error
+        return table
+
+    def read_scores(self, scorer_version: str, columns: Sequence[str] | None = None) -> "pa.Table | None":
+        """Return the stored scores, or None when they must be computed again; never reads the predictions' text.
+
+        None: there are none, or the file is damaged, of another scorer version, or not made from the predictions that
+        the folder holds now.
+        """
+        return scores.read(self.path / _SCORES, self.path / _PREDICTIONS, scorer_version, columns)
+
+    def frame(self) -> "pd.DataFrame":
+        """Return the latest attempts, one row each, with the columns of ``Prediction``."""
+        import pandas as pd
+
+        latest = list(self.recorded().values())
+        return pd.DataFrame({name: [getattr(p, name) for p in latest] for name in lines.FIELDS})
+
+    def save_prompt(self, cell: str, text: str) -> None:
+        """Keep one whole prompt of a cell (such as "qa1@16k") for a person to read; the first one stays.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        path = self.path / _PROMPTS / (re.sub(r"[^\w.@+-]", "_", cell) + ".txt")
+        try:
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                _replace(path, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be written ({error.strerror or error}).") from error
+
+
+def find_run_folders(root: Path | str) -> list[Path]:
+    """Return the run folders at or below ``root``, sorted by path."""
+    return sorted(path.parent for path in Path(root).rglob(_RUN))
+
+
+def _lock(path: Path) -> Any:
+    """Take the lock of a folder. The system frees it when its holder ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = "another process"
+        with suppress(OSError):
+            holder = (path / _WRITER).read_text(encoding="utf-8") or holder
+        raise RunFolderError(
+            f"Run folder {path} is being written by {holder}; wait for it, end it, or use another folder."
+        ) from None
+    return lock
+
+
+def _unlock(path: Path, lock: Any) -> None:
+    (path / _WRITER).unlink(missing_ok=True)
+    lock.release()
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    file = path / _RUN
+    try:
+        run = json.loads(file.read_bytes())
+        schema = run["schema"]
+        if schema != SCHEMA:
+            raise RunFolderError(
+                f"Run folder {path} has schema version {schema}, and this evalkit reads and writes version {SCHEMA}; "
+                f"use the evalkit that made it, or another folder."
+            )
+        sound = run["fingerprint"]["sha256"] == fingerprint_sha(run["fingerprint"]["parts"])
+        sound = sound and isinstance(run["arm"], str) and isinstance(run["config"], dict)
+        sound = sound and isinstance(run["provenance"], list)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunFolderError(f"{path} is not a run folder: it has no {_RUN}.") from None
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, LookupError):
+        sound = False
+    if not sound:
+        raise RunFolderError(
+            f"{file} is damaged or was edited by hand (its parts do not fit its hash, or are missing); "
+            f"restore it from a backup, or use another folder."
+        )
+    return dict(run)
+
+
+def _refuse_another_run(path: Path, recorded: dict[str, Any], asked: dict[str, Any]) -> None:
+    if different := differences(recorded, asked):
+        raise RunFolderError(
+            f"Run folder {path} holds another run ({'; '.join(different)}); "
+            f"use another --out for this one, or repeat the settings that the folder was made with."
+        )
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Refuse a folder that has no run.json and holds more than what a start that was killed leaves behind."""
+    names = {entry.name for entry in path.iterdir()} - {_LOCK, _WRITER, f"{_RUN}.tmp"}
+    if _PREDICTIONS in names and not (path / _PREDICTIONS).stat().st_size:
+        names.remove(_PREDICTIONS)
+    if names:
+        raise RunFolderError(
+            f"{path} has no {_RUN} but holds {min(names)}, so it is not a run folder; name a new or empty folder."
+        )
+
+
+def _union(before: Any, now: Any) -> Any:
+    """Return a scope that covers both."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return {**before, **{name: _union(before[name], now[name]) if name in before else now[name] for name in now}}
+    if isinstance(before, list) and isinstance(now, list):
+        return before + [item for item in now if item not in before]
+    if isinstance(before, int) and isinstance(now, int):
+        return max(before, now)
+    return now
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is, after any interruption, either the old or the new one as a whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make new names in a folder durable; Windows does so by itself and cannot open a folder."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

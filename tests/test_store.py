@@ -1,0 +1,497 @@
+"""The run folder: nothing recorded is ever lost, asked twice, mixed with another run, or guessed."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from evalkit.errors import RunFolderError
+from evalkit.records import lines
+from evalkit.records.fingerprint import differences, fingerprint_sha
+from evalkit.records.store import MAX_ATTEMPTS, RunFolder, find_run_folders
+from evalkit.types import Key, Prediction, Score
+
+PARTS = {"weights": "sha256:1f", "rope": "yarn", "seed": 7, "lengths_seen": [1, 2]}
+
+
+def prediction(number: int = 0, **changes: object) -> Prediction:
+    made = Prediction(
+        task="babilong",
+        subset="qa1",
+        length="1k",
+        sample_id=f"{number:04d}",
+        story_id=f"{number // 5:04d}",
+        question="Where is Mary?",
+        target="garden",
+        prompt_tokens=1000 + number,
+        prompt_sha256="ab" * 32,
+        max_new_tokens=20,
+        fact_positions=(3, 500),
+        output=f"In the garden, she says — for the {number}th time.\n",
+        output_tokens=9,
+        finish_reason="stop",
+        seconds=0.25,
+        metadata={"depth": 0.5},
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def failed(number: int = 0, **changes: object) -> Prediction:
+    error = {"output": None, "finish_reason": "error", "error": "engine: out of memory", "output_tokens": 0}
+    return prediction(number, **{**error, **changes})
+
+
+def start(path: Path, **changes: object) -> RunFolder:
+    arguments = {"arm": "plain", "config": {}, "fingerprint": PARTS, "provenance": {"command": "evalkit run"}}
+    return RunFolder.start(path, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def filled(path: Path, count: int) -> Path:
+    with start(path) as folder:
+        folder.extend([prediction(n) for n in range(count)])
+    return path / "predictions.jsonl"
+
+
+def scores_of(folder: RunFolder) -> list[Score]:
+    return [
+        Score(key=p.key, scorer=scorer, value=None if p.output is None else float(len(p.output) % 2), detail="é")
+        for p in folder.recorded().values()
+        for scorer in ("official", "corrected")
+    ]
+
+
+# Recording and resuming
+
+
+def test_what_is_appended_reads_back_the_same_and_repeating_the_command_resumes(tmp_path: Path) -> None:
+    odd = prediction(
+        1, output='lone \ud800, quotes ", line\u2028separator, tab\t, \x00', metadata={"a": [1, {"b": None}]}
+    )
+    with start(tmp_path / "run") as folder:
+        folder.append(prediction(0))
+        folder.append(odd)
+        folder.append(failed(2))
+    with start(tmp_path / "run") as folder:
+        assert list(folder.recorded().values()) == [prediction(0), odd, failed(2)]
+        assert not folder.notices
+        assert len(folder.provenance) == 2
+        folder.append(prediction(3))
+    assert list(RunFolder.open(tmp_path / "run").predictions()) == [prediction(0), odd, failed(2), prediction(3)]
+
+
+def test_a_line_holds_the_promised_fields_and_ends_with_its_checksum(tmp_path: Path) -> None:
+    line = json.loads(filled(tmp_path, 1).read_text())
+    promised = "task subset length sample_id story_id prompt_tokens prompt_sha256 max_new_tokens output output_tokens"
+    assert set(f"{promised} finish_reason target fact_positions attempt error".split()) <= set(line)
+    assert list(line)[-1] == "checksum"
+
+
+def test_numpy_numbers_are_recorded_as_numbers(tmp_path: Path) -> None:
+    positions = tuple(np.array([3, 500]))
+    with start(tmp_path) as folder:
+        folder.append(
+            prediction(fact_positions=positions, prompt_tokens=np.int32(5), metadata={"depth": np.float32(0.5)})
+        )
+    assert list(RunFolder.open(tmp_path).predictions()) == [prediction(prompt_tokens=5)]
+
+
+@pytest.mark.parametrize("bad", [{"seconds": float("nan")}, {"output": None}, {"error": "engine: x"}])
+def test_what_must_never_be_recorded_is_refused_and_leaves_no_trace(tmp_path: Path, bad: dict[str, object]) -> None:
+    with start(tmp_path) as folder:
+        with pytest.raises(ValueError, match=r"."):
+            folder.append(prediction(**bad))
+        folder.append(prediction(1))
+    assert [p.sample_id for p in RunFolder.open(tmp_path).predictions()] == ["0001"]
+
+
+def test_only_what_may_still_be_answered_is_asked_again(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        assert folder.needs_asking(prediction(0).key)
+        assert folder.next_attempt(prediction(0).key) == 1
+        folder.append(prediction(0))
+        folder.append(failed(1))
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            folder.append(failed(2, passing=True, attempt=attempt))
+            assert folder.needs_asking(prediction(2).key) == (attempt < MAX_ATTEMPTS)
+            assert folder.next_attempt(prediction(2).key) == attempt + 1
+        assert folder.needs_asking(prediction(2).key, max_attempts=MAX_ATTEMPTS + 1)
+        assert not folder.needs_asking(prediction(0).key)
+        assert not folder.needs_asking(prediction(1).key)
+        folder.append(prediction(2, attempt=MAX_ATTEMPTS + 1))
+        assert folder.recorded()[prediction(2).key].error is None
+    assert len(list(RunFolder.open(tmp_path).predictions())) == MAX_ATTEMPTS + 3
+
+
+def test_the_scope_grows_and_everything_else_is_that_of_the_last_invocation(tmp_path: Path) -> None:
+    asked = {"lengths": ["1k", "2k"], "samples": 50, "cells": {"qa1@1k": 50}}
+    with start(tmp_path, config={"batch": 4, "scope": asked}):
+        pass
+    asked = {"lengths": ["2k", "4k"], "samples": 20, "cells": {"qa1@1k": 20, "qa1@4k": 20}}
+    with start(tmp_path, config={"batch": 8, "scope": asked}):
+        pass
+    folder = RunFolder.open(tmp_path)
+    cells = {"qa1@1k": 50, "qa1@4k": 20}
+    assert folder.config == {"batch": 8, "scope": {"lengths": ["1k", "2k", "4k"], "samples": 50, "cells": cells}}
+    assert not folder.published
+
+
+def test_one_prompt_per_cell_is_kept_for_a_person(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.save_prompt("qa1@16k", "first \ud800")
+        folder.save_prompt("qa1@16k", "second")
+        folder.save_prompt("../8 needles@1M", "third")
+    kept = {path.name: path.read_text() for path in (tmp_path / "prompts").iterdir()}
+    assert kept == {"qa1@16k.txt": "first \\ud800", ".._8_needles@1M.txt": "third"}
+
+
+def test_run_folders_are_found_at_and_below_a_folder(tmp_path: Path) -> None:
+    filled(tmp_path / "b" / "c", 0)
+    filled(tmp_path / "a", 0)
+    assert find_run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"]
+    assert find_run_folders(tmp_path / "a") == [tmp_path / "a"]
+    assert find_run_folders(tmp_path / "nowhere") == []
+
+
+# Damage
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_wherever_the_file_is_cut_every_complete_line_survives(tmp_path: Path, data: st.DataObject) -> None:
+    content = b"".join(lines.encode(prediction(n)) for n in range(4))
+    cut = data.draw(st.integers(0, len(content)))
+    path = tmp_path / f"run{cut}"
+    if not path.exists():
+        filled(path, 0)
+    (path / "predictions.jsonl").write_bytes(content[:cut])
+    complete = content[:cut].count(b"\n")
+    whole = cut == 0 or content[:cut].endswith(b"\n")
+    assert len(RunFolder.open(path).recorded()) == complete
+    with start(path) as folder:
+        assert [p.sample_id for p in folder.predictions()] == [f"{n:04d}" for n in range(complete)]
+        assert len(folder.notices) == (0 if whole else 1)
+        folder.append(prediction(9))
+    assert len(RunFolder.open(path).recorded()) == complete + 1
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_is_found_and_its_line_named(tmp_path: Path, data: st.DataObject) -> None:
+    if not (tmp_path / "run.json").exists():
+        filled(tmp_path, 0)
+    encoded = [lines.encode(prediction(n)) for n in range(4)]
+    content = bytearray(b"".join(encoded))
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    (tmp_path / "predictions.jsonl").write_bytes(content)
+    number = next(n for n in range(4) if at < sum(map(len, encoded[: n + 1]))) + 1
+    if number < 4 or b"\n" in content[sum(map(len, encoded[:3])) : -1]:
+        with pytest.raises(RunFolderError, match=rf"Line {number} of .*predictions.jsonl is damaged"):
+            start(tmp_path)
+        assert (tmp_path / "predictions.jsonl").read_bytes() == content  # left as it is, for a person to look at
+    else:
+        with start(tmp_path) as folder:
+            assert len(folder.recorded()) == 3
+            assert "cut off" in folder.notices[0]
+
+
+def test_a_damaged_folder_is_not_left_locked(tmp_path: Path) -> None:
+    path = filled(tmp_path, 3)
+    path.write_bytes(path.read_bytes().replace(b"garden", b"kitchen", 1))
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match=r"Line 1 .* restore the file from a backup, or delete that line"):
+            start(tmp_path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    with start(tmp_path) as folder:
+        assert len(folder.recorded()) == 2
+
+
+def test_a_full_disk_loses_nothing_and_leaves_no_torn_line(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.append(prediction(0))
+        before = (tmp_path / "predictions.jsonl").read_bytes()
+        real = folder._file
+        assert real is not None
+
+        class Full:
+            def write(self, content: bytes) -> int:
+                if len(content) < 100:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return real.write(content[: len(content) // 2])  # what fits
+
+            fileno = staticmethod(real.fileno)
+
+        folder._file = Full()  # type: ignore[assignment]
+        with pytest.raises(RunFolderError, match=r"No space left on device.* 1 samples recorded so far are safe"):
+            folder.append(prediction(1))
+        assert (tmp_path / "predictions.jsonl").read_bytes() == before
+        folder._file = real
+        folder.append(prediction(1))
+    assert len(RunFolder.open(tmp_path).recorded()) == 2
+
+
+# Refusals
+
+
+def test_another_run_is_refused_naming_every_part_that_differs(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    run = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(RunFolderError) as refusal:
+        start(tmp_path, arm="random", fingerprint={**PARTS, "seed": 8, "rope": None, "template": "chatml"})
+    message = str(refusal.value)
+    for part in ('arm is "plain" there and "random" now', "seed is 7 there and 8 now", 'rope is "yarn" there and null'):
+        assert part in message
+    assert 'template is absent there and "chatml" now' in message
+    assert "another --out" in message
+    assert "weights" not in message
+    assert (tmp_path / "run.json").read_bytes() == run
+
+
+def test_a_fingerprint_does_not_depend_on_order_or_on_tuples(tmp_path: Path) -> None:
+    same = {"lengths_seen": (1, 2), "seed": np.int64(7), "rope": "yarn", "weights": "sha256:1f"}
+    assert fingerprint_sha(PARTS) == fingerprint_sha(same)
+    assert fingerprint_sha(PARTS) != fingerprint_sha({**PARTS, "seed": 8})
+    assert differences(PARTS, PARTS) == []
+    filled(tmp_path, 1)
+    start(tmp_path, fingerprint=same).close()
+    with pytest.raises(ValueError, match="JSON"):
+        start(tmp_path / "nan", fingerprint={"seed": float("nan")})
+
+
+def test_folders_that_are_no_sound_run_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFolderError, match=r"holds thesis\.tex, so it is not a run folder"):
+        start(tmp_path / "notes")
+    with pytest.raises(RunFolderError, match=r"not a run folder: it has no run.json"):
+        RunFolder.open(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        start(tmp_path / "notes" / "thesis.tex")
+
+    run = filled(tmp_path / "run", 2).with_name("run.json")
+    sound = run.read_text()
+    for broken in (sound[:-3], sound.replace('"yarn"', '"none"'), sound.replace('"plain"', "[]"), "[]"):
+        run.write_text(broken)
+        for opened in (RunFolder.open, start):
+            with pytest.raises(RunFolderError, match=r"run.json is damaged or was edited"):
+                opened(tmp_path / "run")
+    run.write_text(sound.replace('"schema": 1', '"schema": 2'))
+    for opened in (RunFolder.open, start):
+        with pytest.raises(RunFolderError, match="has schema version 2, and this evalkit reads and writes version 1"):
+            opened(tmp_path / "run")
+    run.write_text(sound)
+    run.with_name("predictions.jsonl").unlink()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        start(tmp_path / "run")
+
+
+def test_a_start_that_was_killed_half_way_does_not_block_the_next(tmp_path: Path) -> None:
+    for leftover in ("run.lock", "writer.txt", "run.json.tmp", "predictions.jsonl"):
+        (tmp_path / leftover).touch()
+    start(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.jsonl", "run.json", "run.lock"]
+
+
+# Real processes
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from evalkit.records import lines
+from evalkit.records.store import RunFolder
+todo, run, asked, linger = sys.argv[1:]
+folder = RunFolder.start(run, arm="plain", config={}, fingerprint={}, provenance={})
+with open(asked, "w", buffering=1) as log:
+    for line in lines.read(Path(todo)):
+        if folder.needs_asking(line.prediction.key):
+            log.write(line.prediction.sample_id + "\\n")
+            time.sleep(0.001)
+            folder.append(line.prediction)
+print("done", flush=True)
+time.sleep(float(linger))
+"""
+
+
+def writer(folder: Path, count: int, linger: float = 0) -> "subprocess.Popen[str]":
+    """Start a process that asks ``count`` samples, writes to ``folder/run``, and logs whom it asked."""
+    (folder / "todo").write_bytes(b"".join(lines.encode(prediction(n)) for n in range(count)))
+    (folder / "asked").write_text("")
+    arguments = [folder / "todo", folder / "run", folder / "asked", str(linger)]
+    return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not_and_asks_nothing_twice(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    kills, output = 0, ""
+    while "done" not in output:
+        recorded = set()
+        if (tmp_path / "run" / "run.json").exists():
+            recorded = {key.sample_id for key in RunFolder.open(tmp_path / "run").recorded()}
+        process = writer(tmp_path, 60)
+        enough = chance.choice([0, 1, 5, 15])  # asked in this life; then a moment that nobody chose
+        while process.poll() is None and not (
+            (tmp_path / "run" / "run.lock").exists() and (tmp_path / "asked").read_text().count("\n") >= enough
+        ):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.01)
+        if kills < 5 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        output, _ = process.communicate()
+        assert not recorded & set((tmp_path / "asked").read_text().split())
+    filled(tmp_path / "whole", 60)
+    killed, whole = RunFolder.open(tmp_path / "run"), RunFolder.open(tmp_path / "whole")
+    assert kills >= 3
+    assert killed.recorded() == whole.recorded()
+    assert len(list(killed.predictions())) == 60
+    assert killed.score_table(scores_of(killed), "1").equals(whole.score_table(scores_of(whole), "1"))
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone_even_by_kill(tmp_path: Path) -> None:
+    process = writer(tmp_path, 2, linger=60)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        with pytest.raises(RunFolderError, match=rf"being written by process {process.pid} on "):
+            start(tmp_path / "run")
+        assert len(RunFolder.open(tmp_path / "run").recorded()) == 2  # readers are welcome
+    finally:
+        process.kill()
+        process.communicate()
+    with (
+        start(tmp_path / "run", fingerprint={}),
+        pytest.raises(RunFolderError, match=f"being written by process {os.getpid()} on "),
+    ):
+        start(tmp_path / "run", fingerprint={})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_an_engine_process_that_outlives_its_killed_writer_does_not_hold_the_folder(tmp_path: Path) -> None:
+    parent = (
+        "import os, sys, time\nfrom evalkit.records.store import RunFolder\n"
+        "folder = RunFolder.start(sys.argv[1], arm='plain', config={}, fingerprint={}, provenance={})\n"
+        "if not os.fork():\n    print(os.getpid(), flush=True)\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", parent, tmp_path / "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    orphan = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        start(tmp_path / "run", fingerprint={}).close()
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        process.stdout.close()
+
+
+# Scores
+
+
+def test_scores_hold_what_a_report_counts_by_sorted_by_key(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.append(prediction(1))
+        folder.append(failed(0, length="128k", error="context_overflow: 9 + 2 > 10"))
+        written = folder.write_scores(scores_of(folder), "3")
+    table = RunFolder.open(tmp_path).read_scores("3")
+    assert table is not None
+    assert table.equals(written)
+    row = table.to_pylist()[0]
+    assert (row["length"], row["scorer"], row["value"], row["error"]) == ("128k", "official", None, "context_overflow")
+    assert row["fact_positions"] == [3, 500]
+    assert json.loads(row["metadata"]) == {"depth": 0.5}
+    assert table.column("scorer").to_pylist() == ["official", "corrected"] * 2
+    columns = "task subset length sample_id story_id prompt_tokens output_tokens attempt finish_reason error seconds"
+    assert list(row) == f"{columns} scorer value detail fact_positions metadata".split()
+    few = RunFolder.open(tmp_path).read_scores("3", columns=["subset", "value"])
+    assert few is not None
+    assert few.column_names == ["subset", "value"]
+
+
+def test_scores_are_computed_again_when_anything_they_were_made_from_has_changed(tmp_path: Path) -> None:
+    def kept(version: str = "1") -> bool:
+        return RunFolder.open(tmp_path).read_scores(version) is not None
+
+    path = filled(tmp_path, 2)
+    assert not kept()
+    reader = RunFolder.open(tmp_path)
+    reader.write_scores(scores_of(reader), "1")
+    assert kept()
+    assert not kept("2")
+    with start(tmp_path) as folder:
+        assert kept()
+        folder.append(prediction(2))
+        assert not kept()
+        folder.write_scores(scores_of(folder), "1")
+        assert kept()
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0.25", b"0.75", 1))  # as long as before
+    assert not kept()
+    path.write_bytes(content + b'{"task":')
+    assert not kept()
+    path.write_bytes(content)
+    assert kept()
+    scores = bytearray((tmp_path / "scores.parquet").read_bytes())
+    scores[40] ^= 1
+    (tmp_path / "scores.parquet").write_bytes(scores)
+    assert not kept()
+    (tmp_path / "scores.parquet").write_bytes(b"")
+    assert not kept()
+
+
+def test_no_prediction_can_vanish_from_the_scores(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    folder = RunFolder.open(tmp_path)
+    with pytest.raises(ValueError, match="1 predictions have no score"):
+        folder.write_scores([score for score in scores_of(folder) if score.key.sample_id != "0001"], "1")
+    assert folder.read_scores("1") is None
+    assert [path.name for path in tmp_path.glob("scores*")] == []
+
+
+def test_scores_that_cannot_be_written_say_so_and_leave_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 1)
+    folder = RunFolder.open(tmp_path)
+    folder.write_scores(scores_of(folder), "1")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RunFolderError, match=r"scores.parquet cannot be written \(No space left"):
+        folder.write_scores(scores_of(folder), "2")
+    assert folder.read_scores("1") is not None
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []
+
+
+def test_an_empty_folder_has_scores_and_frames_without_rows(tmp_path: Path) -> None:
+    filled(tmp_path, 0)
+    folder = RunFolder.open(tmp_path)
+    folder.write_scores([], "1")
+    table = folder.read_scores("1")
+    assert table is not None
+    assert table.num_rows == 0
+    assert len(folder.frame()) == 0
+
+
+def test_a_frame_has_a_row_per_key_with_its_latest_attempt(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.append(failed(0, passing=True))
+        folder.append(prediction(1))
+        folder.append(prediction(0, attempt=2))
+        frame = folder.frame()
+    assert frame["attempt"].tolist() == [2, 1]
+    assert frame["output"].tolist() == [prediction(0).output, prediction(1).output]
+    assert Key(*frame.loc[0, ["task", "subset", "length", "sample_id"]]) == prediction(0).key
