@@ -44,52 +44,27 @@ def main() -> None:
     """
 
 
-class Lengths(click.ParamType):
-    """A comma-separated list of lengths, kept as canonical labels."""
-
-    name = "lengths"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Turn "16k,4096" into ("4k", "16k")."""
-        return value if isinstance(value, tuple) else parse_lengths(value)
+# Types of options: click calls them with what was typed, and shows their names in --help.
 
 
-class Names(click.ParamType):
-    """A comma-separated list of names."""
-
-    name = "names"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Turn "qa1,qa2" into ("qa1", "qa2")."""
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
+def lengths(text: str) -> tuple[str, ...]:
+    """Turn "16k,4096" into ("4k", "16k")."""
+    return parse_lengths(text)
 
 
-class Numbers(click.ParamType):
-    """A comma-separated list of numbers."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Turn "0,0.5" into (0.0, 0.5)."""
-        try:
-            return value if isinstance(value, tuple) else tuple(float(part) for part in value.split(",") if part)
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0,0.25,0.5.", param, ctx)
+def names(text: str) -> tuple[str, ...]:
+    """Turn "qa1,qa2" into ("qa1", "qa2")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-class Factor(click.ParamType):
-    """A rope factor: a number, or "auto" for one factor per length."""
+def numbers(text: str) -> tuple[float, ...]:
+    """Turn "0,0.5" into (0.0, 0.5)."""
+    return tuple(float(part) for part in names(text))
 
-    name = "factor"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Turn "4" into 4.0; keep "auto"."""
-        if value in (None, "auto"):
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'auto'.", param, ctx)
+def factor(text: str) -> float | str:
+    """Turn "4" into 4.0, and keep "auto"."""
+    return text if text == "auto" else float(text)
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -110,7 +85,7 @@ def rope_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--factor",
-                type=Factor(),
+                type=factor,
                 help="Window factor of a named rule; 'auto', its default: length / trained length, one per length.",
             ),
             click.option(
@@ -125,17 +100,15 @@ def rope_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.option("--model", required=True, type=ANY_PATH, help="Hugging Face checkpoint folder.")
 @click.option("--task", required=True, help="A task card; see 'evalkit tasks'.")
-@click.option("--lengths", required=True, type=Lengths(), help="Such as 16k,64k,128k: tokens, answer included.")
-@click.option("--subsets", type=Names(), default=(), help="Such as qa1,qa2 or 2needle,8needle; default: the card's.")
-@click.option("--needles", type=Names(), default=(), help="MRCR: 2,4,8; the same as --subsets 2needle,4needle,8needle.")
+@click.option("--lengths", required=True, type=lengths, help="Such as 16k,64k,128k: tokens, answer included.")
+@click.option("--subsets", type=names, default="", help="Such as qa1,qa2 or 2needle,8needle; default: the card's.")
+@click.option("--needles", type=names, default="", help="MRCR: 2,4,8; the same as --subsets 2needle,4needle,8needle.")
 @click.option("--samples", type=click.IntRange(min=1), help="Questions per subset and length; default: the card's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws data; same for all arms.")
 @click.option("--source", default="generated", show_default=True, help="'generated', 'hub', or published rows' folder.")
 @click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files instead of generated worlds.")
 @click.option("--noise", type=ANY_PATH, multiple=True, help="BABILong: background text file (repeatable).")
-@click.option(
-    "--depth", "depths", type=Numbers(), default=(), help="Ask each sample with its facts at 0,0.25,... depth."
-)
+@click.option("--depth", "depths", type=numbers, default="", help="Ask each sample with its facts at 0,0.25,... depth.")
 @click.option("--control", type=click.Choice(["no-context", "facts-only"]), help="Bound a curve from below or above.")
 @click.option("--prompts", default="own", show_default=True, help="Wording: 'own', 'official' (hub), or a local path.")
 @click.option("--no-instruction", is_flag=True, help="Leave the instruction out.")
@@ -236,6 +209,26 @@ def score(runs: tuple[Path, ...]) -> None:
 
 
 @main.command()
+@click.argument("run_folder", type=FOLDER)
+@click.argument("key")
+@click.option("--around", type=click.FloatRange(0, 1), help="Print only the part around this depth (0 top, 1 end).")
+@click.option("--width", type=click.IntRange(min=1), default=400, show_default=True, help="Tokens on each side of it.")
+def show(run_folder: Path, key: str, around: float | None, width: int) -> None:
+    """Rebuild the prompt of one recorded answer and print it with its facts marked.
+
+    KEY is subset/length/sample, as 'predictions.jsonl' and the report name it.
+
+    \b
+    Examples:
+      evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/00017
+      evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/00017 --around 0.5
+    """
+    from evalkit.show import show as rebuild
+
+    click.echo(rebuild(run_folder, key, depth=around, width=width))
+
+
+@main.command()
 @click.argument("task", required=False)
 def tasks(task: str | None) -> None:
     """List the task cards, or the subsets of one.
@@ -265,7 +258,7 @@ def tasks(task: str | None) -> None:
 
 @main.command("new-checkpoint")
 @click.argument("folder", type=ANY_PATH)
-@click.option("--window", type=Lengths(), default=("4k",), show_default="4k", help="Positions of the checkpoint.")
+@click.option("--window", type=lengths, default="4k", show_default=True, help="Positions of the checkpoint.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
 def new_checkpoint(folder: Path, window: tuple[str, ...], seed: int) -> None:
     """Write a small checkpoint with random weights, a tokenizer and a chat template: something to try evalkit on.

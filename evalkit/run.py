@@ -5,7 +5,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import benchmarks
+from evalkit.backends import OpenBackend
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
-from evalkit.models.serving import ServedRope
 from evalkit.plan import Plan
 from evalkit.records.store import RunFolder
-from evalkit.types import Backend, Completion, Key, Prediction, Prompt, Sample
+from evalkit.types import Completion, Key, Prediction, Prompt, Sample
 
 _VERSIONED = (
     "evalkit",
@@ -86,10 +85,11 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
         todo = [(served, list(_unanswered(plan, folder, lengths))) for served, lengths in plan.groups]
         observer.starts([length for _, samples in todo for _, length in samples])
-        for served, samples in todo:
-            if not samples:
-                continue
-            with closing(open_backend(plan, served)) as backend:
+        with OpenBackend(plan) as opened:
+            for (served, samples), (_, lengths) in zip(todo, plan.groups, strict=True):
+                if not samples:
+                    continue
+                backend = opened.serving(served, lengths)
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
                     folder.append(prediction)
@@ -105,27 +105,6 @@ def score_folder(folder: RunFolder) -> None:
         (score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)),
         scorer_version=benchmarks.scorer_version(),
     )
-
-
-def open_backend(plan: Plan, served: ServedRope) -> Backend:
-    """Load the plan's backend for the lengths that share one rope rule, and read back what it serves."""
-    config = plan.config
-    if plan.backend.startswith("scripted"):
-        from evalkit.models.scripted import ScriptedBackend
-
-        return ScriptedBackend(config.script)
-    if plan.backend == "hf":
-        from evalkit.models.hf import HFBackend
-
-        return HFBackend(
-            config.model,
-            rope=served.mapping,
-            dtype=config.dtype,
-            device=config.device,
-            batch_tokens=config.batch_tokens,
-            adapter=config.adapter,
-        )
-    raise BadInput(f"Backend {plan.backend!r} cannot be opened.")
 
 
 def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +51,15 @@ class HFBackend:
             EngineError: the weights cannot be loaded, or the device is missing.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from evalkit.models.rope_readback import transformers_config
 
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineError("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.batch_tokens = batch_tokens or (65_536 if self.device == "cuda" else 8_192)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        for name, value in (rope or {}).items():
-            setattr(config, name, value)
+        config = transformers_config(folder, rope)
         torch_dtype: Any = "float32" if dtype == "auto" and self.device == "cpu" else dtype
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -77,12 +78,11 @@ class HFBackend:
         """Serve the loaded weights with another rope rule: rotary modules are built anew from the changed config."""
         if rope is None:
             return
-        for name, value in rope.items():
-            setattr(self.model.config, name, value)
         for name, module in list(self.model.named_modules()):
-            if hasattr(module, "inv_freq") and hasattr(module, "config"):
+            # One rule: a buffer "inv_freq"; a rule per layer type: "full_attention_inv_freq" and so on.
+            if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
                 for field, value in rope.items():
-                    setattr(module.config, field, value)
+                    setattr(module.config, field, deepcopy(value))  # transformers completes the mapping in place
                 parent = self.model.get_submodule(name.rpartition(".")[0])
                 setattr(parent, name.rpartition(".")[2], type(module)(config=module.config).to(self.device))
 

@@ -1,0 +1,287 @@
+"""BABILong: bAbI stories hidden in long background text (arXiv 2406.10149, github.com/booydar/babilong).
+
+    facts       Mary went to the garden. ... Mary took the milk there.     generated worlds, or bAbI files
+    background  sentences of prose, in natural order                       built in, or the user's text files
+    question    Where is the milk?      answer  garden                     scored by label words, see babilong_scorers
+
+Facts stay in story order; each stands in a gap between two background sentences, drawn uniformly with replacement as
+in the official generator. The same draw is used at every length, so a sample keeps its relative depths. Unlike the
+official data, which fill a number of GPT-2 tokens, a prompt here fills its length in the checkpoint's own tokens,
+template and answer included. Published rows are asked as they are.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.benchmarks import babi
+from evalkit.benchmarks.babilong_published import published_samples
+from evalkit.benchmarks.babilong_scorers import SCORER_VERSION, score_corrected, score_official
+from evalkit.benchmarks.cards import TaskCard, load_card
+from evalkit.benchmarks.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
+from evalkit.benchmarks.placement import Window, depth_gaps, draw_window, official_gaps, weave, weave_text
+from evalkit.benchmarks.prose import generate_prose
+from evalkit.benchmarks.wording import Wording, load_wording
+from evalkit.errors import BadInput, ContextOverflow
+from evalkit.lengths import parse_length
+from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
+
+__all__ = ["SCORERS", "SCORER_VERSION", "BABILong"]
+
+BUILT_IN_WORDS = 250_000
+"""Words of the built-in background: enough for prompts of about 300,000 tokens without a repeated sentence."""
+
+MAX_SPARE_TOKENS = 64
+"""A generated prompt and its answer leave at most so many tokens of the length unused."""
+
+CONTROLS = (None, "no-context", "facts-only")
+_CONTEXT = "\ue000"  # a private-use character: stands for the context while the template is filled in
+
+
+class BABILong:
+    """The questions and prompts of BABILong. Implements ``types.Benchmark``."""
+
+    task = "babilong"
+
+    def __init__(
+        self,
+        card: TaskCard,
+        *,
+        seed: int = 0,
+        source: str = "generated",
+        facts: Path | None = None,
+        noise: Sequence[Path] = (),
+        depths: Sequence[float] = (),
+        control: str | None = None,
+        prompts: str = "own",
+        without: Sequence[str] = (),
+        max_new_tokens: int | None = None,
+    ) -> None:
+        """Set up the data; the arguments are those of ``plan.RunConfig``.
+
+        Raises:
+            BadInput: options that contradict each other, or files that cannot be used.
+        """
+        if source != "generated" and (facts or noise or depths or control):
+            raise BadInput(f"Published rows (--source {source}) come with their facts and background ready made.")
+        if control not in CONTROLS:
+            raise BadInput(f"There is no control {control!r}; choose no-context or facts-only.")
+        wrong = [depth for depth in depths if not 0 <= depth <= 1]
+        if wrong:
+            raise BadInput(f"Depth {wrong[0]:g} is not between 0 and 1; 0 puts the facts first, 1 last.")
+        self.card = card
+        self.seed = seed
+        self.source = source
+        self.facts = facts
+        self.noise = tuple(noise)
+        self.depths = tuple(depths)
+        self.control = control
+        self.max_new_tokens = max_new_tokens
+        self._wording = {name: texts.without(without) for name, texts in load_wording(prompts, card).items()}
+        self._haystacks: dict[str, TokenizedHaystack] = {}
+        self._fact_ids: dict[tuple[str, str], TokenIds] = {}
+        self._checked: set[tuple[str, str, str]] = set()
+
+    def samples(self, subset: str, length: str, count: int) -> Iterator[Sample]:
+        """Yield ``count`` questions, each at every depth asked for; see ``types.Benchmark``.
+
+        Raises:
+            BadInput: the source has no questions for this subset and length.
+        """
+        if self.source != "generated":
+            yield from islice(published_samples(self.card, self.source, subset, length), count)
+            return
+        for sample in islice(self._stories(subset), count):
+            if not self.depths:
+                yield sample
+            for depth in self.depths:
+                yield replace(sample, sample_id=f"{sample.sample_id}@{depth:g}", metadata={"depth": depth})
+
+    def prompt(self, sample: Sample, length: str, encoder: PromptEncoder, window: int) -> Prompt:
+        """Build the prompt of one question at one length; see ``types.Benchmark``.
+
+        Raises:
+            ContextOverflow: the facts, or a published row, do not fit.
+            BadInput: not even the empty prompt fits, or the background text is too short for the length.
+        """
+        answer = self._answer_tokens(sample.subset)
+        if sample.context is not None:
+            ids, positions = self._published(sample, encoder), list[int]()
+            limit = window
+        elif self.control == "no-context" or self.control == "facts-only" or parse_length(length) == 0:
+            ids, positions = self._without_background(sample, encoder)
+            limit = window
+        else:
+            limit = parse_length(length)
+            ids, positions = self._with_background(sample, length, encoder, limit - answer)
+        if len(ids) + answer > limit:
+            raise ContextOverflow(
+                f"{sample.subset} sample {sample.sample_id}: {len(ids):,} prompt tokens + {answer} for the answer "
+                f"> {limit:,}."
+            )
+        return Prompt(
+            sample=sample, length=length, token_ids=ids, max_new_tokens=answer, fact_positions=tuple(positions)
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what decides the prompts; see ``types.Benchmark``."""
+        source = self.source
+        if source in self.card.source:
+            source = f"{self.card.source[source]['id']}@{self.card.source[source]['revision']}"
+        wording = {name: [w.instruction, w.examples, w.post_prompt, w.template] for name, w in self._wording.items()}
+        recipe: dict[str, Any] = {
+            "source": source,
+            "wording": _sha(json.dumps(wording, sort_keys=True)),
+            "max_new_tokens": self.max_new_tokens or self.card.max_new_tokens,
+        }
+        if self.source == "generated":
+            recipe |= {
+                "seed": self.seed,
+                "facts": babi.files_hash(self.facts) if self.facts else f"generated worlds {babi.VERSION}",
+                "noise": _sha(self._text),
+                "depths": ",".join(f"{depth:g}" for depth in self.depths) or "official placement",
+                "control": self.control,
+            }
+        return recipe
+
+    def _stories(self, subset: str) -> Iterator[Sample]:
+        if self.facts is not None:
+            yield from babi.read_babi(self.facts, subset)
+            return
+        index = 0
+        while True:
+            yield babi.generate(subset, self.seed, index)
+            index += 1
+
+    def _answer_tokens(self, subset: str) -> int:
+        return self.max_new_tokens or self.card.subsets[subset].max_new_tokens or self.card.max_new_tokens
+
+    def _texts_of(self, subset: str) -> Wording:
+        if subset not in self._wording:
+            raise BadInput(f"The chosen prompts have no wording for {subset}; they have {', '.join(self._wording)}.")
+        return self._wording[subset]
+
+    def _published(self, sample: Sample, encoder: PromptEncoder) -> TokenIds:
+        content = self._texts_of(sample.subset).fill(sample.context or "", sample.question)
+        return encoder.encode_prompt(encoder.render([Message(role="user", content=content)]))
+
+    def _frame(self, sample: Sample, encoder: PromptEncoder) -> tuple[str, str]:
+        """Return the rendered text in front of and behind the context."""
+        content = self._texts_of(sample.subset).fill(_CONTEXT, sample.question)
+        head, found, tail = encoder.render([Message(role="user", content=content)]).partition(_CONTEXT)
+        if not found:
+            raise BadInput("The chat template or the wording drops the context; a prompt must contain it.")
+        return head, tail
+
+    def _without_background(self, sample: Sample, encoder: PromptEncoder) -> tuple[TokenIds, list[int]]:
+        head, tail = self._frame(sample, encoder)
+        facts = () if self.control == "no-context" else sample.facts
+        ids = encoder.encode_prompt(head + " ".join(facts) + tail)
+        starts = np.cumsum([len(encoder.encode_prompt(head)), *(len(self._ids_of(f, encoder)) for f in facts)])
+        return ids, [int(start) for start in starts[: len(facts)]]
+
+    def _with_background(
+        self, sample: Sample, length: str, encoder: PromptEncoder, limit: int
+    ) -> tuple[TokenIds, list[int]]:
+        """Return at most ``limit`` ids, at least limit - MAX_SPARE_TOKENS, and the position of each fact."""
+        head, tail = self._frame(sample, encoder)
+        frame = len(encoder.encode_prompt(head)) + len(encoder.encode_after(tail))
+        if frame >= limit:
+            raise BadInput(
+                f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
+                f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples)."
+            )
+        fact_ids = [self._ids_of(fact, encoder) for fact in sample.facts]
+        room = limit - frame - sum(map(len, fact_ids))
+        if room < 0:
+            raise ContextOverflow(
+                f"{sample.subset} sample {sample.sample_id}: {len(fact_ids)} facts take {limit - frame - room:,} "
+                f"tokens, and {length} leaves {limit - frame:,} beside the wording and the answer."
+            )
+        seed = [self.seed, zlib.crc32(f"{sample.subset} {_story_part(sample)}".encode())]
+        places = np.random.default_rng([*seed, 1]).random(len(sample.facts))
+        haystack = self._haystack(encoder)
+        for _ in range(8):  # pieces that meet the frame are tokenized with it: room may be off by a few tokens
+            background = draw_window(haystack, np.random.default_rng(seed), max(room, 0))
+            gaps = self._gaps(sample, background, places)
+            woven = weave(background, gaps, sample.facts, fact_ids)
+            if woven.last:
+                opening = encoder.encode_prompt(head + woven.first)
+                ids = np.concatenate([opening, woven.middle, encoder.encode_after(f" {woven.last}{tail}")])
+            else:
+                opening = ids = encoder.encode_prompt(head + woven.first + tail)
+            spare = limit - len(ids)
+            if 0 <= spare <= MAX_SPARE_TOKENS or (spare < 0 and room <= 0):
+                break
+            room += spare
+        self._check_once(sample.subset, length, encoder, ids, partial(_whole, head, tail, background, gaps, sample))
+        return ids, [max(0, len(opening) + int(offset)) for offset in woven.fact_offsets]
+
+    def _gaps(self, sample: Sample, background: Window, places: NDArray[np.float64]) -> NDArray[np.int64]:
+        if "depth" in sample.metadata:
+            return depth_gaps(background, sample.metadata["depth"], len(sample.facts))
+        return official_gaps(background, places)
+
+    def _check_once(
+        self, subset: str, length: str, encoder: PromptEncoder, ids: TokenIds, text: Callable[[], str]
+    ) -> None:
+        """Compare the first prompt of a cell with tokenizing its whole text: true by construction, or no run."""
+        cell = (encoder.identity, subset, length)
+        if cell in self._checked:
+            return
+        if not np.array_equal(ids, encoder.encode_prompt(text())):
+            raise BadInput(
+                "This tokenizer gives a text other ids than its sentences, so prompts cannot be assembled from "
+                "tokenized pieces; please report the model's name."
+            )
+        self._checked.add(cell)
+
+    def _ids_of(self, fact: str, encoder: PromptEncoder) -> TokenIds:
+        key = (encoder.identity, fact)
+        if key not in self._fact_ids:
+            self._fact_ids[key] = encoder.encode_after(f" {fact}")
+        return self._fact_ids[key]
+
+    def _haystack(self, encoder: PromptEncoder) -> TokenizedHaystack:
+        if encoder.identity not in self._haystacks:
+            self._haystacks[encoder.identity] = tokenize_haystack(self._text, encoder, default_cache_dir())
+        return self._haystacks[encoder.identity]
+
+    @cached_property
+    def _text(self) -> str:
+        return read_noise(self.noise) if self.noise else generate_prose(self.seed, BUILT_IN_WORDS)
+
+
+SCORERS: Mapping[str, Callable[[Prediction], Score]] = {
+    "official": lambda prediction: score_official(prediction, _labels(prediction.subset)),
+    "corrected": lambda prediction: score_corrected(prediction, _labels(prediction.subset)),
+}
+
+
+def _labels(subset: str) -> Sequence[str]:
+    card = load_card("babilong")
+    if subset not in card.subsets:
+        raise BadInput(f"BABILong has no subset {subset!r}, so its answers cannot be scored.")
+    return card.subsets[subset].labels
+
+
+def _story_part(sample: Sample) -> str:
+    """Name the sample without its depth: all depths of a question share background and draw."""
+    return sample.sample_id.partition("@")[0]
+
+
+def _whole(head: str, tail: str, background: Window, gaps: NDArray[np.int64], sample: Sample) -> str:
+    return head + weave_text(background, gaps, sample.facts) + tail
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,117 @@
+"""Rebuild a recorded prompt from its recipe, prove that it is the one that was asked, and mark its facts."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import BadInput
+from evalkit.models.serving import RopeRequest
+from evalkit.plan import Plan, RunConfig, make_plan
+from evalkit.records.fingerprint import differences
+from evalkit.records.store import RunFolder
+from evalkit.types import Key, Prediction, Prompt
+
+_PATHS = ("model", "facts", "adapter", "out")
+
+
+def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -> str:
+    """Return a recorded sample: its prompt with facts marked, target, reply.
+
+    Args:
+        run: a run folder made by ``evalkit run``, with checkpoint and data files where they were.
+        key: "subset/length/sample_id", such as "qa3/16k/00017".
+        depth: print only the part around this depth (0 top, 1 end); None prints the whole prompt.
+        width: tokens on each side of ``depth``.
+
+    Raises:
+        BadInput: there is no such record, or the prompt can no longer be rebuilt; the message names what changed.
+    """
+    folder = RunFolder.open(run)
+    prediction = _find(folder, key)
+    plan = make_plan(config_of(folder))
+    prompt = _rebuild(plan, folder, prediction)
+    start, stop = 0, len(prompt.token_ids)
+    if depth is not None:
+        middle = int(depth * stop)
+        start, stop = max(0, middle - width), min(stop, middle + width)
+    lines = [
+        f"{prediction.subset} at {prediction.length}, sample {prediction.sample_id}: {prediction.prompt_tokens:,} "
+        f"prompt tokens, sha256 {prediction.prompt_sha256[:16]} (rebuilt: the same)",
+        "",
+        ("... " if start else "")
+        + _marked(plan, prompt, start, stop)
+        + (" ..." if stop < len(prompt.token_ids) else ""),
+        "",
+        f"target: {prediction.target}",
+        f"reply:  {prediction.output if prediction.error is None else prediction.error}",
+    ]
+    return "\n".join(lines)
+
+
+def config_of(folder: RunFolder) -> RunConfig:
+    """Return the configuration that a run folder was made with.
+
+    Raises:
+        BadInput: it was imported, so there is nothing to rebuild.
+    """
+    if folder.published:
+        raise BadInput(f"{folder.path} holds imported answers; their prompts cannot be rebuilt.")
+    stored: dict[str, Any] = {f.name: folder.config[f.name] for f in fields(RunConfig) if f.name in folder.config}
+    for name in _PATHS:
+        stored[name] = Path(stored[name]) if stored.get(name) else None
+    for name in ("lengths", "subsets", "depths", "without"):
+        stored[name] = tuple(stored[name])
+    scope = folder.config["scope"]
+    stored |= {"lengths": tuple(scope["lengths"]), "subsets": tuple(scope["subsets"]), "samples": scope["samples"]}
+    return RunConfig(
+        **{
+            **stored,
+            "noise": tuple(map(Path, stored["noise"])),
+            "rope": RopeRequest(**stored["rope"]),
+            "out": folder.path,
+        }
+    )
+
+
+def _find(folder: RunFolder, key: str) -> Prediction:
+    parts = key.split("/")
+    recorded = folder.recorded()
+    tasks = {k.task for k in recorded}
+    if len(parts) == 3:
+        for task in tasks:
+            found = recorded.get(Key(task, *parts))
+            if found is not None:
+                return found
+    example = "/".join(next(iter(recorded))[1:]) if recorded else "qa1/16k/00000"
+    raise BadInput(f"{folder.path} has no record {key!r}; a key is subset/length/sample, such as {example}.")
+
+
+def _rebuild(plan: Plan, folder: RunFolder, prediction: Prediction) -> Prompt:
+    for sample in plan.benchmark.samples(prediction.subset, prediction.length, plan.samples):
+        if sample.sample_id == prediction.sample_id:
+            prompt = plan.build(sample, prediction.length)
+            if prompt.sha256 == prediction.prompt_sha256:
+                return prompt
+            break
+    changed = "; ".join(differences(folder.fingerprint, plan.fingerprint)) or "this evalkit makes other prompts"
+    raise BadInput(
+        f"The prompt of {prediction.subset}/{prediction.length}/{prediction.sample_id} cannot be rebuilt as it was "
+        f"asked: {changed}."
+    )
+
+
+def _marked(plan: Plan, prompt: Prompt, start: int, stop: int) -> str:
+    """Return the text of tokens start to stop, with each fact between marks that carry its number."""
+    facts = prompt.sample.facts
+    lengths = [len(plan.encoder.encode_after(f" {fact}")) for fact in facts]
+    marks: dict[int, str] = {}
+    for number, position in enumerate(prompt.fact_positions):
+        marks[position] = marks.get(position, "") + f"⟦{number + 1}:"
+        if lengths:
+            end = position + lengths[number]
+            marks[end] = "⟧" + marks.get(end, "")
+    text, last = "", start
+    for place in sorted(p for p in marks if start <= p <= stop):
+        text += plan.encoder.decode(prompt.token_ids[last:place]) + marks[place]
+        last = place
+    return text + plan.encoder.decode(prompt.token_ids[last:stop])
