@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from test_store import failed, filled, prediction, scores_of, start
 
 from evalkit.errors import RunFolderError
 from evalkit.records.store import RunFolder
+from tests.test_store import failed, filled, prediction, scores_of, start
 
 
 def test_scores_hold_what_a_report_counts_by_sorted_by_key(tmp_path: Path) -> None:
