@@ -64,7 +64,7 @@ def test_one_model_under_one_prompt_setting_becomes_one_run_folder(tmp_path: Pat
     assert run.path.name == f"org--model-7b--{FULL}"
     assert run.published
     assert run.config["setting"] == FULL
-    assert run.config["scope"] == {"qa1@16k": 2, "qa2@10M": 2}
+    assert run.config["scope"] == {"lengths": ["16k", "10M"], "subsets": ["qa1", "qa2"], "samples": 2}
     assert run.provenance[0]["source"] == str(model.resolve())
     assert [(p.subset, p.length, p.target, p.output) for p in run.predictions()] == [
         ("qa1", "16k", "garden", "In the garden."),
@@ -97,7 +97,7 @@ def test_a_file_with_only_a_header_adds_no_predictions(tmp_path: Path) -> None:
     publish(tmp_path / "m", "qa1_1k_x", [])
     (path,) = import_babilong(tmp_path, tmp_path / "out")
     assert predictions(path) == []
-    assert RunFolder.open(path).config["scope"] == {"qa1@1k": 0}
+    assert RunFolder.open(path).config["scope"] == {"lengths": ["1k"], "subsets": ["qa1"], "samples": 0}
 
 
 def test_what_the_publisher_says_of_prompt_and_decoding_is_kept_and_may_be_missing(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_importing_again_continues_adds_and_repeats_nothing(tmp_path: Path, monk
     (model / "qa1_1k_x.csv").unlink()
     assert import_babilong(model, out) == [path]
     assert [p.length for p in predictions(path)] == ["1k", "1k", "2k", "2k", "4k", "4k"]
-    assert RunFolder.open(path).config["scope"] == {"qa1@1k": 2, "qa1@2k": 2, "qa1@4k": 2}
+    assert RunFolder.open(path).config["scope"] == {"lengths": ["1k", "2k", "4k"], "subsets": ["qa1"], "samples": 2}
 
     publish(model, "qa1_1k_x", reversed(ROWS))
     with pytest.raises(BadInput, match=r"qa1_1k_x\.csv has other content than when it was imported"):

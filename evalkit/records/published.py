@@ -111,7 +111,11 @@ def _import_run(source: Path, setting: str, cells: list[_Cell], out: Path, prove
         "model": model,
         "published": True,
         "setting": setting,
-        "scope": {f"{cell.subset}@{cell.length}": len(rows) for cell, rows in predictions.items()},
+        "scope": {
+            "lengths": sorted({cell.length for cell in cells}, key=parse_length),
+            "subsets": sorted({cell.subset for cell in cells}, key=lambda subset: int(subset[2:])),
+            "samples": max(map(len, predictions.values())),
+        },
         "files": files,
         "recipes": recipes,
     }
