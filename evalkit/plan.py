@@ -196,6 +196,10 @@ def make_benchmark(config: RunConfig, card: TaskCard) -> Benchmark:
             without=config.without,
             max_new_tokens=config.max_new_tokens,
         )
+    if card.task == "mrcr":
+        from evalkit.benchmarks.mrcr import MRCR
+
+        return MRCR(card, seed=config.seed)
     raise BadInput(f"No benchmark is written for task card {card.task!r}.")
 
 

@@ -222,3 +222,8 @@ def test_gold_answers_of_real_babi_questions_are_correct_except_official_qa7():
             assert corrected(f"The answer is {target}.", question, target, LABELS[task], task)
         by_official = sum(official(target, question, target, LABELS[task]) for question, target, _ in rows)
         assert by_official == (532 if task == "qa7" else 1000)
+
+
+def test_the_official_rule_loses_a_bare_none_as_the_authors_reader_does():
+    assert not official("None", "Is Mary in the garden?", "no", ["yes", "no"])
+    assert official("None of them", "Is Mary in the garden?", "no", ["yes", "no"])

@@ -40,7 +40,8 @@ def official(output: str, question: str, target: str, labels: Collection[str]) -
     """Tell whether the official metric accepts the output. ``labels`` are all answers that the task knows.
 
     Quirks kept on purpose: labels match inside words ("none" contains "one", "unknown" contains "no"); a line break
-    does not end the answer but any "." does ("1. garden", "Mr. X ..."); "s, e" is not "s,e"; reasoning text counts.
+    does not end the answer but any "." does ("1. garden", "Mr. X ..."); "s, e" is not "s,e"; reasoning text counts;
+    a reply that is just "None" is lost, since the authors read replies back with pandas, which takes it for missing.
     """
     found = official_labels(output, question, labels)
     target = target.lower()
@@ -52,7 +53,7 @@ def official(output: str, question: str, target: str, labels: Collection[str]) -
 
 def official_labels(output: str, question: str, labels: Collection[str]) -> set[str]:
     """Return the labels, in lower case, that the official metric sees in the output and not in the question."""
-    answer = output.lower()
+    answer = "" if output == "None" else output.lower()
     # The original also cuts at "Question", which lower-cased text never contains.
     for end in (".", "<context>", "<example>"):
         answer = answer.split(end)[0]
