@@ -16,7 +16,7 @@ from typing import Any
 from evalkit.errors import BadInput
 from evalkit.models.adapter import Adapter
 from evalkit.models.rope import RopeScaling
-from evalkit.models.stored_rope import StoredRope, read_stored_rope
+from evalkit.models.stored_rope import StoredRope, read_stored_rope, refuse_contradictions
 from evalkit.models.weights import (
     DTYPE_NAMES,
     StoredTensor,
@@ -28,7 +28,7 @@ from evalkit.models.weights import (
 )
 
 TRAINING_RECORD = "evalkit_training.json"
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "fp8": 1}
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -84,11 +84,12 @@ class Checkpoint:
         """
         folder = Path(path)
         _require_folder(folder, str(path))
-        raw = _read_config(folder)
+        raw, where = _read_config(folder), f"{folder}/config.json"
+        refuse_contradictions(raw, where)
         tensors = stored_tensors(weight_files(folder))
         _require_tokenizer(folder)
         config = _as_transformers_reads(folder).get_text_config()
-        rope = read_stored_rope(raw, config, f"{folder}/config.json")
+        rope = read_stored_rope(raw, config, where)
         tokenizer_config = _read_json(folder / "tokenizer_config.json") or {}
         given = Adapter.open(Path(adapter), tensors, folder) if adapter is not None else None
         training = _read_json((given.path if given else folder) / TRAINING_RECORD)
@@ -150,6 +151,10 @@ class Checkpoint:
         """Longest training sample, tokens; None without a record."""
         return self.training.get("trained_length") if self.training else None
 
+    def dtype_bytes(self, dtype: str | None = None) -> int:
+        """Return the bytes of one value of a dtype, such as bfloat16; None is the weights' own."""
+        return DTYPE_BYTES.get(dtype or self.dtype, 2)
+
     def kv_bytes(self, num_tokens: int, dtype: str | None = None) -> int:
         """Return the size of one request's keys and values in the cache.
 
@@ -157,7 +162,7 @@ class Checkpoint:
             num_tokens: prompt and answer.
             dtype: of the cache; None: of the weights.
         """
-        per_layer = 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES.get(dtype or self.dtype, 2)
+        per_layer = 2 * self.num_kv_heads * self.head_dim * self.dtype_bytes(dtype)
         sliding = min(num_tokens, self.sliding_window or num_tokens) * self.num_sliding_layers
         return per_layer * (num_tokens * (self.num_layers - self.num_sliding_layers) + sliding)
 
@@ -243,17 +248,14 @@ def _require_tokenizer(folder: Path) -> None:
 
 
 def _as_transformers_reads(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError  # values of a wrong type
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise BadInput(f"transformers cannot use {folder}/config.json: {reason}.") from error
-    except Exception as error:
-        if type(error).__name__ != "StrictDataclassClassValidationError":  # huggingface_hub's, for impossible values
-            raise
-        raise BadInput(f"transformers cannot use {folder}/config.json: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise BadInput(f"transformers cannot use {folder}/config.json: {reason[:300]}.") from error
 
 
 def _longest(config: Any, folder: Path) -> int:

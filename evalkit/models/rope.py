@@ -226,30 +226,21 @@ def config_mapping(scaling: RopeScaling, *, length: int | None = None) -> dict[s
     return {"rope_parameters": rope_parameters(scaling), "max_position_embeddings": size}
 
 
-def vllm_mapping(
-    mapping: Mapping[str, Any] | None,
-    vllm_version: tuple[int, ...],
-    *,
-    length: int,
-    tokenizer_limit: int | None = None,
-) -> dict[str, Any]:
+def vllm_mapping(mapping: Mapping[str, Any] | None, vllm_version: tuple[int, ...], length: int) -> dict[str, Any]:
     """Return the ``hf_overrides`` that make a vLLM of this version do what a mapping says.
 
     Before 0.30 vLLM ignored ``attention_factor`` (ntk-by-parts silently became yarn) and multiplied its own factor
-    with ``attn_factor``; from 0.30 on it is the other way round. vLLM also caps the engine's length at the tokenizer's
-    ``model_max_length``, unless the config has one that is longer.
+    with ``attn_factor``; from 0.30 on it is the other way round. ``model_max_length`` lifts the cap that a tokenizer's
+    setting of that name puts on the engine's length.
 
     Args:
         mapping: config fields to replace; None for none.
         vllm_version: such as (0, 26).
         length: longest prompt plus answer that the engine is started for, tokens.
-        tokenizer_limit: the tokenizer's ``model_max_length``; None where it has none.
     """
-    overrides = dict(mapping or {})
+    overrides = {**(mapping or {}), "model_max_length": length}
     if "rope_parameters" in overrides and vllm_version < (0, 30):
         overrides["rope_parameters"] = _with_attn_factor(overrides["rope_parameters"])
-    if tokenizer_limit is not None and tokenizer_limit < length:
-        overrides["model_max_length"] = length
     return overrides
 
 

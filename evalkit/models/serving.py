@@ -5,6 +5,7 @@ bucket one factor, all requests of a bucket share it, and no cached key ever mee
 the same share an engine.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ class RopeRequest:
             isinstance(self.factor, (int, float)) and math.isfinite(self.factor) and self.factor >= 1
         ):
             raise BadInput(f"A rope factor is a number from 1 up, or auto; got {self.factor!r}.")
+        if self.original_length is not None and self.original_length < 1:
+            raise BadInput(f"The original length is a positive number of tokens; got {self.original_length}.")
         given = [name for name in ("factor", *_DETAILS) if getattr(self, name) is not None]
         if self.rule == "checkpoint" and (given or self.original_length is not None):
             named = (given or ["original_length"])[0]
@@ -131,18 +134,19 @@ def rope_groups(
 def rope_identity(checkpoint: Checkpoint, request: RopeRequest) -> dict[str, Any]:
     """Return flat JSON values that decide the frequencies at every length, for a run's fingerprint.
 
-    Which lengths are asked is not among them, and it makes no difference how the same rule was asked for.
+    Which lengths are asked is not among them, and it makes no difference in which way a rule was asked for. (Rules of
+    single layer types, which no request changes, are in the config's hash.)
     """
     if request.rule == "checkpoint":
         stored = checkpoint.rope
         if stored is None or stored.scaling is None:
-            return {"rule": "checkpoint", "stored": stored.to_json() if stored else None}
-        return stored.scaling.to_json() | {"layers": sorted(stored.layers or ())}
+            return {"rule": "checkpoint", "stored": json.dumps(stored.to_json() if stored else None, sort_keys=True)}
+        return stored.scaling.to_json()
     stored = _replaceable(checkpoint, request.rule)
-    auto = request.rule != "none" and request.factor in (None, "auto")
-    scaling = _scaling(checkpoint, stored, request, 1)
-    identity = scaling.to_json() | {"layers": sorted(stored.layers or ())}
-    return identity | {"factor": f"auto, at least {scaling.factor:g}"} if auto else identity
+    identity = _scaling(checkpoint, stored, request, 1).to_json()
+    if request.rule != "none" and request.factor in (None, "auto"):
+        identity["factor"] = f"auto, at least {identity['factor']:g}"
+    return identity
 
 
 def _as_stored(checkpoint: Checkpoint, length: int) -> ServedRope:
@@ -194,8 +198,6 @@ def _replaceable(checkpoint: Checkpoint, rule: str) -> StoredRope:
 def _scaling(checkpoint: Checkpoint, stored: StoredRope, request: RopeRequest, length: int) -> RopeScaling:
     assert request.rule != "checkpoint"
     original = request.original_length or stored.original_length
-    if original < 1:
-        raise BadInput(f"The original length is a positive number of tokens; got {original}.")
     if request.rule == "none":
         factor = 1.0
     elif request.factor in (None, "auto"):
@@ -289,6 +291,12 @@ def _too_long(checkpoint: Checkpoint, length: int) -> str:
     if stored is None or stored.fixed_because:
         return (
             f"{_tokens(length)} are not covered: {checkpoint.name} has {checkpoint.window:,} positions; ask for less."
+        )
+    if stored.type == "dynamic":
+        return (
+            f"{_tokens(length)} are not covered: beyond its {checkpoint.window:,} positions the dynamic rule of "
+            f"{checkpoint.name} follows whatever was asked before, so that no answer could be repeated; use --rope ntk "
+            "(the same idea, with one factor for each length) or --rope yarn."
         )
     rule = f", its rule {stored.scaling.describe()}" if stored.scaling and stored.scaling.rule != "none" else ""
     factor = math.ceil(length / stored.original_length)

@@ -48,6 +48,34 @@ class StoredRope:
         return dict(self.layers) if self.layers is not None else dict(self.parameters)
 
 
+def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse a config.json that says two things about one setting: engines and versions differ in which they take.
+
+    Raises:
+        BadInput: what contradicts what.
+    """
+    old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
+    for key, entry in (("rope_scaling", old), ("rope_parameters", new)):
+        if entry is not None and not isinstance(entry, Mapping):
+            raise BadInput(f"{key} in {where} is {entry!r}; it should be an object with rope_type and its settings.")
+    if old and new and dict(old) != dict(new):
+        raise BadInput(
+            f"{where} has both rope_scaling and rope_parameters, and they differ; keep the one that is right."
+        )
+    entry = _stored_entry(raw)
+    names = {entry[key] for key in ("type", "rope_type") if key in entry}
+    if len(names) > 1 and names not in _SAME_RULE:
+        raise BadInput(f"The rope settings in {where} say type {entry['type']!r} and rope_type {entry['rope_type']!r}.")
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        if key in entry and raw.get(key) not in (None, entry[key]):
+            raise BadInput(f"{where} gives {key} twice, {entry[key]:g} in its rope settings and {raw[key]:g} beside.")
+    if (factor := entry.get("factor")) is not None:
+        if not isinstance(factor, (int, float)):
+            raise BadInput(f"The rope factor in {where} is {factor!r}; it should be a number from 1 up.")
+        if "type" not in entry and "rope_type" not in entry:
+            raise BadInput(f"{where} has a rope factor {factor:g} but no rope_type to use it; name one, such as yarn.")
+
+
 def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredRope | None:
     """Return the stored rule, or None for a model whose positions are not rotary (or not by rules known here).
 
@@ -59,7 +87,6 @@ def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredR
     Raises:
         BadInput: settings that contradict each other or cannot be used.
     """
-    _refuse_contradictions(raw, where)
     stored = getattr(config, "rope_parameters", None)
     if not stored:
         return None
@@ -166,30 +193,6 @@ def _scaling(base: StoredRope, rule: Rule, where: str, factor: float | None = No
 def _stored_entry(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     entry = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     return entry if isinstance(entry, Mapping) else {}
-
-
-def _refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
-    """Refuse a config that says two things about one setting: engines and versions differ in which one they take."""
-    old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
-    for key, entry in (("rope_scaling", old), ("rope_parameters", new)):
-        if entry is not None and not isinstance(entry, Mapping):
-            raise BadInput(f"{key} in {where} is {entry!r}; it should be an object with rope_type and its settings.")
-    if old and new and dict(old) != dict(new):
-        raise BadInput(
-            f"{where} has both rope_scaling and rope_parameters, and they differ; keep the one that is right."
-        )
-    entry = _stored_entry(raw)
-    names = {entry[key] for key in ("type", "rope_type") if key in entry}
-    if len(names) > 1 and names not in _SAME_RULE:
-        raise BadInput(f"The rope settings in {where} say type {entry['type']!r} and rope_type {entry['rope_type']!r}.")
-    for key in ("rope_theta", "original_max_position_embeddings"):
-        if key in entry and raw.get(key) not in (None, entry[key]):
-            raise BadInput(f"{where} gives {key} twice, {entry[key]:g} in its rope settings and {raw[key]:g} beside.")
-    if (factor := entry.get("factor")) is not None:
-        if not isinstance(factor, (int, float)):
-            raise BadInput(f"The rope factor in {where} is {factor!r}; it should be a number from 1 up.")
-        if "type" not in entry and "rope_type" not in entry:
-            raise BadInput(f"{where} has a rope factor {factor:g} but no rope_type to use it; name one, such as yarn.")
 
 
 def _why_fixed(raw: Mapping[str, Any], config: Any, entry: Mapping[str, Any]) -> str:

@@ -1,0 +1,134 @@
+"""The doctor says before a run what a run would say, and what it would cost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evalkit.check import check
+from evalkit.errors import BadInput
+from evalkit.models.rope import RopeScaling
+from evalkit.models.serving import RopeRequest
+from tests.variants import variant, with_record
+
+
+def test_lengths_within_the_window_are_fine(checkpoint: Path):
+    report = check(checkpoint, ["2k", "1k"])
+    assert report.ok
+    assert [row.length for row in report.rows] == ["1k", "2k"]
+    assert report.rows[1].arithmetic == "2,048 <= 2,048"
+    assert report.rows[1].kv_bytes == 2048 * 512
+    assert report.rows[1].num_fit is None
+    assert report.warnings == ()
+    assert report.to_text().endswith("A run would start.")
+
+
+def test_a_length_that_is_not_covered_is_a_problem_with_its_way_out(checkpoint: Path):
+    report = check(checkpoint, ["1k", "16k"])
+    assert not report.ok
+    assert [row.problem is None for row in report.rows] == [True, False]
+    assert "16k = 16,384 tokens are not covered" in report.problems[0]
+    assert "--rope yarn" in report.problems[0]
+    text = report.to_text()
+    assert "not covered" in text
+    assert text.endswith("A run would be refused.")
+
+
+def test_a_named_rule_shows_factor_and_arithmetic_for_each_length(checkpoint: Path):
+    report = check(checkpoint, ["1k", "8k", "16k"], RopeRequest(rule="yarn"))
+    assert report.ok
+    assert [row.factor for row in report.rows] == [1.0, 4.0, 8.0]
+    assert report.rows[1].arithmetic == "8,192 <= 2,048 x 4 = 8,192"
+    assert "yarn, factor 8 over 2,048" in report.to_text()
+    extrapolated = check(checkpoint, ["8k"], RopeRequest(rule="none"))
+    assert extrapolated.ok
+    assert extrapolated.rows[0].arithmetic == "8,192 > 2,048, extrapolates"
+    assert "without any scaling" in extrapolated.warnings[0]
+
+
+def test_requests_that_fit_into_a_gpu_are_counted(checkpoint: Path, tmp_path: Path):
+    # Qwen2.5-7B: 28 layers, 4 key heads of 128 dimensions, 7 GiB at 128k in bfloat16; its weights are counted from the
+    # files, which are tiny here.
+    shape = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
+    folder = variant(checkpoint, tmp_path / "c", **shape)
+    report = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory_gib=80)
+    assert report.rows[0].num_fit == int((80 * 0.92 - 2) // 7)
+    small = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory_gib=8)
+    assert not small.ok
+    assert "128k does not fit into 8 GiB" in small.problems[0]
+    assert "7.0 GiB" in small.problems[0]
+
+
+def test_the_prompt_is_shown_as_the_model_gets_it(checkpoint: Path):
+    prompt = check(checkpoint, ["1k"]).prompt
+    assert prompt is not None
+    assert prompt.first_tokens[0] == "<|im_start|>"
+    assert prompt.last_tokens[-1] == "\n"
+    assert len(prompt.first_ids) == len(prompt.last_ids) == 8
+    assert prompt.bos == "the tokenizer has no BOS"
+    assert 150 < prompt.tokens_per_1000_characters < 300
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "ok"),
+    [
+        ("{{ bos_token }}{{ messages[0].content }}", "begins with BOS '<|endoftext|>', once", True),
+        ("{{ messages[0].content }}", "no BOS in front", True),
+        ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "twice", False),
+    ],
+)
+def test_bos_is_looked_for(checkpoint: Path, tmp_path: Path, template: str, said: str, ok: bool):
+    folder = variant(checkpoint, tmp_path / "c")
+    (folder / "chat_template.jinja").write_text(template)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|endoftext|>"}))
+    report = check(folder, ["1k"])
+    assert report.ok == ok
+    assert said in report.to_text()
+
+
+def test_the_training_rule_is_compared_with_what_would_be_served(checkpoint: Path, tmp_path: Path):
+    trained = RopeScaling(rule="yarn", theta=1e6, rotary_dim=32, original_length=2048, factor=2)
+    folder = with_record(variant(checkpoint, tmp_path / "c"), trained)
+    lost = check(folder, ["1k"])
+    assert "was trained under yarn, factor 2 over 2,048" in lost.problems[0]
+    kept = check(folder, ["1k", "8k"], RopeRequest(rule="yarn"))
+    assert kept.ok
+    assert kept.facts["trained under"] == "yarn, factor 2 over 2,048, up to 512 tokens"
+    assert [row.factor for row in kept.rows] == [2.0, 4.0]
+    assert any("Trained under" in text for text in check(folder, ["1k"], RopeRequest(rule="linear")).warnings)
+
+
+def test_a_tokenizer_of_another_model_is_a_problem(checkpoint: Path, tmp_path: Path):
+    report = check(variant(checkpoint, tmp_path / "c", vocab_size=100), ["1k"])
+    assert "do not belong together" in report.problems[0]
+
+
+def test_a_missing_template_and_a_limited_tokenizer_are_pointed_out(checkpoint: Path, tmp_path: Path):
+    folder = variant(checkpoint, tmp_path / "c")
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 512}))
+    report = check(folder, ["1k"])
+    assert report.ok
+    assert "no chat template" in report.warnings[0]
+    assert report.facts["tokenizer's model_max_length"] == "512 (not applied)"
+
+
+def test_warnings_of_the_config_reach_the_report(checkpoint: Path, tmp_path: Path):
+    stored = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}
+    report = check(variant(checkpoint, tmp_path / "c", rope_parameters=stored), ["1k"])
+    assert report.ok
+    assert "without original_max_position_embeddings" in report.warnings[0]
+
+
+def test_the_report_is_json(checkpoint: Path):
+    report = json.loads(json.dumps(check(checkpoint, ["1k", "16k"]).to_json()))
+    assert report["ok"] is False
+    assert report["rows"][0]["window"] == 2048
+    assert report["rows"][1]["problem"] == report["problems"][0]
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_at_once(tmp_path: Path):
+    with pytest.raises(BadInput, match="no checkpoint folder"):
+        check(tmp_path / "nowhere", ["1k"])

@@ -1,0 +1,275 @@
+"""A checkpoint folder is understood before its weights are loaded; what is wrong with it is said in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.rope import RopeScaling
+from tests.variants import variant, with_record
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return variant(checkpoint, tmp_path / "copy")
+
+
+def shard(folder: Path) -> None:
+    """Split the weights into two files with an index, as large checkpoints have them."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, members in parts.items():
+        save_file({name: tensors[name] for name in members}, folder / file, metadata={"format": "pt"})
+    index = {"weight_map": {name: file for file, members in parts.items() for name in members}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def change_weight(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name] + np.float32(1e-3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_adapter(folder: Path, *, inputs: int = 64, module: str = "q_proj", **config: Any) -> Path:
+    """Write a LoRA adapter of rank 4 in peft's layout."""
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    at = f"base_model.model.model.layers.0.self_attn.{module}"
+    matrices = {
+        f"{at}.lora_A.weight": np.ones((4, inputs), dtype=np.float32),
+        f"{at}.lora_B.weight": np.ones((64, 4), dtype=np.float32),
+    }
+    save_file(matrices, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_checkpoint_is_described_by_its_files(checkpoint: Path):
+    opened = Checkpoint.open(checkpoint)
+    assert (opened.name, opened.model_type, opened.dtype) == ("tiny", "qwen2", "float32")
+    assert (opened.window, opened.original_length, opened.max_position_embeddings) == (2048, 2048, 2048)
+    assert (opened.hidden_size, opened.head_dim, opened.num_heads, opened.num_kv_heads) == (64, 32, 2, 1)
+    assert opened.rope is not None
+    assert (opened.rope.theta, opened.rope.rotary_dim) == (1e6, 32)
+    assert opened.has_chat_template
+    assert opened.training is None
+    assert opened.trained_rope is None
+    assert opened.num_parameters == sum(value.size for value in load_file(checkpoint / "model.safetensors").values())
+    assert opened.weight_bytes == 4 * opened.num_parameters
+
+
+def test_the_cache_of_a_request_is_counted_as_vllm_counts_it(checkpoint: Path):
+    opened = Checkpoint.open(checkpoint)
+    assert opened.kv_bytes(1000) == 2 * 2 * 1 * 32 * 4 * 1000  # key and value, layers, key heads, dimensions, bytes
+    assert opened.kv_bytes(1000, "bfloat16") == opened.kv_bytes(1000) // 2
+
+
+def test_qwen_7b_needs_7_gib_for_a_128k_request(checkpoint: Path, tmp_path: Path):
+    shape = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", **shape))
+    assert opened.kv_bytes(131072, "bfloat16") == 7 * 2**30
+
+
+def test_layers_with_a_sliding_window_stop_growing(checkpoint: Path, tmp_path: Path):
+    from transformers import Olmo3Config
+
+    from tests.variants import family
+
+    config = Olmo3Config(
+        hidden_size=64, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, vocab_size=4096,
+        num_hidden_layers=4, max_position_embeddings=2048, sliding_window=256, pad_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    opened = Checkpoint.open(family(checkpoint, tmp_path / "c", config))
+    per_layer = 2 * 1 * 32 * 4
+    assert opened.kv_bytes(2048) == per_layer * (2048 + 3 * 256)
+    assert opened.kv_bytes(100) == per_layer * 400
+
+
+def test_sharded_weights_are_the_same_checkpoint(checkpoint: Path, copy: Path):
+    shard(copy)
+    whole, split = Checkpoint.open(checkpoint), Checkpoint.open(copy)
+    assert whole.identity() == split.identity()
+    assert whole.full_hash() == split.full_hash()
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"lacks 1 of its 2 weight files \(model-00002-of-00002"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "model.norm.weight"])
+def test_identity_sees_a_change_in_any_tensor(checkpoint: Path, copy: Path, name: str):
+    # Fine-tuning may leave a file's first and last tensors (embeddings, norms) as they were.
+    change_weight(copy, name)
+    before, after = Checkpoint.open(checkpoint), Checkpoint.open(copy)
+    assert before.identity()["weights"] != after.identity()["weights"]
+    assert before.identity()["config"] == after.identity()["config"]
+    assert before.full_hash() != after.full_hash()
+
+
+def test_the_full_hash_sees_a_single_value_that_samples_pass_over(checkpoint: Path, copy: Path):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    before, after = Checkpoint.open(checkpoint), Checkpoint.open(copy)
+    assert before.identity() == after.identity()
+    assert before.full_hash() != after.full_hash()
+
+
+def test_identity_sees_what_changes_answers_and_nothing_else(checkpoint: Path, tmp_path: Path):
+    before = Checkpoint.open(checkpoint)
+    other = Checkpoint.open(variant(checkpoint, tmp_path / "a", rms_norm_eps=1e-5))
+    assert other.identity() != before.identity()
+    same = Checkpoint.open(
+        variant(checkpoint, tmp_path / "b", transformers_version="5.0.0", _name_or_path="/elsewhere")
+    )
+    assert same.identity() == before.identity()
+    stops = variant(checkpoint, tmp_path / "c")
+    (stops / "generation_config.json").write_text('{"eos_token_id": [1]}')
+    assert Checkpoint.open(stops).identity() != before.identity()
+
+
+def test_tokenizer_and_template_have_identities_of_their_own(checkpoint: Path, copy: Path):
+    before = Checkpoint.open(checkpoint)
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    templated = Checkpoint.open(copy)
+    assert templated.tokenizer_identity() == before.tokenizer_identity()
+    assert templated.template_identity() != before.template_identity()
+    (copy / "chat_template.jinja").unlink()
+    assert Checkpoint.open(copy).template_identity() is None
+    assert not Checkpoint.open(copy).has_chat_template
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    inside = {**settings, "chat_template": before.path.joinpath("chat_template.jinja").read_text()}
+    (copy / "tokenizer_config.json").write_text(json.dumps(inside))
+    assert Checkpoint.open(copy).template_identity() == before.template_identity()
+    tokenizer = (copy / "tokenizer.json").read_text()
+    (copy / "tokenizer.json").write_text(tokenizer + " ")
+    assert Checkpoint.open(copy).tokenizer_identity() != before.tokenizer_identity()
+
+
+def test_the_tokenizers_limit_is_known_where_it_is_one(copy: Path):
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    for written, known in ((512, 512), (1e30, None)):
+        (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": written}))
+        assert Checkpoint.open(copy).tokenizer_limit == known
+
+
+def test_the_training_record_gives_rule_and_length(copy: Path):
+    trained = RopeScaling(rule="yarn", theta=1e6, rotary_dim=32, original_length=2048, factor=2)
+    opened = Checkpoint.open(with_record(copy, trained, trained_length=1000))
+    assert (opened.trained_rope, opened.trained_length) == (trained, 1000)
+
+
+def test_an_adapter_of_this_base_is_taken_with_its_record_and_becomes_part_of_the_identity(copy: Path, tmp_path: Path):
+    adapter = write_adapter(tmp_path / "adapter")
+    trained = RopeScaling(rule="yarn", theta=1e6, rotary_dim=32, original_length=2048, factor=2)
+    with_record(adapter, trained)
+    opened = Checkpoint.open(copy, adapter=adapter)
+    assert opened.adapter is not None
+    assert (opened.adapter.rank, opened.adapter.base) == (4, "org/base")
+    assert opened.trained_rope == trained
+    before = opened.identity()
+    assert set(before) == {"weights", "config", "adapter"}
+    save_file(
+        {name: value * 2 for name, value in load_file(adapter / "adapter_model.safetensors").items()},
+        adapter / "adapter_model.safetensors",
+    )
+    assert Checkpoint.open(copy, adapter=adapter).identity()["adapter"] != before["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"inputs": 96}, r"made for another model: its model.layers.0.self_attn.q_proj takes 96 values, that of .* 64"),
+        ({"module": "qkv_proj"}, "No tensor of the adapter"),
+        ({"peft_type": "PREFIX_TUNING"}, "only LoRA adapters"),
+        ({"r": "four"}, "is not the config of a LoRA adapter"),
+    ],
+)
+def test_an_adapter_of_another_base_or_kind_is_refused(copy: Path, tmp_path: Path, adapter: dict[str, Any], said: str):
+    with pytest.raises(BadInput, match=said):
+        Checkpoint.open(copy, adapter=write_adapter(tmp_path / "adapter", **adapter))
+
+
+def test_a_folder_that_is_only_an_adapter_says_how_it_is_used(tmp_path: Path):
+    with pytest.raises(BadInput, match="give its base as the model and this folder as --adapter"):
+        Checkpoint.open(write_adapter(tmp_path / "adapter"))
+
+
+def test_an_adapter_beside_the_weights_is_warned_about(copy: Path, tmp_path: Path):
+    adapter = write_adapter(tmp_path / "adapter")
+    shutil.copy(adapter / "adapter_config.json", copy)
+    assert "transformers puts on unasked" in Checkpoint.open(copy).warnings[0]
+
+
+def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_gets_advice(tmp_path: Path, checkpoint: Path):
+    with pytest.raises(BadInput, match="no checkpoint folder"):
+        Checkpoint.open(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match=r"hf download Qwen/Qwen2\.5-7B-Instruct"):
+        Checkpoint.open("Qwen/Qwen2.5-7B-Instruct")
+    with pytest.raises(BadInput, match="is a file"):
+        Checkpoint.open(checkpoint / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+    ],
+)
+def test_a_missing_file_is_named(copy: Path, missing: str, said: str):
+    (copy / missing).unlink()
+    with pytest.raises(BadInput, match=said):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", b'{"model_type": "qwen2",', "not JSON: line 1"),
+        ("config.json", b"[]", "should be a JSON object"),
+        ("config.json", b"\xff\xfe", "not text in UTF-8"),
+        ("config.json", b'{"model_type": "quux"}', "transformers cannot use"),
+        ("config.json", b"{}", "transformers cannot use"),
+        ("evalkit_training.json", b"{", "evalkit_training.json is not JSON"),
+        ("evalkit_training.json", b'{"rope": {"rule": "yarn"}}', "rope rule on file cannot be read"),
+        ("model.safetensors", b"", "not a safetensors file"),
+        ("model.safetensors", b"\x00" * 64, "not a safetensors file"),
+        ("model.safetensors", b"PK\x03\x04pickled tensors", "not a safetensors file"),
+        ("model.safetensors.index.json", b'{"weight_map": 3}', "not a weight index"),
+    ],
+)
+def test_a_damaged_file_is_named(copy: Path, file: str, content: bytes, said: str):
+    (copy / file).write_bytes(content)
+    with pytest.raises(BadInput, match=said):
+        Checkpoint.open(copy).trained_rope  # noqa: B018
+
+
+def test_weights_that_were_cut_short_are_seen_before_they_are_loaded(copy: Path):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(BadInput, match="bytes where its header says"):
+        Checkpoint.open(copy)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(copy: Path):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(BadInput, match=r"pytorch_model.bin.*save_pretrained"):
+        Checkpoint.open(copy)
+
+
+def test_a_config_that_brings_its_own_code_is_refused(checkpoint: Path, tmp_path: Path):
+    folder = variant(
+        checkpoint, tmp_path / "c", model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"}
+    )
+    (folder / "configuration_own.py").write_text("raise SystemExit('ran code of the checkpoint')")
+    with pytest.raises(BadInput, match="transformers cannot use"):
+        Checkpoint.open(folder)

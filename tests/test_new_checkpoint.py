@@ -1,0 +1,87 @@
+"""The small random checkpoint: written the same every time, loaded like any other."""
+
+from pathlib import Path
+
+import pytest
+
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.new_checkpoint import write_checkpoint
+from evalkit.models.prompts import Encoder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_equal_seeds_write_equal_files_and_others_do_not(tmp_path: Path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        write_checkpoint(tmp_path / name, seed=seed, window=512)
+    first, second, other = (contents(tmp_path / name) for name in "abc")
+    assert first == second
+    assert {name for name in first if first[name] != other[name]} >= {"model.safetensors", "tokenizer.json"}
+
+
+def test_it_loads_and_answers_in_transformers(checkpoint: Path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model, loading = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert model.config.vocab_size == len(tokenizer)
+    ids = tokenizer("Mary went to the kitchen. Where is Mary?", return_tensors="pt").input_ids
+    top = model(ids).logits[0, -1].topk(2).values
+    assert top[0] - top[1] > 1e-3, "answers should not hang on the last bits of a sum"
+    with torch.no_grad():
+        swapped = model(torch.cat([ids[:, 3:6], ids[:, :3], ids[:, 6:]], dim=1)).logits[0, -1]
+    assert not torch.allclose(swapped, model(ids).logits[0, -1], atol=1e-2), "answers should hang on positions"
+
+
+def test_its_tokenizer_knows_the_tasks_words_and_gives_every_text_back(checkpoint: Path):
+    encoder = Encoder.open(checkpoint)
+    for word in ("kitchen", "Mary", "garden", "football"):
+        assert len(encoder.encode_after(f" {word}")) == 1
+    text = "Ünïcode, 12 emoji 🙂\n\n\ttabs  and   spaces"
+    assert encoder.decode(encoder.encode_after(text)) == text
+
+
+def test_its_template_wraps_a_conversation(checkpoint: Path):
+    encoder = Encoder.open(checkpoint)
+    rendered = encoder.render(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    )
+    assert rendered == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert encoder.decode(encoder.encode_prompt(rendered)) == rendered
+    assert len(encoder.encode_prompt("<|im_end|>")) == 1
+
+
+def test_sizes_are_as_asked(tmp_path: Path):
+    write_checkpoint(
+        tmp_path / "a", window=100, hidden_size=96, num_layers=3, num_kv_heads=3, vocab_size=500, rope_theta=1e4
+    )
+    opened = Checkpoint.open(tmp_path / "a")
+    assert (opened.window, opened.hidden_size, opened.num_layers, opened.num_kv_heads) == (100, 96, 3, 3)
+    assert opened.vocab_size == 500
+    assert opened.rope is not None
+    assert opened.rope.theta == 1e4
+
+
+def test_nothing_is_overwritten(tmp_path: Path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not an empty folder"):
+        write_checkpoint(tmp_path)
+    with pytest.raises(BadInput, match="not an empty folder"):
+        write_checkpoint(tmp_path / "note.txt")
+    assert contents(tmp_path) == {"note.txt": b"mine"}
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 48}, {"hidden_size": 0}, {"num_kv_heads": 3}, {"window": 0}])
+def test_impossible_sizes_are_refused(tmp_path: Path, sizes: dict[str, int]):
+    with pytest.raises(BadInput):
+        write_checkpoint(tmp_path / "a", **sizes)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,238 @@
+"""Which rule serves which length: covered by arithmetic, or refused in words before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.rope import RopeScaling
+from evalkit.models.serving import RopeRequest, rope_groups, rope_identity, served_rope
+from tests.variants import variant, with_record
+
+WINDOW = 2048  # of the session's checkpoint
+YARN4 = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 512}
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(checkpoint)
+
+
+def test_the_checkpoints_own_rule_is_served_as_it_is_within_its_window(plain: Checkpoint):
+    served = served_rope(plain, RopeRequest(), WINDOW)
+    assert (served.mapping, served.window, served.warnings) == (None, WINDOW, ())
+    assert served.scaling is not None
+    assert served.scaling.rule == "none"
+
+
+def test_a_length_beyond_the_window_is_refused_with_the_arithmetic_and_the_way_out(plain: Checkpoint):
+    with pytest.raises(BadInput) as error:
+        served_rope(plain, RopeRequest(), 16384)
+    for part in ("16k = 16,384 tokens", "2,048 positions", "--rope yarn", "factor of 8", "--rope none"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["linear", "ntk", "ntk-by-parts", "yarn"])
+def test_a_named_factor_covers_window_times_factor_and_nothing_beyond(plain: Checkpoint, rule: Any):
+    request = RopeRequest(rule=rule, factor=2)
+    served = served_rope(plain, request, 4096)
+    assert served.window == 4096
+    assert served.scaling == RopeScaling(rule=rule, theta=1e6, rotary_dim=32, original_length=WINDOW, factor=2)
+    with pytest.raises(BadInput) as error:
+        served_rope(plain, request, 4097)
+    assert "original length 2,048 x factor 2 = 4,096" in str(error.value)
+    assert "--factor 3 or more, or --factor auto" in str(error.value)
+
+
+def test_no_scaling_extrapolates_only_because_it_was_named(plain: Checkpoint):
+    served = served_rope(plain, RopeRequest(rule="none"), 8192)
+    assert served.window == 8192
+    assert served.mapping is not None
+    assert served.mapping["max_position_embeddings"] == 8192  # sizes vLLM's table
+    assert served.mapping["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e6}
+    assert "without any scaling" in served.warnings[0]
+    assert served_rope(plain, RopeRequest(rule="none"), WINDOW).warnings == ()
+
+
+def test_auto_gives_each_bucket_its_factor_and_buckets_with_one_factor_share_a_group(plain: Checkpoint):
+    groups = rope_groups(plain, RopeRequest(rule="yarn", factor="auto"), ["8k", "1k", "2k", "4k", "512"])
+    assert [(labels, served.scaling.factor) for served, labels in groups if served.scaling] == [
+        (["512", "1k", "2k"], 1.0),
+        (["4k"], 2.0),
+        (["8k"], 4.0),
+    ]
+    assert [served.window for served, _ in groups] == [2048, 4096, 8192]
+    assert groups == rope_groups(plain, RopeRequest(rule="yarn"), ["8k", "1k", "2k", "4k", "512"])
+
+
+def test_lengths_under_one_fixed_rule_share_one_group_sized_for_the_longest(plain: Checkpoint):
+    ((served, labels),) = rope_groups(plain, RopeRequest(rule="none"), ["4k", "1k", "8k"])
+    assert labels == ["1k", "4k", "8k"]
+    assert served.window == 8192
+    ((served, labels),) = rope_groups(plain, RopeRequest(rule="yarn", factor=4), ["4k", "1k", "8k"])
+    assert served.window == 8192
+    assert labels == ["1k", "4k", "8k"]
+
+
+def test_a_stored_rule_is_spelled_out_in_full(checkpoint: Path, tmp_path: Path):
+    folder = variant(checkpoint, tmp_path / "c", rope_parameters=YARN4)
+    opened = Checkpoint.open(folder)
+    served = served_rope(opened, RopeRequest(), 2048)
+    assert served.window == 2048
+    assert served.mapping is not None
+    assert served.mapping["max_position_embeddings"] == 2048
+    assert served.mapping["rope_parameters"]["original_max_position_embeddings"] == 512
+    with pytest.raises(BadInput, match="its rule yarn, factor 4 over 512"):
+        served_rope(opened, RopeRequest(), 2049)
+
+
+def test_a_named_rule_starts_from_the_stored_original_length_and_ramp(checkpoint: Path, tmp_path: Path):
+    stored = {**YARN4, "beta_fast": 16.0, "truncate": False, "attention_factor": 1.3}
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=stored))
+    scaling = served_rope(opened, RopeRequest(rule="yarn", factor=8), 4096).scaling
+    assert scaling is not None
+    assert (scaling.original_length, scaling.beta_fast, scaling.truncate) == (512, 16.0, False)
+    assert scaling.attention_factor is None  # the stored one belongs to the stored factor
+    asked = served_rope(opened, RopeRequest(rule="yarn", factor=8, beta_fast=24, attention_factor=1.1), 4096).scaling
+    assert asked is not None
+    assert (asked.beta_fast, asked.attention_factor) == (24, 1.1)
+
+
+def test_auto_never_goes_below_the_factor_of_training(checkpoint: Path, tmp_path: Path):
+    folder = variant(checkpoint, tmp_path / "c", rope_parameters=YARN4)
+    groups = rope_groups(Checkpoint.open(folder), RopeRequest(rule="yarn"), ["512", "2k", "4k"])
+    assert [(labels, served.scaling.factor) for served, labels in groups if served.scaling] == [
+        (["512", "2k"], 4.0),
+        (["4k"], 8.0),
+    ]
+    trained = RopeScaling(rule="yarn", theta=1e6, rotary_dim=32, original_length=2048, factor=2)
+    recorded = Checkpoint.open(with_record(variant(checkpoint, tmp_path / "d"), trained))
+    assert [
+        s.scaling.factor for s, _ in rope_groups(recorded, RopeRequest(rule="yarn"), ["1k", "8k"]) if s.scaling
+    ] == [
+        2.0,
+        4.0,
+    ]
+    other = served_rope(recorded, RopeRequest(rule="ntk"), 1024)
+    assert other.scaling is not None
+    assert other.scaling.factor == 1.0
+    assert "Trained under yarn, factor 2" in other.warnings[0]
+
+
+def test_a_config_that_lost_the_rule_of_training_is_refused(checkpoint: Path, tmp_path: Path):
+    trained = RopeScaling(rule="yarn", theta=1e6, rotary_dim=32, original_length=2048, factor=2)
+    recorded = Checkpoint.open(with_record(variant(checkpoint, tmp_path / "c"), trained))
+    with pytest.raises(BadInput, match=r"trained under yarn, factor 2 over 2,048 .* its config says none"):
+        served_rope(recorded, RopeRequest(), 1024)
+    below = served_rope(recorded, RopeRequest(rule="yarn", factor=1), 1024)
+    assert "a lower one loses accuracy" in below.warnings[0]
+    moved = served_rope(recorded, RopeRequest(rule="yarn", factor=4, original_length=1024), 1024)
+    assert "original length of 2,048, served over 1,024" in moved.warnings[0]
+    deliberate = served_rope(recorded, RopeRequest(rule="none"), 1024)
+    assert deliberate.scaling is not None
+
+
+def test_a_config_that_kept_the_rule_of_training_is_served(checkpoint: Path, tmp_path: Path):
+    trained = RopeScaling(rule="yarn", theta=1e6, rotary_dim=32, original_length=512, factor=4)
+    folder = with_record(variant(checkpoint, tmp_path / "c", rope_parameters=YARN4), trained)
+    assert served_rope(Checkpoint.open(folder), RopeRequest(), 2048).scaling == trained
+
+
+def test_dynamic_scaling_is_plain_within_its_window_and_refused_beyond(checkpoint: Path, tmp_path: Path):
+    stored = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0}
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=stored))
+    served = served_rope(opened, RopeRequest(), WINDOW)
+    assert served.mapping is not None
+    assert served.mapping["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e6}
+    with pytest.raises(BadInput, match="dynamic"):
+        served_rope(opened, RopeRequest(), WINDOW + 1)
+    assert served_rope(opened, RopeRequest(rule="ntk"), 4096).window == 4096
+
+
+def test_longrope_serves_short_and_long_lengths_with_engines_of_their_own(checkpoint: Path, tmp_path: Path):
+    stored = {
+        "rope_type": "longrope",
+        "rope_theta": 1e6,
+        "short_factor": [1.0] * 16,
+        "long_factor": [4.0] * 16,
+        "original_max_position_embeddings": 512,
+    }
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=stored))
+    groups = rope_groups(opened, RopeRequest(), ["256", "512", "1k", "2k"])
+    assert [(labels, served.window) for served, labels in groups] == [(["256", "512"], 512), (["1k", "2k"], 2048)]
+
+
+def test_a_rule_that_nobody_can_check_is_refused_unless_replaced(checkpoint: Path, tmp_path: Path):
+    stored = {"rope_type": "spiral", "rope_theta": 1e6, "factor": 2.0}
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=stored))
+    with pytest.raises(BadInput, match="'spiral'"):
+        served_rope(opened, RopeRequest(), 1024)
+    replaced = served_rope(opened, RopeRequest(rule="yarn"), 4096)
+    assert "own rule spiral is replaced" in replaced.warnings[0]
+
+
+def test_partial_rotary_survives_the_replacement_of_a_rule(checkpoint: Path, tmp_path: Path):
+    stored = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=stored))
+    served = served_rope(opened, RopeRequest(rule="yarn", factor=2), 4096)
+    assert served.scaling is not None
+    assert served.scaling.rotary_dim == 16
+    assert served.mapping is not None
+    assert served.mapping["rope_parameters"]["partial_rotary_factor"] == 0.5
+
+
+def test_the_identity_of_a_rule_is_its_numbers_not_the_way_it_was_asked_for(
+    plain: Checkpoint, checkpoint: Path, tmp_path: Path
+):
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=YARN4))
+    assert rope_identity(opened, RopeRequest()) == rope_identity(opened, RopeRequest(rule="yarn", factor=4))
+    assert rope_identity(plain, RopeRequest()) == rope_identity(plain, RopeRequest(rule="none"))
+    assert rope_identity(plain, RopeRequest(rule="yarn")) == rope_identity(
+        plain, RopeRequest(rule="yarn", factor="auto")
+    )
+    assert rope_identity(opened, RopeRequest(rule="yarn"))["factor"] == "auto, at least 4"
+    different = [RopeRequest(), RopeRequest(rule="yarn"), RopeRequest(rule="yarn", factor=2), RopeRequest(rule="ntk")]
+    assert len({str(rope_identity(plain, request)) for request in different}) == 4
+
+
+def test_labels_name_rule_and_factor():
+    assert [r.label() for r in (RopeRequest(), RopeRequest(rule="yarn"), RopeRequest(rule="linear", factor=2.5))] == [
+        "checkpoint",
+        "yarn auto",
+        "linear x2.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"rule": "cubic"}, "cubic"),
+        ({"factor": 4.0}, "--rope yarn"),
+        ({"original_length": 512}, "--rope yarn"),
+        ({"rule": "none", "factor": 2.0}, "takes no factor"),
+        ({"rule": "yarn", "factor": 0.5}, "from 1 up"),
+        ({"rule": "yarn", "factor": float("nan")}, "from 1 up"),
+        ({"rule": "yarn", "factor": "four"}, "from 1 up"),
+        ({"rule": "linear", "factor": 2.0, "beta_fast": 16.0}, "takes no beta_fast"),
+        ({"rule": "yarn", "original_length": 0}, "positive"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(request_: dict[str, Any], said: str):
+    with pytest.raises(BadInput, match=said):
+        RopeRequest(**request_)
+
+
+def test_a_model_without_rotary_positions_takes_no_rule_but_runs_within_its_window(checkpoint: Path, tmp_path: Path):
+    from transformers import GPT2Config
+
+    from tests.variants import family
+
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=4096, n_positions=256)
+    opened = Checkpoint.open(family(checkpoint, tmp_path / "gpt2", config))
+    assert served_rope(opened, RopeRequest(), 256).mapping is None
+    with pytest.raises(BadInput, match=r"gpt2.* has no rotary positions"):
+        served_rope(opened, RopeRequest(rule="yarn", factor=4), 512)
+    with pytest.raises(BadInput, match="ask for less"):
+        served_rope(opened, RopeRequest(), 512)

@@ -1,0 +1,37 @@
+"""Copies of the small checkpoint with another config, and small models of other families, for tests."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from evalkit.models.rope import RopeScaling
+
+
+def variant(checkpoint: Path, folder: Path, *, drop: tuple[str, ...] = (), **config: Any) -> Path:
+    """Copy a checkpoint and change its config: ``drop`` removes keys, keyword arguments set them."""
+    shutil.copytree(checkpoint, folder)
+    file = folder / "config.json"
+    values = json.loads(file.read_text()) | config
+    file.write_text(json.dumps({key: value for key, value in values.items() if key not in drop}))
+    return folder
+
+
+def with_record(folder: Path, rope: RopeScaling, trained_length: int = 512) -> Path:
+    """Put a training record into a checkpoint folder."""
+    record = {"recipe": "test", "trained_length": trained_length, "rope": rope.to_json()}
+    (folder / "evalkit_training.json").write_text(json.dumps(record))
+    return folder
+
+
+def family(checkpoint: Path, folder: Path, config: Any) -> Path:
+    """Write a random model of a transformers config, with the small checkpoint's tokenizer beside it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(checkpoint / name, folder / name)
+    return folder
