@@ -1,7 +1,6 @@
 """The command line. Only here do errors become exit codes: 0 done, 1 failed samples are left, 2 wrong use."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import click
 
 from evalkit import __version__
 from evalkit.errors import EvalkitError
-from evalkit.lengths import parse_lengths
+from evalkit.options import ANY_PATH, DTYPES, FOLDER, lengths, rope_options, rope_request, run_config, run_options
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
@@ -44,96 +43,10 @@ def main() -> None:
     """
 
 
-# Types of options: click calls them with what was typed, and shows their names in --help.
-
-
-def lengths(text: str) -> tuple[str, ...]:
-    """Turn "16k,4096" into ("4k", "16k")."""
-    return parse_lengths(text)
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Turn "qa1,qa2" into ("qa1", "qa2")."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Turn "0,0.5" into (0.0, 0.5)."""
-    return tuple(float(part) for part in names(text))
-
-
-def factor(text: str) -> float | str:
-    """Turn "4" into 4.0, and keep "auto"."""
-    return text if text == "auto" else float(text)
-
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-ANY_PATH = click.Path(path_type=Path)
-
-
-def rope_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that name a rope rule."""
-    for option in reversed(
-        (
-            click.option(
-                "--rope",
-                "rope_rule",
-                default="checkpoint",
-                show_default=True,
-                type=click.Choice(["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]),
-                help="Rule to serve: the checkpoint's own, or another one in its place.",
-            ),
-            click.option(
-                "--factor",
-                type=factor,
-                help="Window factor of a named rule; 'auto', its default: length / trained length, one per length.",
-            ),
-            click.option(
-                "--original-length", type=int, help="Trained window in tokens, where the config has it wrong."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
-@click.option("--model", required=True, type=ANY_PATH, help="Hugging Face checkpoint folder.")
-@click.option("--task", required=True, help="A task card; see 'evalkit tasks'.")
-@click.option("--lengths", required=True, type=lengths, help="Such as 16k,64k,128k: tokens, answer included.")
-@click.option("--subsets", type=names, default="", help="Such as qa1,qa2 or 2needle,8needle; default: the card's.")
-@click.option("--needles", type=names, default="", help="MRCR: 2,4,8; the same as --subsets 2needle,4needle,8needle.")
-@click.option("--samples", type=click.IntRange(min=1), help="Questions per subset and length; default: the card's.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws data; same for all arms.")
-@click.option("--source", default="generated", show_default=True, help="'generated', 'hub', or published rows' folder.")
-@click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files instead of generated worlds.")
-@click.option("--noise", type=ANY_PATH, multiple=True, help="BABILong: background text file (repeatable).")
-@click.option("--depth", "depths", type=numbers, default="", help="Ask each sample with its facts at 0,0.25,... depth.")
-@click.option("--control", type=click.Choice(["no-context", "facts-only"]), help="Bound a curve from below or above.")
-@click.option("--prompts", default="own", show_default=True, help="Wording: 'own', 'official' (hub), or a local path.")
-@click.option("--no-instruction", is_flag=True, help="Leave the instruction out.")
-@click.option("--no-examples", is_flag=True, help="Leave the worked examples out.")
-@click.option("--no-post-prompt", is_flag=True, help="Leave the answer-format sentence out.")
-@click.option("--system-prompt", help="System message in front of every prompt.")
-@click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Answer limit; default: the card's.")
-@rope_options
-@click.option(
-    "--backend", type=click.Choice(["auto", "hf", "vllm", "server", "scripted"]), default="auto", show_default=True
-)
-@click.option(
-    "--script", default="oracle", show_default=True, help="Scripted backend: oracle, wrong, empty, slow, failing."
-)
-@click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--batch-tokens", type=click.IntRange(min=1), help="hf: padded prompt tokens per batch.")
-@click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top of the checkpoint.")
-@click.option("--arm", help="Name in tables and figures; default: the checkpoint's name and a named rope rule.")
-@click.option("--out", type=ANY_PATH, help="Run folder; default: results/<arm>-<task>-<fingerprint>.")
+@run_options
 @click.option("--dry-run", is_flag=True, help="Plan, build one prompt per cell, print what it would cost, and stop.")
-def run(dry_run: bool, needles: tuple[str, ...], **options: Any) -> None:
+def run(dry_run: bool, **options: Any) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
     Killed or interrupted, the same command goes on where it was. Nothing is downloaded unless a hub data set is named.
@@ -150,7 +63,7 @@ def run(dry_run: bool, needles: tuple[str, ...], **options: Any) -> None:
     from evalkit import run as running
     from evalkit.progress import Progress
 
-    config = _run_config(needles, options)
+    config = run_config(options)
     plan = planning.make_plan(config)
     if dry_run:
         click.echo(planning.describe(plan))
@@ -167,6 +80,34 @@ def run(dry_run: bool, needles: tuple[str, ...], **options: Any) -> None:
     if result.failed:
         click.echo(f"{result.failed} samples failed; the same command asks them again.", err=True)
         sys.exit(FAILED_SAMPLES)
+
+
+@main.command()
+@click.argument("model", type=ANY_PATH)
+@click.option("--lengths", "wanted", required=True, type=lengths, help="Such as 16k,128k.")
+@rope_options
+@click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top.")
+@click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(model: Path, wanted: tuple[str, ...], gpu_memory: float | None, as_json: bool, **options: Any) -> None:
+    """Tell whether a run of these lengths would be right, before any money is spent on it. Loads no weights.
+
+    \b
+    Examples:
+      evalkit check ckpt/ --lengths 16k,128k
+      evalkit check ckpt/ --lengths 16k,128k --rope yarn --factor 4 --gpu-memory 80
+    """
+    import json
+
+    from evalkit.check import check as examine
+
+    request = rope_request(options)
+    report = examine(model, wanted, request, gpu_memory_gib=gpu_memory, **options)
+    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    if not report.ok:
+        sys.exit(WRONG_USE)
 
 
 @main.command()
@@ -291,19 +232,6 @@ def import_(folder: Path, out: Path) -> None:
     for path in import_babilong(folder, out):
         score_folder(RunFolder.open(path))
         click.echo(str(path))
-
-
-def _run_config(needles: tuple[str, ...], options: dict[str, Any]) -> Any:
-    """Gather the options of ``run`` into a ``RunConfig``."""
-    from evalkit.models.serving import RopeRequest
-    from evalkit.plan import RunConfig
-
-    without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
-    rope = RopeRequest(
-        rule=options.pop("rope_rule"), factor=options.pop("factor"), original_length=options.pop("original_length")
-    )
-    options["subsets"] = options["subsets"] or tuple(f"{n.removesuffix('needle')}needle" for n in needles)
-    return RunConfig(**{**options, "without": without, "rope": rope, "samples": options["samples"] or 0})
 
 
 def _print_tables(folders: list[Path]) -> None:

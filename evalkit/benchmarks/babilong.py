@@ -37,8 +37,8 @@ from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Sc
 
 __all__ = ["SCORERS", "SCORER_VERSION", "BABILong"]
 
-BUILT_IN_WORDS = 250_000
-"""Words of the built-in background: enough for prompts of about 300,000 tokens without a repeated sentence."""
+BUILT_IN_WORDS = 400_000
+"""Words of the built-in background: some 500,000 tokens, so that windows of 128K differ, and no sentence twice."""
 
 MAX_SPARE_TOKENS = 64
 """A generated prompt and its answer leave at most so many tokens of the length unused."""

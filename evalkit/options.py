@@ -1,0 +1,134 @@
+"""The options that commands share, and the types of what is typed behind them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evalkit.lengths import parse_lengths
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# Types of options: click calls them with what was typed, and shows their names in --help.
+
+
+def lengths(text: str) -> tuple[str, ...]:
+    """Turn "16k,4096" into ("4k", "16k")."""
+    return parse_lengths(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Turn "qa1,qa2" into ("qa1", "qa2")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Turn "0,0.5" into (0.0, 0.5)."""
+    return tuple(float(part) for part in names(text))
+
+
+def factor(text: str) -> float | str:
+    """Turn "4" into 4.0, and keep "auto"."""
+    return text if text == "auto" else float(text)
+
+
+def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Return one decorator for several options, shown in --help in the order given."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+rope_options = _together(
+    click.option(
+        "--rope",
+        "rope_rule",
+        default="checkpoint",
+        show_default=True,
+        type=click.Choice(["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]),
+        help="Rule to serve: the checkpoint's own, or another one in its place.",
+    ),
+    click.option(
+        "--factor",
+        type=factor,
+        help="Window factor of a named rule; 'auto', its default: length / trained length, one per length.",
+    ),
+    click.option("--original-length", type=int, help="Trained window in tokens, where the config has it wrong."),
+)
+
+
+def rope_request(options: dict[str, Any]) -> Any:
+    """Take what ``rope_options`` gave out of ``options`` and return it as a ``serving.RopeRequest``."""
+    from evalkit.models.serving import RopeRequest
+
+    return RopeRequest(
+        rule=options.pop("rope_rule"), factor=options.pop("factor"), original_length=options.pop("original_length")
+    )
+
+
+run_options = _together(
+    click.option("--model", required=True, type=ANY_PATH, help="Hugging Face checkpoint folder."),
+    click.option("--task", required=True, help="A task card; see 'evalkit tasks'."),
+    click.option("--lengths", required=True, type=lengths, help="Such as 16k,64k,128k: tokens, answer included."),
+    click.option("--subsets", type=names, default="", help="Such as qa1,qa2 or 2needle,8needle; default: the card's."),
+    click.option(
+        "--needles", type=names, default="", help="MRCR: 2,4,8; the same as --subsets 2needle,4needle,8needle."
+    ),
+    click.option("--samples", type=click.IntRange(min=1), help="Questions per subset and length; default: the card's."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws data; same for all arms."
+    ),
+    click.option(
+        "--source", default="generated", show_default=True, help="'generated', 'hub', or published rows' folder."
+    ),
+    click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files instead of generated worlds."),
+    click.option("--noise", type=ANY_PATH, multiple=True, help="BABILong: background text file (repeatable)."),
+    click.option(
+        "--depth", "depths", type=numbers, default="", help="Ask each sample with its facts at 0,0.25,... depth."
+    ),
+    click.option(
+        "--control", type=click.Choice(["no-context", "facts-only"]), help="Bound a curve from below or above."
+    ),
+    click.option(
+        "--prompts", default="own", show_default=True, help="Wording: 'own', 'official' (hub), or a local path."
+    ),
+    click.option("--no-instruction", is_flag=True, help="Leave the instruction out."),
+    click.option("--no-examples", is_flag=True, help="Leave the worked examples out."),
+    click.option("--no-post-prompt", is_flag=True, help="Leave the answer-format sentence out."),
+    click.option("--system-prompt", help="System message in front of every prompt."),
+    click.option(
+        "--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one."
+    ),
+    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Answer limit; default: the card's."),
+    rope_options,
+    click.option(
+        "--backend", type=click.Choice(["auto", "hf", "vllm", "server", "scripted"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--script", default="oracle", show_default=True, help="Scripted backend: oracle, wrong, empty, slow, failing."
+    ),
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--batch-tokens", type=click.IntRange(min=1), help="hf: padded prompt tokens per batch."),
+    click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top of the checkpoint."),
+    click.option("--arm", help="Name in tables and figures; default: the checkpoint's name and a named rope rule."),
+    click.option("--out", type=ANY_PATH, help="Run folder; default: results/<arm>-<task>-<fingerprint>."),
+)
+
+
+def run_config(options: dict[str, Any]) -> Any:
+    """Gather what ``run_options`` gave into a ``plan.RunConfig``."""
+    from evalkit.plan import RunConfig
+
+    without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
+    rope = rope_request(options)
+    needles = tuple(f"{n.removesuffix('needle')}needle" for n in options.pop("needles"))
+    options["subsets"] = options["subsets"] or needles
+    return RunConfig(**{**options, "without": without, "rope": rope, "samples": options["samples"] or 0})
