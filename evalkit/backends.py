@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 class OpenBackend:
     """The backend of one plan; a context manager that ends the engine."""
 
-    readback: dict[str, Any]
-    """By length: what the loaded model was found to compute; for run.json."""
+    found: dict[str, Any]
+    """For run.json: by length, what the loaded model was found to compute ("rope"), and the engine's settings."""
 
     def __init__(self, plan: "Plan") -> None:
         self._plan = plan
         self._backend: Backend | None = None
-        self.readback = {}
+        self.found = {"rope": {}}
 
     def serving(self, served: ServedRope, lengths: tuple[str, ...]) -> Backend:
         """Return the backend, serving the rule of some lengths. Ask for the group of the longest lengths first.
@@ -38,7 +38,7 @@ class OpenBackend:
             "server": self._server,
         }[kind](served)
         self._backend = backend
-        self.readback |= {length: found for length in lengths}
+        self.found["rope"] |= {length: found for length in lengths}
         return backend
 
     def _scripted(self, served: ServedRope) -> tuple[Backend, Any]:

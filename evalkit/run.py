@@ -90,6 +90,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 if not samples:
                     continue
                 backend = opened.serving(served, lengths)
+                folder.add_provenance(opened.found)
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
                     folder.append(prediction)

@@ -134,6 +134,20 @@ class RunFolder:
         os.fsync(folder._file.fileno())
         return folder
 
+    def add_provenance(self, facts: Mapping[str, Any]) -> None:
+        """Add to what ``run.json`` says of this invocation: what is known only once a model is loaded.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        run = _read_run(self.path)
+        self.provenance[-1] |= as_json(facts)
+        run["provenance"] = self.provenance
+        try:
+            _replace(self.path / _RUN, json.dumps(run, indent=1, allow_nan=False).encode("ascii"))
+        except OSError as error:
+            raise RunFolderError(f"{self.path / _RUN} cannot be written ({error.strerror or error}).") from error
+
     def close(self) -> None:
         """Let another writer in. Everything recorded is on the disk already."""
         if self._file is not None:
