@@ -1,0 +1,404 @@
+"""What the scores say: estimates by cell, summaries of each arm, and the comparison of arms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from evalkit.benchmarks.cards import load_card
+from evalkit.errors import BadInput
+from evalkit.lengths import parse_length
+from evalkit.report import stats
+from evalkit.report.arms import Arm, disagreements, make_arms
+from evalkit.report.load import Loaded, Run
+from evalkit.report.panel import Panel, make_panels
+from evalkit.report.resampling import Floats, Observations
+from evalkit.report.stats import Contrast, EffectiveLength, Interval
+
+AVERAGE = "avg"
+"""Name of the plain mean over an arm's subsets."""
+RELATIVE_THRESHOLD = 0.85
+RULER_THRESHOLD = 0.856
+_NOTHING = Interval(None, None, None, "none")
+_MAX_ARMS_FOR_ALL_PAIRS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellScore:
+    """The score of an arm (or of one of its runs) in one cell, or averaged over its subsets at one length."""
+
+    run: str
+    """"" for an arm as a whole."""
+    arm: str
+    task: str
+    subset: str
+    length: str
+    scorer: str
+    n: int
+    n_unscored: int
+    num_models: int
+    interval: Interval
+    """0 to 1."""
+    chance: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """How one arm holds over the lengths of a task. Means over lengths weigh every octave the same."""
+
+    arm: str
+    task: str
+    scorer: str
+    subsets: tuple[str, ...]
+    lengths: tuple[str, ...]
+    """Lengths at which all subsets were asked."""
+    trained_length: int | None
+    in_distribution: Interval
+    out_of_distribution: Interval
+    overall: Interval
+    retention: Interval
+    area: Interval
+    slope: Contrast | None
+    """Change per doubling, from the longest trained length outwards."""
+    effective: EffectiveLength | None
+    effective_ruler: EffectiveLength | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One arm against another on the samples that both have a score for."""
+
+    arm: str
+    baseline: str
+    task: str
+    scorer: str
+    subsets: tuple[str, ...]
+    lengths: tuple[str, ...]
+    """Those of the primary endpoint: beyond the trained length, or all where no arm says what that is."""
+    trained_length: int | None
+    num_models: tuple[int, int]
+    primary: Contrast | None
+    primary_p_holm: float | None = None
+    """Over all pairs of this task and scorer."""
+    by_length: Mapping[str, Contrast]
+    """Averaged over subsets."""
+    by_length_p_holm: Mapping[str, float]
+    by_cell: Mapping[tuple[str, str], Contrast]
+    by_cell_p_holm: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Everything that tables, figures and the page show."""
+
+    loaded: Loaded
+    arms: tuple[Arm, ...]
+    panels: tuple[Panel, ...]
+    cells: tuple[CellScore, ...]
+    """By arm."""
+    run_cells: tuple[CellScore, ...]
+    summaries: tuple[ArmSummary, ...]
+    comparisons: tuple[Comparison, ...]
+    """Every arm against the baseline, with its cells."""
+    pairs: tuple[Comparison, ...]
+    """Other pairs of arms: the primary endpoint alone."""
+    notes: tuple[str, ...]
+    """What was left out, or should be known, one sentence each."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in order."""
+        return tuple(dict.fromkeys(panel.task for panel in self.panels))
+
+    def scorers(self, task: str) -> tuple[str, ...]:
+        """Return the scorers of a task, the one that the report speaks of first."""
+        return tuple(panel.scorer for panel in self.panels if panel.task == task)
+
+    def panel(self, task: str, scorer: str) -> Panel:
+        """Return one panel."""
+        return next(panel for panel in self.panels if (panel.task, panel.scorer) == (task, scorer))
+
+    def select(self, task: str, scorer: str) -> list[CellScore]:
+        """Return the estimates by arm of one task under one scorer."""
+        return [cell for cell in self.cells if (cell.task, cell.scorer) == (task, scorer)]
+
+
+def analyse(
+    loaded: Loaded, *, baseline: str | None = None, trained_length: int | None = None, seed: int = 0
+) -> Analysis:
+    """Estimate, summarise and compare.
+
+    Args:
+        loaded: from ``load_runs``.
+        baseline: the arm that others are compared with; see ``make_arms``.
+        trained_length: tokens; overrides what the checkpoints say.
+        seed: of the resampling; the same seed gives the same numbers.
+
+    Raises:
+        BadInput: no arm has the name of the baseline.
+    """
+    arms = make_arms(loaded.runs, baseline=baseline, trained_length=trained_length)
+    panels = tuple(make_panels(loaded.frame, loaded.runs))
+    notes = list(loaded.left_out)
+    for arm in arms:
+        notes += [f"Arm {arm.name!r} joins runs that differ: {what}." for what in disagreements(arm)[:1]]
+    cells: list[CellScore] = []
+    run_cells: list[CellScore] = []
+    summaries: list[ArmSummary] = []
+    comparisons: list[Comparison] = []
+    pairs: list[Comparison] = []
+    for panel in panels:
+        present = [arm for arm in arms if panel.rows(arm.name)]
+        for arm in present:
+            own = _cell_scores(panel, arm.name, panel.rows(arm.name), seed)
+            cells += own
+            run_cells += _run_scores(panel, arm, own, seed)
+            summaries.append(_summary(panel, arm, _study_length(arm, arms), own, seed))
+        if panel.scorer in ("official", "corrected"):
+            compared, others, why_not = _compare_all(panel, [arm for arm in present if not arm.control], arms, seed)
+            comparisons += compared
+            pairs += others
+            notes += why_not if panel.scorer == "official" else []
+    return Analysis(
+        loaded=loaded,
+        arms=arms,
+        panels=panels,
+        cells=tuple(cells),
+        run_cells=tuple(run_cells),
+        summaries=tuple(summaries),
+        comparisons=tuple(comparisons),
+        pairs=tuple(pairs),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def chance(task: str, subset: str, scorer: str) -> float | None:
+    """Return the score of a guess; None where the card does not know it."""
+    if scorer not in ("official", "corrected"):
+        return None
+    try:
+        return load_card(task).subsets[subset].chance
+    except (BadInput, KeyError):
+        return None
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+
+
+def _cell_scores(
+    panel: Panel, arm: str, models: Mapping[str, Sequence[int]], seed: int, run: str = ""
+) -> list[CellScore]:
+    """Every cell that the models asked, then the averages over subsets, where all of them were asked."""
+    rows = [row for own in models.values() for row in own]
+    asked = panel.asked_cells(rows)
+    subsets = [s for s in panel.subsets if any(subset == s for subset, _ in asked)]
+    make = partial(CellScore, run=run, arm=arm, task=panel.task, scorer=panel.scorer)
+
+    def estimate(subset: str, length: str, members: Sequence[str]) -> CellScore | None:
+        weights = panel.weights({length: 1.0}, members)
+        observed = panel.observe(models, weights)
+        if observed is None:
+            return None
+        guesses = [chance(panel.task, member, panel.scorer) for member in members]
+        return make(
+            subset=subset,
+            length=length,
+            n=len(observed.observations.cell),
+            n_unscored=observed.num_unscored,
+            num_models=observed.observations.num_seeds,
+            interval=_interval(panel, observed.observations, weights, seed),
+            chance=float(np.mean([g for g in guesses if g is not None])) if None not in guesses else None,
+        )
+
+    found = [estimate(s, length, [s]) for s in subsets for length in panel.lengths if (s, length) in asked]
+    if len(subsets) > 1:
+        complete = [length for length in panel.lengths if all((s, length) in asked for s in subsets)]
+        found += [estimate(AVERAGE, length, subsets) for length in complete]
+    return [cell for cell in found if cell is not None]
+
+
+def _run_scores(panel: Panel, arm: Arm, of_arm: list[CellScore], seed: int) -> list[CellScore]:
+    """The same by run; an arm that is one run is not computed twice."""
+    rows = [row for own in panel.rows(arm.name).values() for row in own]
+    if len(rows) == 1:
+        return [replace(cell, run=panel.runs[rows[0]].name) for cell in of_arm]
+    names = {row: panel.runs[row].name for row in rows}
+    return [cell for row in rows for cell in _cell_scores(panel, arm.name, {names[row]: [row]}, seed, names[row])]
+
+
+def _interval(panel: Panel, observations: Observations, weights: Floats, seed: int) -> Interval:
+    """The interval, unless a cell with a weight has no scored sample: then the mean is not known."""
+    if len(np.unique(observations.cell)) < np.count_nonzero(weights):
+        return _NOTHING
+    return stats.mean_interval(observations, weights, seed=seed)
+
+
+# -- summaries over lengths ----------------------------------------------------------------------------------------
+
+
+def _summary(panel: Panel, arm: Arm, trained_length: int | None, cells: Sequence[CellScore], seed: int) -> ArmSummary:
+    subsets = tuple(dict.fromkeys(cell.subset for cell in cells if cell.subset != AVERAGE))
+    whole = AVERAGE if len(subsets) > 1 else subsets[0]
+    by_length = {
+        cell.length: cell.interval for cell in cells if cell.subset == whole and cell.interval.mean is not None
+    }
+    lengths = tuple(by_length)
+    inside, outside = split_lengths(lengths, trained_length)
+    models = panel.rows(arm.name)
+
+    def mean(chosen: Mapping[str, float]) -> Interval:
+        weights = panel.weights(chosen, subsets)
+        observed = panel.observe(models, weights) if chosen else None
+        return _interval(panel, observed.observations, weights, seed) if observed else _NOTHING
+
+    measured = [length for length in lengths if parse_length(length)]  # "0k" has no place on a log axis
+    curve = len(measured) > 1
+    area = dict(zip(measured, stats.area_weights(tokens(measured)), strict=True)) if curve else {}
+    retention = _NOTHING
+    if inside and outside:
+        above, below = (panel.weights(octaves(part), subsets) for part in (outside, inside))
+        observed = panel.observe(models, above + below)
+        if observed:
+            retention = stats.ratio_interval(observed.observations, above, below, seed=seed)
+    outward = [*inside[-1:], *outside]
+    outward = [length for length in outward if parse_length(length)]
+    slope = None
+    if len(outward) > 1:
+        weights = panel.weights(dict(zip(outward, stats.slope_weights(tokens(outward)), strict=True)), subsets)
+        observed = panel.observe(models, weights)
+        slope = stats.contrast(observed.observations, weights, seed=seed) if observed else None
+    in_distribution = mean(octaves(inside))
+    base = in_distribution.mean if inside else (by_length[lengths[0]].mean if lengths else None)
+    lows = [by_length[length].low or 0.0 for length in lengths]
+    return ArmSummary(
+        arm=arm.name,
+        task=panel.task,
+        scorer=panel.scorer,
+        subsets=subsets,
+        lengths=lengths,
+        trained_length=trained_length,
+        in_distribution=in_distribution,
+        out_of_distribution=mean(octaves(outside)) if trained_length else _NOTHING,
+        overall=mean(dict.fromkeys(lengths, 1 / len(lengths))) if lengths else _NOTHING,
+        retention=retention,
+        area=mean(area),
+        slope=slope,
+        effective=stats.effective_length(tokens(lengths), lows, RELATIVE_THRESHOLD * base) if base else None,
+        effective_ruler=stats.effective_length(tokens(lengths), lows, RULER_THRESHOLD) if lengths else None,
+    )
+
+
+def tokens(lengths: Sequence[str]) -> list[int]:
+    """Return the token counts of length labels."""
+    return [parse_length(length) for length in lengths]
+
+
+def octaves(lengths: Sequence[str]) -> dict[str, float]:
+    """Return weights under which every octave counts the same; "0k", which has no octave, counts only if alone."""
+    measured = [length for length in lengths if parse_length(length)]
+    if not measured:
+        return dict.fromkeys(lengths, 1.0)
+    return dict(zip(measured, map(float, stats.octave_weights(tokens(measured))), strict=True))
+
+
+def split_lengths(lengths: Sequence[str], trained_length: int | None) -> tuple[list[str], list[str]]:
+    """Return the lengths up to the trained one, and those beyond; all are beyond where it is not known."""
+    inside = [length for length in lengths if trained_length and parse_length(length) <= trained_length]
+    return inside, [length for length in lengths if length not in inside]
+
+
+def _study_length(arm: Arm, arms: Sequence[Arm]) -> int | None:
+    """An arm's trained length; for one that was not trained, that of the arms it stands beside, if they agree."""
+    others = {other.trained_length for other in arms if other.trained_length}
+    return arm.trained_length or (others.pop() if len(others) == 1 else None)
+
+
+# -- comparisons ---------------------------------------------------------------------------------------------------
+
+
+def _compare_all(
+    panel: Panel, present: Sequence[Arm], arms: Sequence[Arm], seed: int
+) -> tuple[list[Comparison], list[Comparison], list[str]]:
+    """Each arm against the baseline; other pairs; and why some do not compare."""
+    if len(present) < 2:
+        return [], [], []
+    baseline, *rest = present
+    why_not: list[str] = []
+    compared, pairs = [], []
+    for arm in rest:
+        comparison = compare_arms(panel, arm, baseline, arms, seed=seed)
+        if comparison is None:
+            why_not.append(
+                f"{arm.name} and {baseline.name} are not compared on {panel.task}: {_why(panel, arm, baseline)}."
+            )
+        else:
+            compared.append(comparison)
+    if len(present) <= _MAX_ARMS_FOR_ALL_PAIRS:
+        for i, second in enumerate(rest):
+            for first in rest[i + 1 :]:
+                comparison = compare_arms(panel, first, second, arms, seed=seed, primary_only=True)
+                if comparison is not None:
+                    pairs.append(comparison)
+    known = [c for c in (*compared, *pairs) if c.primary is not None]
+    adjusted = dict(zip(map(id, known), stats.holm([c.primary.p for c in known if c.primary]), strict=True))
+    compared, pairs = ([replace(c, primary_p_holm=adjusted.get(id(c))) for c in group] for group in (compared, pairs))
+    return compared, pairs, why_not
+
+
+def compare_arms(
+    panel: Panel, arm: Arm, baseline: Arm, arms: Sequence[Arm], *, seed: int = 0, primary_only: bool = False
+) -> Comparison | None:
+    """Return ``arm`` minus ``baseline`` on their common samples; None where there are none."""
+    sides = panel.rows(arm.name), panel.rows(baseline.name)
+    asked = [panel.asked_cells(row for own in side.values() for row in own) for side in sides]
+    common = [cell for cell in panel.cells if cell in asked[0] and cell in asked[1]]
+
+    def measure(by_length: Mapping[str, float], subsets: Sequence[str]) -> Contrast | None:
+        weights = panel.weights(by_length, subsets)
+        observations = panel.observe_pair(*sides, weights) if by_length else None
+        return stats.contrast(observations, weights, seed=seed) if observations else None
+
+    shared = [(s, n) for s, n in common if panel.observe_pair(*sides, panel.weights({n: 1.0}, [s])) is not None]
+    if not shared:
+        return None
+    subsets = tuple(s for s in panel.subsets if any(subset == s for subset, _ in shared))
+    lengths = [length for length in panel.lengths if all((s, length) in shared for s in subsets)]
+    trained = max((n for n in (_study_length(arm, arms), _study_length(baseline, arms)) if n), default=None)
+    beyond = split_lengths(lengths, trained)[1]
+    by_length, by_cell = {}, {}
+    if not primary_only:
+        by_length = {n: c for n in lengths if (c := measure({n: 1.0}, subsets)) is not None}
+        by_cell = {(s, n): c for s, n in shared if (c := measure({n: 1.0}, [s])) is not None}
+    return Comparison(
+        arm=arm.name,
+        baseline=baseline.name,
+        task=panel.task,
+        scorer=panel.scorer,
+        subsets=subsets,
+        lengths=tuple(beyond),
+        trained_length=trained,
+        num_models=(len(sides[0]), len(sides[1])),
+        primary=measure(octaves(beyond), subsets) if beyond else None,
+        by_length=by_length,
+        by_length_p_holm=dict(zip(by_length, stats.holm([c.p for c in by_length.values()]), strict=True)),
+        by_cell=by_cell,
+        by_cell_p_holm=dict(zip(by_cell, stats.holm([c.p for c in by_cell.values()]), strict=True)),
+    )
+
+
+def _why(panel: Panel, arm: Arm, baseline: Arm) -> str:
+    """Say why two arms share no sample."""
+    own, theirs = ([run for run in a.runs if run in panel.runs] for a in (arm, baseline))
+    differing = data_differences(own[0], theirs[0])
+    return f"they were asked different data ({differing[0]})" if differing else "they have no samples in common"
+
+
+def data_differences(first: Run, second: Run) -> list[str]:
+    """Name the parts of the fingerprint in which the data of two runs differ, with both values."""
+    a, b = first.data, second.data
+    return [
+        f"{name} is {a.get(name, 'absent')} in {first.name} and {b.get(name, 'absent')} in {second.name}"
+        for name in sorted({*a, *b})
+        if a.get(name) != b.get(name)
+    ]

@@ -1,0 +1,98 @@
+"""The arms of a report: which runs belong together, in which order they stand, and what length they were trained to."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from evalkit.errors import BadInput
+from evalkit.lengths import format_length
+from evalkit.report.load import Run
+from evalkit.report.panel import natural
+
+_RECIPES = ("", "plain", "yarn", "rpe", "randomized-yarn", "rpe-no-curriculum", "randomized-yarn-no-curriculum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """Runs that are compared under one name."""
+
+    name: str
+    runs: tuple[Run, ...]
+    trained_length: int | None
+    """Tokens; None where no checkpoint of the arm says."""
+
+    @property
+    def recipe(self) -> str:
+        """Name of the training recipe; "" without training, or where runs disagree."""
+        recipes = {run.recipe for run in self.runs}
+        return recipes.pop() if len(recipes) == 1 else ""
+
+    @property
+    def published(self) -> bool:
+        """Answers made by others."""
+        return all(run.published for run in self.runs)
+
+    @property
+    def control(self) -> str:
+        """ "no-context" or "facts-only" where the arm only bounds the others."""
+        return self.runs[0].control
+
+    @property
+    def num_models(self) -> int:
+        """Trained models: seeds, where the arm was trained more than once."""
+        return len({run.replicate for run in self.runs})
+
+
+def make_arms(runs: Sequence[Run], *, baseline: str | None, trained_length: int | None) -> tuple[Arm, ...]:
+    """Return the arms: the baseline, then by recipe and name, then controls, then published ones.
+
+    Args:
+        runs: all runs of the report.
+        baseline: the arm that others are compared with; None takes plain training, or else the first arm.
+        trained_length: overrides what the checkpoints say.
+
+    Raises:
+        BadInput: no arm has the name of the baseline.
+    """
+    arms = []
+    for name in {run.arm for run in runs}:
+        own = tuple(run for run in runs if run.arm == name)
+        lengths = {run.trained_length for run in own if run.trained_length}
+        arms.append(Arm(name=name, runs=own, trained_length=trained_length or (max(lengths) if lengths else None)))
+    arms.sort(key=_place)
+    if baseline is not None and baseline not in {arm.name for arm in arms}:
+        raise BadInput(f"No arm is named {baseline!r}; the arms are {', '.join(repr(arm.name) for arm in arms)}.")
+    if baseline is None:
+        baseline = next((arm.name for arm in arms if arm.recipe == "plain" or arm.name == "plain"), arms[0].name)
+    return tuple(sorted(arms, key=lambda arm: arm.name != baseline))
+
+
+def _place(arm: Arm) -> tuple[object, ...]:
+    recipe = _RECIPES.index(arm.recipe) if arm.recipe in _RECIPES else len(_RECIPES)
+    return arm.published, bool(arm.control), recipe, natural(arm.name)
+
+
+def disagreements(arm: Arm) -> list[str]:
+    """Name what differs between the runs of an arm beside seed, weights and task: a reader takes it for one method."""
+    found = []
+    first = arm.runs[0]
+    for run in arm.runs[1:]:
+        for name in sorted({*first.fingerprint, *run.fingerprint}):
+            same_task = first.config.get("task") == run.config.get("task")
+            if name.startswith("checkpoint.") or (not same_task and (name.startswith("data.") or name == "card")):
+                continue
+            a, b = first.fingerprint.get(name, "absent"), run.fingerprint.get(name, "absent")
+            if a != b:
+                found.append(f"{name} is {a} in {first.name} and {b} in {run.name}")
+    return found
+
+
+def length_name(tokens: int) -> str:
+    """Return the way lengths are written in reports: 16384 is "16K"."""
+    return format_length(tokens).upper()
+
+
+def span(lengths: Iterable[int]) -> str:
+    """Return "16K to 128K", or "16K" for one length."""
+    ordered = sorted(lengths)
+    names = [length_name(n) for n in (ordered[:1] + ordered[1:][-1:])]
+    return " to ".join(names)

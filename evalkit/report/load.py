@@ -1,0 +1,245 @@
+"""Run folders to one long table: a row per prediction and scorer, and what is known of each run."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit import benchmarks
+from evalkit.errors import BadInput, EvalkitError, RunFolderError
+from evalkit.lengths import parse_length
+from evalkit.records.fingerprint import fingerprint_sha
+from evalkit.records.store import RunFolder, find_run_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+_COLUMNS = (
+    "task",
+    "subset",
+    "length",
+    "sample_id",
+    "story_id",
+    "prompt_tokens",
+    "output_tokens",
+    "finish_reason",
+    "error",
+    "scorer",
+    "value",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What the report knows of one run folder."""
+
+    name: str
+    """Unique in this report: the folder's name, with as much of its path as that takes."""
+    path: Path
+    arm: str
+    config: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
+    provenance: Sequence[Mapping[str, Any]]
+
+    @property
+    def sha256(self) -> str:
+        """The run's identity."""
+        return fingerprint_sha(self.fingerprint)
+
+    @property
+    def published(self) -> bool:
+        """Others published these answers; they were imported."""
+        return bool(self.config.get("published"))
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """The checkpoint's training record; empty where it has none."""
+        return self.config.get("training") or {}
+
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens of the longest training sample; None where the checkpoint does not say."""
+        length = self.config.get("trained_length") or self.training.get("trained_length")
+        return int(length) if length else None
+
+    @property
+    def recipe(self) -> str:
+        """Name of the training recipe; "" where there was none."""
+        return str(self.training.get("recipe", ""))
+
+    @property
+    def control(self) -> str:
+        """ "no-context" or "facts-only" for a run that only bounds the others; else ""."""
+        return str(self.config.get("control") or "")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The fingerprint's parts that decide what is asked. Samples pair only between runs that agree on them."""
+        if self.published:
+            return {"published": self.fingerprint.get("published")}
+        parts = self.fingerprint.items()
+        return {name: value for name, value in parts if name.startswith("data.") or name == "card"}
+
+    @property
+    def replicate(self) -> str:
+        """Names the trained model within its arm: runs that share it asked the same weights."""
+        if "seed" in self.training:
+            return f"seed {self.training['seed']}"
+        weights = {name: value for name, value in self.fingerprint.items() if name.startswith("checkpoint.")}
+        return fingerprint_sha(weights) if weights else "the only one"
+
+
+class Loaded(NamedTuple):
+    """What ``load_runs`` returns."""
+
+    frame: "pd.DataFrame"
+    """Columns run arm task subset length sample_id story_id finish_reason error scorer (categories), length_tokens
+    prompt_tokens output_tokens (int32), value (0..1, NaN where unscored), depth (0 top, 1 end, NaN where unknown)."""
+    runs: tuple[Run, ...]
+    left_out: tuple[str, ...]
+    """What was not used, or is not complete, and why: one sentence each."""
+
+
+def load_runs(paths: Iterable[Path | str]) -> Loaded:
+    """Load every sound run folder at or below ``paths``; the result does not depend on their order.
+
+    Raises:
+        BadInput: there is no run folder, or none with a single answer; the message says what was wrong with each.
+    """
+    import pyarrow as pa
+
+    given = [Path(path) for path in paths]
+    folders = sorted({folder.resolve(): folder for path in given for folder in find_run_folders(path)}.values())
+    if not folders:
+        where = ", ".join(map(str, given)) or "the paths given"
+        raise BadInput(f"There is no run folder (one with a run.json) at or below {where}; make one with evalkit run.")
+    names = _short_names(folders)
+    runs: list[Run] = []
+    tables: list[pa.Table] = []
+    left_out: list[str] = []
+    for folder in folders:
+        try:
+            run, table = _load(folder, names[folder], left_out)
+        except EvalkitError as error:
+            left_out.append(f"{names[folder]} is left out: {error}")
+            continue
+        runs.append(run)
+        tables.append(table)
+    if not tables:
+        raise BadInput(f"None of {len(folders)} run folders can be used. {' '.join(left_out)}")
+    frame = pa.concat_tables(tables).unify_dictionaries().to_pandas(self_destruct=True, split_blocks=True)
+    frame["length_tokens"] = _by_category(frame["length"], parse_length).astype(np.int32)
+    return Loaded(frame, tuple(runs), tuple(left_out))
+
+
+def score_table(folder: RunFolder) -> "pa.Table":
+    """Return the scores of a run folder: the stored ones where they fit its predictions, else computed now."""
+    version = benchmarks.scorer_version()
+    stored = folder.read_scores(version)
+    if stored is not None:
+        return stored
+    computed = [score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)]
+    try:
+        return folder.write_scores(computed, version)
+    except RunFolderError:  # a folder that may only be read can be reported all the same
+        return folder.score_table(computed, version)
+
+
+def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
+    import pyarrow as pa
+
+    folder = RunFolder.open(path)
+    run = Run(
+        name=name,
+        path=path,
+        arm=folder.arm,
+        config=folder.config,
+        fingerprint=folder.fingerprint,
+        provenance=folder.provenance,
+    )
+    table = score_table(folder)
+    if not table.num_rows:
+        raise BadInput("it has no answers yet.")
+    table, complaint = _only_sound(table)
+    left_out.extend(f"{name}: {notice}" for notice in [*folder.notices, *complaint, *_unfinished(run, table)])
+    fixed = {"run": name, "arm": run.arm}
+    columns = {
+        label: pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), [text])
+        for label, text in fixed.items()
+    }
+    columns |= {label: table[label].combine_chunks() for label in _COLUMNS}
+    columns["depth"] = pa.array(_depths(table), pa.float32())
+    return run, pa.table(columns)
+
+
+def _only_sound(table: "pa.Table") -> "tuple[pa.Table, list[str]]":
+    """Turn values that are no score (NaN, or outside 0 to 1) into missing ones, and say so."""
+    import pyarrow.compute as pc
+
+    value = table["value"]
+    sound = pc.and_(pc.greater_equal(value, 0.0), pc.less_equal(value, 1.0))  # False for NaN, null for null
+    wrong = pc.sum(pc.invert(sound)).as_py() or 0
+    if not wrong:
+        return table, []
+    fixed = pc.if_else(pc.fill_null(sound, False), value, None)
+    place = table.column_names.index("value")
+    table = table.set_column(place, "value", fixed)
+    return table, [f"{wrong} scores that are not a number from 0 to 1 count as unscored."]
+
+
+def _unfinished(run: Run, table: "pa.Table") -> list[str]:
+    """Say how much of what was asked for is there, where the run knows how much that is."""
+    import pyarrow.compute as pc
+
+    scope = run.config.get("scope", {})
+    samples = scope.get("samples")
+    if run.published or not isinstance(samples, int):
+        return []
+    asked = len(scope.get("lengths", [])) * len(scope.get("subsets", [])) * samples
+    asked *= max(len(run.config.get("depths") or []), 1)
+    first = table["scorer"].combine_chunks().dictionary[0].as_py()
+    there = int(pc.sum(pc.equal(table["scorer"].cast("string"), first)).as_py())
+    return [f"{there} of {asked} samples are recorded so far."] if there < asked else []
+
+
+def _depths(table: "pa.Table") -> NDArray[np.float32]:
+    """Depth of each prompt's earliest fact that the answer needs (of its earliest fact, where that is not known)."""
+    metadata = table["metadata"].combine_chunks()
+    needed = [_needed(json.loads(text)) for text in metadata.dictionary.to_pylist()]
+    positions = table["fact_positions"].combine_chunks()
+    starts, flat = positions.offsets.to_numpy(), positions.values.to_numpy()
+    counts = np.diff(starts)
+    tokens = table["prompt_tokens"].to_numpy().astype(float)
+    # Facts stand in story order, so the smallest index is the earliest.
+    index = np.array([min(which, default=0) for which in needed], dtype=np.int64)[metadata.indices.to_numpy()]
+    known = (index < counts) & (tokens > 0)
+    depths = np.full(len(tokens), np.nan, dtype=np.float32)
+    depths[known] = flat[starts[:-1][known] + index[known]] / tokens[known]
+    return depths
+
+
+def _needed(metadata: Mapping[str, Any]) -> list[int]:
+    """Indices of the facts that the answer needs."""
+    if "wanted" in metadata:  # MRCR counts from 1
+        return [int(metadata["wanted"]) - 1]
+    return [int(index) for index in metadata.get("supporting", [])]
+
+
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Name each folder by the shortest end of its path that no other one shares."""
+    parts = {folder: folder.resolve().parts for folder in folders}
+    names: dict[Path, str] = {}
+    for folder, own in parts.items():
+        size = next(n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts.values()) == 1)
+        names[folder] = "/".join(own[-size:])
+    return names
+
+
+def _by_category(column: "pd.Series[Any]", function: Any) -> NDArray[Any]:
+    """Apply a function once per category."""
+    return np.array([function(category) for category in column.cat.categories])[column.cat.codes.to_numpy()]

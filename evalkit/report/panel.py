@@ -1,0 +1,211 @@
+"""All scores of one task under one scorer, arranged for statistics: runs down, samples across."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.lengths import parse_length
+from evalkit.report.load import Run
+from evalkit.report.resampling import Floats, Observations, difference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Observed(NamedTuple):
+    """Observations of an arm in some cells, and what could not be used."""
+
+    observations: Observations
+    num_unscored: int
+    """Samples asked there that have no score under some of the arm's models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Scores of one task under one scorer. Samples are sorted by cell."""
+
+    task: str
+    scorer: str
+    runs: tuple[Run, ...]
+    """Those with samples of this task, one per row of ``values``."""
+    cells: tuple[tuple[str, str], ...]
+    """(subset, length), subsets in natural order, then lengths from short to long."""
+    cell: NDArray[np.int64]
+    """Shape (samples,)."""
+    cluster: NDArray[np.int64]
+    """Shape (samples,): the story, numbered over the whole task."""
+    values: Floats
+    """Shape (runs, samples): NaN where there is no score."""
+    asked: NDArray[np.bool_]
+    """Shape (runs, samples)."""
+
+    @cached_property
+    def lengths(self) -> tuple[str, ...]:
+        """Length labels from short to long."""
+        return tuple(sorted({length for _, length in self.cells}, key=parse_length))
+
+    @cached_property
+    def subsets(self) -> tuple[str, ...]:
+        """Subsets in natural order."""
+        return tuple(dict.fromkeys(subset for subset, _ in self.cells))
+
+    @cached_property
+    def _slices(self) -> list[slice]:
+        edges = np.searchsorted(self.cell, np.arange(len(self.cells) + 1))
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+
+    @cached_property
+    def _asked_in(self) -> NDArray[np.bool_]:
+        """Shape (runs, cells): whether a run asked anything there."""
+        return np.stack([self.asked[:, part].any(axis=1) for part in self._slices], axis=1)
+
+    def rows(self, arm: str) -> dict[str, list[int]]:
+        """Return an arm's rows by trained model (``Run.replicate``)."""
+        found: dict[str, list[int]] = {}
+        for row, run in enumerate(self.runs):
+            if run.arm == arm:
+                found.setdefault(run.replicate, []).append(row)
+        return dict(sorted(found.items()))
+
+    def asked_cells(self, rows: Iterable[int]) -> set[tuple[str, str]]:
+        """Return the cells in which any of ``rows`` asked something."""
+        asked = np.flatnonzero(np.any([self._asked_in[row] for row in rows], axis=0))
+        return {self.cells[i] for i in asked}
+
+    def weights(self, by_length: Mapping[str, float], subsets: Sequence[str]) -> Floats:
+        """Return weights of cells: each length's weight in equal parts for ``subsets``."""
+        shares = {(s, length): w / len(subsets) for length, w in by_length.items() for s in subsets}
+        return np.array([shares.get(cell, 0.0) for cell in self.cells])
+
+    def observe(self, models: Mapping[str, Sequence[int]], weights: Floats) -> Observed | None:
+        """Return an arm's scores in the cells that have a weight.
+
+        Args:
+            models: rows by trained model, from ``rows``. Runs of the same model are averaged. A model that did not ask
+                every cell is left out.
+            weights: shape (cells,).
+        """
+        able = self._able(models, weights)
+        if not able:
+            return None
+        place = self._samples(weights)
+        scores = self._scores(able, place)
+        asked = np.any([self.asked[rows][:, place].any(axis=0) for rows in able.values()], axis=0)
+        scored = ~np.isnan(scores).any(axis=0)
+        observations = Observations(
+            parts=(scores[:, scored],), cell=self.cell[place][scored], cluster=self.cluster[place][scored]
+        )
+        return Observed(observations, int((asked & ~scored).sum()))
+
+    def observe_pair(
+        self, first: Mapping[str, Sequence[int]], second: Mapping[str, Sequence[int]], weights: Floats
+    ) -> Observations | None:
+        """Return the differences of two arms on the samples that both have a score for; None where there are none.
+
+        Where both arms were trained with the same seeds, model is subtracted from model.
+        """
+        sides = [self._able(models, weights) for models in (first, second)]
+        if not all(sides):
+            return None
+        place = self._samples(weights)
+        a, b = (self._scores(side, place) for side in sides)
+        both = ~(np.isnan(a).any(axis=0) | np.isnan(b).any(axis=0))
+        cell, cluster = self.cell[place][both], self.cluster[place][both]
+        if len(np.unique(cell)) < np.count_nonzero(weights):
+            return None  # a cell without a common sample would drop out of the mean unseen
+        left, right = (Observations(parts=(side[:, both],), cell=cell, cluster=cluster) for side in (a, b))
+        return difference(left, right, paired_seeds=list(sides[0]) == list(sides[1]))
+
+    def _able(self, models: Mapping[str, Sequence[int]], weights: Floats) -> dict[str, list[int]]:
+        """The models that asked every cell with a weight."""
+        wanted = np.flatnonzero(weights)
+        return {
+            name: list(rows)
+            for name, rows in models.items()
+            if len(wanted) and self._asked_in[list(rows)][:, wanted].any(axis=0).all()
+        }
+
+    def _samples(self, weights: Floats) -> NDArray[np.int64]:
+        """Places of the samples of the cells with a weight."""
+        return np.concatenate([np.arange(self._slices[c].start, self._slices[c].stop) for c in np.flatnonzero(weights)])
+
+    def _scores(self, models: Mapping[str, Sequence[int]], place: NDArray[np.int64]) -> Floats:
+        """Scores of each model, averaged over its runs, shape (models, places)."""
+        return np.stack([_mean_of_known(self.values[list(rows)][:, place]) for rows in models.values()])
+
+
+def make_panels(frame: "pd.DataFrame", runs: Sequence[Run]) -> list[Panel]:
+    """Return one panel per task and scorer, in order of task and of the task's own list of scorers."""
+    found = {
+        (str(task), str(scorer)): part for (task, scorer), part in frame.groupby(["task", "scorer"], observed=True)
+    }
+    order = sorted(found, key=lambda key: (key[0], scorer_rank(key[1]), key[1]))
+    return [_panel(found.pop(key), *key, runs) for key in order]
+
+
+def scorer_rank(scorer: str) -> int:
+    """Place of a scorer in tables: the official rule leads, the corrected one follows."""
+    return {"official": 0, "corrected": 1}.get(scorer, 2)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a sorting key in which qa2 comes before qa10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", text)]
+
+
+def _panel(part: "pd.DataFrame", task: str, scorer: str, runs: Sequence[Run]) -> Panel:
+    part = part.assign(**{name: part[name].cat.remove_unused_categories() for name in ("run", "subset", "length")})
+    by_name = {run.name: run for run in runs}
+    own = tuple(by_name[name] for name in part["run"].cat.categories)
+    subset, length = part["subset"].cat, part["length"].cat
+    pairs, pair = np.unique(
+        subset.codes.to_numpy().astype(np.int64) * len(length.categories) + length.codes.to_numpy(), return_inverse=True
+    )
+    cells = [
+        (subset.categories[p // len(length.categories)], length.categories[p % len(length.categories)]) for p in pairs
+    ]
+    order = sorted(range(len(cells)), key=lambda i: (natural(cells[i][0]), parse_length(cells[i][1])))
+    cell = np.argsort(order)[pair]
+    # Samples of the same name are the same question only where the data are the same.
+    data = _data_group(own)[part["run"].cat.codes.to_numpy()]
+    num_samples = len(part["sample_id"].cat.categories)
+    key = (cell * (data.max() + 1) + data) * num_samples + part["sample_id"].cat.codes.to_numpy()
+    items, first, column = np.unique(key, return_index=True, return_inverse=True)
+    story = data * len(part["story_id"].cat.categories) + part["story_id"].cat.codes.to_numpy()
+    row = part["run"].cat.codes.to_numpy()
+    values, asked = np.full((len(own), len(items)), np.nan), np.zeros((len(own), len(items)), dtype=bool)
+    values[row, column], asked[row, column] = part["value"].to_numpy(), True
+    return Panel(
+        task=task,
+        scorer=scorer,
+        runs=own,
+        cells=tuple(cells[i] for i in order),
+        cell=cell[first],
+        cluster=np.unique(story[first], return_inverse=True)[1].astype(np.int64),
+        values=values,
+        asked=asked,
+    )
+
+
+def _data_group(runs: Sequence[Run]) -> NDArray[np.int64]:
+    """Number the runs by the data they ask, shape (runs,)."""
+    keys = [json.dumps(run.data, sort_keys=True) for run in runs]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _mean_of_known(scores: Floats) -> Floats:
+    """Average runs of the same model, shape (runs, samples) -> (samples,), over the runs that have a score."""
+    if len(scores) == 1:
+        only: Floats = scores[0]
+        return only
+    known = ~np.isnan(scores)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(known, scores, 0.0).sum(axis=0) / known.sum(axis=0)
+    return mean
