@@ -39,7 +39,7 @@ class PositionRule:
 
     kind: PositionKind = "contiguous"
     stages: tuple[float, ...] = (1.0,)
-    """Ratio L_t / L of each stage. The stages divide the training equally: one an epoch when there are as many epochs."""
+    """Ratio L_t / L of each stage. Stages are equal parts of the training: epochs, when there are as many of them."""
     mixed: bool = False
     """Every draw takes its own ratio, log-uniform from 1 to the stage's: keeps short gaps in the mixture."""
     per_batch: bool = False

@@ -1,0 +1,167 @@
+"""Training examples come from the evaluation's own prompt builder, and share no item with it."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit.benchmarks import babi
+from evalkit.errors import BadInput, ContextOverflow
+from evalkit.train.data import (
+    TRAINING_SEED,
+    DataRecipe,
+    choose_samples,
+    data_hash,
+    draw_samples,
+    item_fingerprint,
+    leakage,
+    make_examples,
+)
+from evalkit.types import Prompt, Sample
+
+BABI_FILES = Path(__file__).parents[2] / "shared" / "data" / "babi"
+
+
+class Letters:
+    """An encoder that makes a token of every character."""
+
+    identity = "letters"
+
+    def render(self, messages):
+        return messages[0]["content"]
+
+    def encode_prompt(self, text):
+        return np.frombuffer(text.encode("latin-1"), np.uint8).astype(np.int32)
+
+    def encode_after(self, text, before="."):
+        return self.encode_prompt(text)
+
+    def decode(self, token_ids):
+        return bytes(int(i) for i in token_ids).decode("latin-1")
+
+
+class Stories:
+    """Generated stories without background; the prompt is padded to its length with dots."""
+
+    task = "babilong"
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def samples(self, subset, length, count):
+        return (babi.generate(subset, self.seed, index) for index in range(count))
+
+    def prompt(self, sample, length, encoder, window):
+        text = f"{' '.join(sample.facts)} {sample.question}"
+        room = window if length == "0k" else int(length)
+        if len(text) + 12 > room:
+            raise ContextOverflow("too long")
+        return Prompt(
+            sample=sample,
+            length=length,
+            token_ids=encoder.encode_prompt(text.rjust(0 if length == "0k" else room - 12, ".")),
+            max_new_tokens=12,
+        )
+
+
+def recipe(**changes):
+    return replace(DataRecipe(subsets=("qa1",), samples=40, shortest=400, longest=700), **changes)
+
+
+def examples_of(data):
+    benchmark = Stories(data.seed)
+    samples, _ = choose_samples(benchmark, data, ())
+    return make_examples(samples, benchmark, Letters(), data, stop_id=0)
+
+
+def test_a_prompt_is_the_evaluations_own_and_ends_with_answer_and_stop():
+    examples = examples_of(recipe())
+    asked = {Letters().decode(e.prompt_ids).lstrip("."): Letters().decode(e.answer_ids[:-1]) for e in examples}
+    for sample in islice(draw_samples(Stories(TRAINING_SEED), recipe()), 40):
+        assert asked[f"{' '.join(sample.facts)} {sample.question}"] == f" {sample.target}"
+    assert {int(e.answer_ids[-1]) for e in examples} == {0}
+
+
+def test_lengths_are_drawn_from_the_whole_range_and_never_exceed_it():
+    lengths = [len(e.prompt_ids) + 12 for e in examples_of(recipe(samples=300))]
+    assert 400 <= min(lengths) < 430
+    assert 670 < max(lengths) <= 700
+    assert np.histogram(lengths, bins=3)[0].min() > 70
+
+
+def test_a_sample_that_needs_more_than_its_drawn_length_gets_what_it_needs():
+    texts = [Letters().decode(e.prompt_ids) for e in examples_of(recipe(shortest=0, longest=450))]
+    assert sum(not text.startswith(".") for text in texts) > 10
+    assert max(map(len, texts)) <= 450 - 12
+
+
+def test_subsets_take_turns_and_the_recipe_alone_decides():
+    data = recipe(subsets=("qa1", "qa2"), longest=5000)
+    chosen, _ = choose_samples(Stories(data.seed), data, ())
+    assert [sample.subset for sample in chosen[:4]] == ["qa1", "qa2", "qa1", "qa2"]
+    assert data_hash(examples_of(data)) == data_hash(examples_of(data))
+    assert data_hash(examples_of(data)) != data_hash(examples_of(replace(data, seed=5)))
+
+
+def test_training_and_evaluation_seeds_give_other_stories():
+    asked = list(Stories(0).samples("qa3", "1k", 200))
+    trained = list(Stories(TRAINING_SEED).samples("qa3", "1k", 200))
+    assert leakage(trained, asked).shared == 0
+
+
+def test_stories_that_recur_in_the_evaluation_are_refused_unless_told():
+    asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 3))
+    with pytest.raises(BadInput, match=r"share stories: 3 of 3 evaluation items recur among 40 training items"):
+        choose_samples(Stories(TRAINING_SEED), recipe(), asked)
+    kept, found = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "allow")
+    assert (len(kept), found.shared, found.dropped) == (40, 3, 0)
+    left, found = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
+    assert (len(left), found.shared, found.dropped) == (40, 0, 3)
+    assert leakage(left, asked).shared == 0
+    assert "3 training items that recur" in found.describe()
+
+
+def test_an_evaluation_with_the_training_seed_cannot_be_dropped_around():
+    asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 200))
+    with pytest.raises(BadInput, match="Most training items recur"):
+        choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
+
+
+def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
+    told = Sample(
+        task="babilong", subset="qa1", sample_id="1", story_id="1", question="Where is Mary? ", target="garden",
+        facts=("Mary went to the garden.",),
+    )  # fmt: skip
+    same = replace(told, sample_id="2", question="Where is Mary?", seed=9)
+    assert item_fingerprint(told) == item_fingerprint(same)
+    for other in (
+        replace(told, target="office"),
+        replace(told, facts=(*told.facts, "John left.")),
+        replace(told, facts=(), messages=({"role": "user", "content": "hello"},)),
+        replace(told, facts=(), context="Mary went to the garden."),
+    ):
+        assert item_fingerprint(other) != item_fingerprint(told)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: DataRecipe(samples=0), "at least one subset and one sample"),
+        (lambda: DataRecipe(shortest=9, longest=8), "from 9 to 8"),
+        (lambda: examples_of(recipe(shortest=0, longest=20)), "None of 40 samples of babilong qa1 fits 20 tokens"),
+    ],
+)
+def test_data_that_cannot_be_made_are_refused(make, says):
+    with pytest.raises(BadInput, match=says):
+        make()
+
+
+@pytest.mark.skipif(not BABI_FILES.is_dir(), reason="the bAbI text files are not beside this checkout")
+@pytest.mark.parametrize(("subset", "shared"), [("qa1", 2), ("qa3", 0), ("qa4", 134), ("qa17", 16), ("qa20", 119)])
+def test_the_published_train_files_share_items_with_the_test_files(subset, shared):
+    """Counted over the files of 1,000 questions; of the larger train file of qa4, 741 test items are known to recur."""
+    files = {part: next(BABI_FILES.glob(f"{subset}_*_{part}.txt")) for part in ("train", "test")}
+    found = leakage(babi.read_babi(files["train"], subset), babi.read_babi(files["test"], subset))
+    assert (found.evaluated, found.shared) == (1000, shared)
