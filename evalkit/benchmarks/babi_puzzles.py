@@ -1,0 +1,268 @@
+"""The closed worlds of bAbI: task 4 and tasks 14 to 20, a few statements made for one question.
+
+Statements and statistics are those of the bAbI v1.2 text files (Weston et al., arXiv 1502.05698); the program is our
+own. Where the files leave a question open to two readings (task 16 with two colors for one kind of animal, task 19 with
+a second way on the map), ours do not.
+"""
+
+from collections.abc import Callable
+
+from numpy.random import Generator
+
+from evalkit.benchmarks.babi_worlds import (
+    GET,
+    HOUSE,
+    MOVE,
+    QUESTIONS_PER_STORY,
+    TOWN,
+    TOWN_PEOPLE,
+    WINDOW,
+    Story,
+    last_visits,
+    pick,
+    shuffled,
+)
+
+TIMES = ("yesterday", "this morning", "this afternoon", "this evening")
+
+DIRECTIONS = {"north": (0, 1), "east": (1, 0), "south": (0, -1), "west": (-1, 0)}
+OPPOSITE = {"north": "south", "east": "west", "south": "north", "west": "east"}
+
+SHAPES = ("red square", "blue square", "red sphere", "pink rectangle", "yellow square", "triangle")
+SIDES = {"above": (0, 1), "to the right of": (1, 0), "below": (0, -1), "to the left of": (-1, 0)}
+
+CHASED = {"mouse": "mice", "sheep": "sheep", "wolf": "wolves", "cat": "cats"}
+CHASED_NAMES = ("Gertrude", "Winona", "Jessica", "Emily")
+COLORED_NAMES = ("Lily", "Bernhard", "Greg", "Julius", "Brian")
+COLORED_ANIMALS = ("swan", "lion", "frog", "rhino")
+COLORS = ("gray", "white", "yellow", "green")
+
+LARGE_BOXES = ("box", "chest", "container", "suitcase")
+MOTIVES = {
+    "hungry": ("kitchen", "apple"),
+    "thirsty": ("kitchen", "milk"),
+    "bored": ("garden", "football"),
+    "tired": ("bedroom", "pajamas"),
+}
+MOTIVATED_NAMES = ("Sumit", "Yann", "Antoine", "Jason")
+
+
+def two_arguments(rng: Generator) -> Story:
+    """Task 4: three places on a line; each end is told relative to the middle (two times in three) or the reverse."""
+    first, middle, last = shuffled(rng, HOUSE)[:3]
+    direction = pick(rng, tuple(DIRECTIONS))
+    pairs = []  # (place, direction, place): the first lies in that direction of the second
+    for end, toward in ((first, direction), (last, OPPOSITE[direction])):
+        relative_to_middle = rng.integers(3) < 2
+        pairs.append((end, toward, middle) if relative_to_middle else (middle, OPPOSITE[toward], end))
+    pairs = shuffled(rng, pairs)
+    facts = tuple(f"The {subject} is {toward} of the {reference}." for subject, toward, reference in pairs)
+    fact = int(rng.integers(2))
+    subject, toward, reference = pairs[fact]
+    forms = (f"What is {toward} of the {reference}?", f"What is the {reference} {OPPOSITE[toward]} of?")
+    return Story(facts, pick(rng, forms), subject, (fact,))
+
+
+def times_of_day(rng: Generator) -> Story:
+    """Task 14: a person moves at most once in each of four times; what is told between two questions is shuffled."""
+    questions_left = 1 + int(rng.integers(QUESTIONS_PER_STORY))
+    days: dict[str, list[tuple[str, int]]] = {person: [] for person in TOWN_PEOPLE}  # (place, event), yesterday first
+    events: list[str] = []
+    told: list[int] = []  # the events in the order in which a reader meets them
+    options: list[tuple[str, tuple[str, int], tuple[str, int]]] = []
+    while questions_left:
+        person = pick(rng, [person for person, day in days.items() if len(day) < len(TIMES)])
+        time, before = TIMES[len(days[person])], days[person][-1:]
+        place = pick(rng, [place for place in TOWN if not before or place != before[0][0]])
+        days[person].append((place, len(events)))
+        move = f"{person} {pick(rng, MOVE)} the {place}"
+        events.append(f"{time.capitalize()} {move}." if rng.random() < 0.5 else f"{move} {time}.")
+        options = [
+            (person, before_visit, visit)
+            for person, day in days.items()
+            for before_visit, visit in last_visits(day)
+            if len(events) - visit[1] <= WINDOW
+        ]
+        if len(events) % 2 == 0 and options:
+            told += [len(told) + i for i in rng.permutation(len(events) - len(told)).tolist()]
+            questions_left -= 1
+    person, (place_before, event_before), (place, event) = pick(rng, options)
+    question = f"Where was {person} before the {place}?"
+    supporting = (told.index(event), told.index(event_before))
+    return Story(tuple(events[i] for i in told), question, place_before, supporting)
+
+
+def fears(rng: Generator) -> Story:
+    """Task 15: an animal fears what its kind fears."""
+    kinds = tuple(CHASED)
+    feared = {kind: pick(rng, [other for other in kinds if other != kind]) for kind in kinds}
+    kind_of = {name: pick(rng, kinds) for name in CHASED_NAMES}
+    rules = {f"{CHASED[kind].capitalize()} are afraid of {CHASED[other]}.": kind for kind, other in feared.items()}
+    members = {f"{name} is a {kind}.": name for name, kind in kind_of.items()}
+    facts = shuffled(rng, (*rules, *members))
+    name = pick(rng, CHASED_NAMES)
+    kind = kind_of[name]
+    member_fact = facts.index(f"{name} is a {kind}.")
+    rule_fact = next(i for i, fact in enumerate(facts) if rules.get(fact) == kind)
+    return Story(tuple(facts), f"What is {name.lower()} afraid of?", feared[kind], (member_fact, rule_fact))
+
+
+def colors(rng: Generator) -> Story:
+    """Task 16: the one animal without a color has that of its kind; each color comes after its animal."""
+    kind_of: dict[str, str] = {}
+    twins: list[str] = []
+    while not twins:
+        kind_of = {name: pick(rng, COLORED_ANIMALS) for name in COLORED_NAMES}
+        kinds = list(kind_of.values())
+        twins = [name for name, kind in kind_of.items() if kinds.count(kind) > 1]
+    asked = pick(rng, twins)
+    color_of = {kind: pick(rng, COLORS) for kind in COLORED_ANIMALS}
+    facts: list[str] = []
+    unnamed = shuffled(rng, COLORED_NAMES)
+    uncolored: list[str] = []
+    member_fact: dict[str, int] = {}
+    color_fact: dict[str, int] = {}
+    while unnamed or uncolored:
+        if unnamed and (not uncolored or rng.random() < 0.5):
+            name = unnamed.pop()
+            member_fact[name] = len(facts)
+            facts.append(f"{name} is a {kind_of[name]}.")
+            if name != asked:
+                uncolored.append(name)
+        else:
+            name = uncolored.pop(int(rng.integers(len(uncolored))))
+            color_fact[name] = len(facts)
+            facts.append(f"{name} is {color_of[kind_of[name]]}.")
+    same_kind = [name for name in member_fact if name != asked and kind_of[name] == kind_of[asked]]
+    twin = same_kind[-1]  # member_fact is in the order of the statements; the files go by the animal named last
+    supporting = (member_fact[asked], member_fact[twin], color_fact[twin])
+    return Story(tuple(facts), f"What color is {asked}?", color_of[kind_of[asked]], supporting)
+
+
+def positions(rng: Generator) -> Story:
+    """Task 17: two shapes a step each from a third; the question is about those two, never in the same place."""
+    sides = tuple(SIDES)
+    while True:
+        ends = (pick(rng, sides), pick(rng, sides))
+        across, up = (SIDES[ends[0]][axis] - SIDES[ends[1]][axis] for axis in range(2))
+        if (across, up) != (0, 0):
+            break
+    shapes = shuffled(rng, SHAPES)[:3]
+    first, last, middle = shapes
+    opposite = dict(zip(sides, sides[2:] + sides[:2], strict=True))
+    pairs = []
+    for shape, side in zip((first, last), ends, strict=True):
+        pairs.append((shape, side, middle) if rng.random() < 0.5 else (middle, opposite[side], shape))
+    facts = tuple(f"The {subject} is {side} the {reference}." for subject, side, reference in pairs)
+    order = [0, 1]
+    if rng.random() < 0.5:  # ask about the last shape relative to the first
+        first, last, across, up, order = last, first, -across, -up, [1, 0]
+    truth = [side for side, (x, y) in SIDES.items() if x * across + y * up > 0]
+    is_true = rng.random() < 0.5
+    side = pick(rng, truth if is_true else [side for side in sides if side not in truth])
+    return Story(facts, f"Is the {first} {side} the {last}?", "yes" if is_true else "no", (order[0], order[1]))
+
+
+def sizes(rng: Generator) -> Story:
+    """Task 18: random comparisons, five at a time, until two of them chain; best to one that was not told itself."""
+    by_size = ("chocolate", "box of chocolates", *shuffled(rng, LARGE_BOXES))
+    facts: list[str] = []
+    told: dict[tuple[str, str], int] = {}  # (smaller, larger): the statement
+    chains: list[tuple[str, str, int, int]] = []
+    while not chains:
+        for _ in range(5):
+            low, high = sorted(int(i) for i in rng.choice(len(by_size), size=2, replace=False))
+            small, large = by_size[low], by_size[high]
+            told.setdefault((small, large), len(facts))
+            facts.append(
+                pick(rng, (f"The {small} fits inside the {large}.", f"The {large} is bigger than the {small}."))
+            )
+        chains = [
+            (small, large, first, second)
+            for (small, middle), first in told.items()
+            for (other, large), second in told.items()
+            if middle == other
+        ]
+    untold = [chain for chain in chains if chain[:2] not in told]
+    small, large, first, second = pick(rng, untold or chains)
+    forms = (
+        (f"Does the {small} fit in the {large}?", "yes"),
+        (f"Is the {large} bigger than the {small}?", "yes"),
+        (f"Does the {large} fit in the {small}?", "no"),
+        (f"Is the {small} bigger than the {large}?", "no"),
+    )
+    return Story(tuple(facts), *pick(rng, forms), (first, second))
+
+
+def paths(rng: Generator) -> Story:
+    """Task 19: two steps over a map of six places, told by five pairs of neighbours."""
+    names = shuffled(rng, HOUSE)
+    first = pick(rng, tuple(DIRECTIONS))
+    second = pick(rng, [direction for direction in DIRECTIONS if direction != OPPOSITE[first]])
+    at = [(0, 0), DIRECTIONS[first], _neighbour(DIRECTIONS[first], second)]
+    neighbours = [(0, first, 1), (1, second, 2)]  # (place, direction, place): go that way from the first to the second
+    # The other corner stays empty, so that no second way of two steps can be read off the map.
+    taken = {*at, DIRECTIONS[second]}
+    while len(at) < len(names):
+        place, direction = int(rng.integers(len(at))), pick(rng, tuple(DIRECTIONS))
+        spot = _neighbour(at[place], direction)
+        if spot not in taken:
+            neighbours.append((place, direction, len(at)))
+            at.append(spot)
+            taken.add(spot)
+    facts = []
+    for place, direction, other in neighbours:
+        forward = f"The {names[other]} is {direction} of the {names[place]}."
+        backward = f"The {names[place]} is {OPPOSITE[direction]} of the {names[other]}."
+        facts.append(pick(rng, (forward, backward)))
+    order = shuffled(rng, range(len(facts)))
+    question = f"How do you go from the {names[0]} to the {names[2]}?"
+    supporting = (order.index(0), order.index(1))
+    return Story(tuple(facts[i] for i in order), question, f"{first[0]},{second[0]}", supporting)
+
+
+def _neighbour(at: tuple[int, int], direction: str) -> tuple[int, int]:
+    across, up = DIRECTIONS[direction]
+    return at[0] + across, at[1] + up
+
+
+def motives(rng: Generator) -> Story:
+    """Task 20: four persons feel something, go where it is mended and get what mends it, if nobody got it before."""
+    feeling = {name: pick(rng, tuple(MOTIVES)) for name in MOTIVATED_NAMES}
+    felt: dict[str, int] = {}  # the statement of each person's feeling
+    gone: set[str] = set()
+    got: set[str] = set()
+    facts: list[str] = []
+    questions: list[tuple[str, str, tuple[int]]] = []  # one after each statement
+    waiting = list(MOTIVATED_NAMES)
+    while waiting:
+        name = pick(rng, waiting)
+        place, thing = MOTIVES[feeling[name]]
+        if name not in felt:
+            felt[name] = len(facts)
+            facts.append(f"{name} is {feeling[name]}.")
+            questions.append((f"Where will {name.lower()} go?", place, (felt[name],)))
+        elif name not in gone:
+            gone.add(name)
+            facts.append(f"{name} {pick(rng, MOVE)} the {place}.")
+            questions.append((f"Why did {name.lower()} go to the {place}?", feeling[name], (felt[name],)))
+        else:
+            waiting.remove(name)
+            if thing not in got:
+                got.add(thing)
+                facts.append(f"{name} {pick(rng, GET)} the {thing} there.")
+                questions.append((f"Why did {name.lower()} get the {thing}?", feeling[name], (felt[name],)))
+    asked = int(rng.integers(len(questions)))
+    return Story(tuple(facts[: asked + 1]), *questions[asked])
+
+
+PUZZLES: dict[str, Callable[[Generator], Story]] = {
+    "qa4": two_arguments,
+    "qa14": times_of_day,
+    "qa15": fears,
+    "qa16": colors,
+    "qa17": positions,
+    "qa18": sizes,
+    "qa19": paths,
+    "qa20": motives,
+}
