@@ -155,7 +155,8 @@ def _check_length(
         return LengthCheck(length=length, tokens=tokens, problem=str(error)), ()
     kv_bytes, num_fit, problem = checkpoint.kv_bytes(tokens, dtype), None, None
     if gpu_memory_gib is not None:
-        weights = checkpoint.num_parameters * checkpoint.dtype_bytes(dtype)
+        as_stored = dtype == checkpoint.dtype
+        weights = checkpoint.weight_bytes if as_stored else checkpoint.num_parameters * checkpoint.dtype_bytes(dtype)
         free = gpu_memory_gib * _GIB * _USED_SHARE - weights - _ACTIVATIONS
         num_fit = max(0, int(free // kv_bytes))
         if num_fit == 0:

@@ -72,6 +72,13 @@ def test_the_cache_of_a_request_is_counted_as_vllm_counts_it(checkpoint: Path):
     assert opened.kv_bytes(1000, "bfloat16") == opened.kv_bytes(1000) // 2
 
 
+def test_the_dtype_of_quantized_weights_is_that_of_the_rest(copy: Path):
+    tensors = load_file(copy / "model.safetensors")
+    tensors = {name: value.astype(np.int8) if "proj.weight" in name else value for name, value in tensors.items()}
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert Checkpoint.open(copy).dtype == "float32"
+
+
 def test_qwen_7b_needs_7_gib_for_a_128k_request(checkpoint: Path, tmp_path: Path):
     shape = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
     opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", **shape))

@@ -197,6 +197,13 @@ def test_the_identity_of_a_rule_is_its_numbers_not_the_way_it_was_asked_for(
     assert len({str(rope_identity(plain, request)) for request in different}) == 4
 
 
+def test_another_original_length_than_the_configs_is_served_and_pointed_out(plain: Checkpoint):
+    served = served_rope(plain, RopeRequest(rule="yarn", original_length=1024), 4096)
+    assert served.scaling is not None
+    assert (served.scaling.original_length, served.scaling.factor) == (1024, 4)
+    assert "original length of 1,024; the config has 2,048" in served.warnings[0]
+
+
 def test_labels_name_rule_and_factor():
     assert [r.label() for r in (RopeRequest(), RopeRequest(rule="yarn"), RopeRequest(rule="linear", factor=2.5))] == [
         "checkpoint",

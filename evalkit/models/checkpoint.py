@@ -62,7 +62,7 @@ class Checkpoint:
     hidden_size: int
     vocab_size: int
     dtype: str
-    """Of the weights: float32, bfloat16, ..."""
+    """Of the weights: float32, bfloat16, ...; of those beside the quantized ones where they are quantized."""
     sliding_window: int | None
     num_sliding_layers: int
     """Layers whose cache stops growing at ``sliding_window`` tokens."""
@@ -266,12 +266,12 @@ def _longest(config: Any, folder: Path) -> int:
 
 
 def _dtype_of(tensors: Mapping[str, StoredTensor]) -> str:
-    """The dtype that most of the weights have."""
+    """The floating-point dtype that most of the weights have, leaving out quantized ones."""
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.num_bytes
-    most = max(sizes, key=lambda dtype: sizes[dtype], default="F32")
-    return DTYPE_NAMES.get(most, most.lower())
+        if tensor.dtype in DTYPE_NAMES:
+            sizes[DTYPE_NAMES[tensor.dtype]] += tensor.num_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default="bfloat16")
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

@@ -272,6 +272,10 @@ def _training_warnings(checkpoint: Checkpoint, stored: StoredRope, scaling: Rope
         warnings.append(
             f"Trained over an original length of {trained.original_length:,}, served over {scaling.original_length:,}."
         )
+    elif trained is None and scaling.original_length != stored.original_length:
+        warnings.append(
+            f"Served over an original length of {scaling.original_length:,}; the config has {stored.original_length:,}."
+        )
     if trained is None and stored.scaling is None:
         warnings.append(f"The checkpoint's own rule {stored.type} is replaced by {scaling.describe()}.")
     return tuple(warnings)
