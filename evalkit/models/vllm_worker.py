@@ -1,0 +1,101 @@
+"""What runs inside vLLM's worker processes: reading and rewriting the rotary table, and ending with the harness.
+
+vLLM adds the methods of ``WorkerExtension`` to its worker class and calls them by name (``collective_rpc``), so that no
+code has to be sent between processes.
+"""
+
+import os
+import select
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WorkerExtension:
+    """Methods for the worker that holds one shard of the model. Values are plain lists: they cross a process."""
+
+    def evalkit_rope_tables(self) -> list[dict[str, Any]]:
+        """Describe each distinct rotary table of the loaded model.
+
+        Each entry has ``where`` (the module's name), ``rows`` (positions it covers), ``dtype`` and ``first_row``: the
+        row of position 1 in float32, cosines in the first half, sines in the second.
+
+        A float32 table is read itself. A half-precision one is too coarse to tell frequencies: its float32 source is
+        computed again, must round to the very table that is loaded, and is read instead.
+
+        Raises:
+            RuntimeError: a loaded half-precision table is not the rounding of its source.
+        """
+        import torch
+
+        found: list[dict[str, Any]] = []
+        for where, module in _rotary_modules(self).items():
+            table, source = module.cos_sin_cache, module.cos_sin_cache
+            if table.dtype != torch.float32:
+                source = _source(module)
+                if not torch.equal(source.to(table.dtype), table):
+                    raise RuntimeError("the rotary table in use is not the one that its module computes")
+            found.append(
+                {
+                    "where": where,
+                    "rows": table.shape[0],
+                    "dtype": str(table.dtype).removeprefix("torch."),
+                    "first_row": source[1].tolist(),
+                }
+            )
+        return found
+
+    def evalkit_write_rope(self, inv_freq: list[float], attention_factor: float) -> int:
+        """Overwrite every rotary table in place and return how many there are.
+
+        The memory stays where it is, so captured graphs read the new values. Keys that are already in the KV cache keep
+        the old rotation: drain the engine first, and reset its prefix cache after.
+        """
+        modules = _rotary_modules(self).values()
+        for module in modules:
+            module.evalkit_rope = (inv_freq, attention_factor)
+            table = module.cos_sin_cache
+            table.copy_(_source(module).to(table.dtype))
+        return len(modules)
+
+    def evalkit_end_with(self, pid: int) -> None:
+        """Exit when process ``pid`` (the harness) is gone: vLLM's engine process does not look after its parent.
+
+        An engine that is left behind would hold the GPU's memory against the command that resumes the run.
+        """
+        try:
+            harness = os.pidfd_open(pid)
+        except ProcessLookupError:
+            os._exit(1)
+
+        def watch() -> None:
+            select.select([harness], [], [])  # returns once that process has ended
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True, name="evalkit-end-with-harness").start()
+
+
+def _rotary_modules(worker: Any) -> dict[str, Any]:
+    """Return, by name, one module per distinct table of shape (rows, rotary_dim); layers share tables."""
+    tables: dict[int, tuple[str, Any]] = {}
+    for where, module in worker.get_model().named_modules():
+        if getattr(module, "cos_sin_cache", None) is not None:
+            tables.setdefault(module.cos_sin_cache.data_ptr(), (where, module))
+    return dict(tables.values())
+
+
+def _source(module: Any) -> "torch.Tensor":
+    """Return a module's table in float32, on its own device: what was written into it, or what its class computes."""
+    import torch
+
+    table = module.cos_sin_cache
+    with torch.device(table.device), torch.inference_mode():
+        if not hasattr(module, "evalkit_rope"):
+            computed: torch.Tensor = module._compute_cos_sin_cache()
+            return computed
+        inv_freq, attention_factor = module.evalkit_rope
+        angles = torch.outer(torch.arange(len(table), dtype=torch.float32), torch.tensor(inv_freq, dtype=torch.float32))
+        written: torch.Tensor = torch.cat([angles.cos(), angles.sin()], dim=-1) * attention_factor
+        return written

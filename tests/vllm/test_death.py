@@ -1,0 +1,69 @@
+"""SIGKILL: an engine that dies hangs nothing and loses nothing, and a harness that dies leaves no engine behind."""
+
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evalkit.errors import EngineError
+from evalkit.models import vllm_engine
+from evalkit.models.serving import served_rope
+from evalkit.models.vllm import VLLMBackend
+from evalkit.models.vllm_engine import VLLMOptions
+from tests.vllm.asking import random_prompt
+from tests.vllm.conftest import YARN
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+def engine_processes() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children() if "EngineCor" in child.name()}
+
+
+def test_a_killed_engine_is_noticed_started_again_and_asked_again_until_it_dies_too_often(tiny):
+    others = engine_processes()
+    backend = VLLMBackend(
+        tiny,
+        served_rope(tiny, YARN, 1024),
+        max_model_len=1024,
+        options=VLLMOptions(max_num_seqs=4, max_restarts=1),
+    )
+    try:
+        backend.switch_to(served_rope(tiny, YARN, 512))
+        prompts = [random_prompt(n, 400, max_new_tokens=30) for n in range(24)]
+        reference = {p.key: c.token_ids for p, c in backend.generate(prompts[:6])}
+        run = backend.generate(prompts)
+        answered = list(islice(run, 5))
+        (engine_processes() - others).pop().kill()
+        answered += list(run)  # a second engine takes over
+        assert sorted(p.key for p, _ in answered) == sorted(p.key for p in prompts), "each once, none lost"
+        assert all(c.error is None for _, c in answered)
+        assert {p.key: c.token_ids for p, c in answered if p.key in reference} == reference
+        assert backend.read_back[0]["attention_factor"] == pytest.approx(1.0693147, abs=1e-6), "factor 2, as switched"
+
+        run = backend.generate(prompts)
+        next(run)
+        (engine_processes() - others).pop().kill()
+        killed = time.monotonic()
+        with pytest.raises(EngineError, match="died 2 times"):
+            list(run)
+        assert time.monotonic() - killed < vllm_engine.DEATH_NOTICED_SECONDS + 10, "closing a dead engine included"
+    finally:
+        backend.close()
+
+
+def test_the_engine_ends_when_the_harness_is_killed(tiny):
+    script = Path(__file__).with_name("hold_an_engine.py")
+    with subprocess.Popen([sys.executable, script, tiny.path], stdout=subprocess.PIPE, text=True) as harness:
+        for line in harness.stdout:
+            if line.strip() == "ready":
+                break
+        family = psutil.Process(harness.pid).children(recursive=True)
+        assert any("EngineCor" in child.name() for child in family)
+        harness.kill()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
