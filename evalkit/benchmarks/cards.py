@@ -1,6 +1,7 @@
 """Task cards: what a benchmark is, as data. One TOML file a benchmark in ``tasks/``, shipped as ``evalkit/_tasks``."""
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,21 +11,21 @@ from typing import Any
 
 from evalkit.errors import BadInput
 
-_REQUIRED = ("task", "title", "version", "description", "paper", "default_subsets", "default_samples")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsetCard:
     """One subset of a benchmark."""
 
     chance: float
-    """Score of a guess, 0 to 1."""
+    """Score of a guess, from 0 to 1; the card says how it was found."""
     title: str = ""
     labels: tuple[str, ...] = ()
     """All answers that the scorers know."""
     instruction: str = ""
     examples: str = ""
+    """Worked examples, in the form in which they stand in the prompt."""
     post_prompt: str = ""
+    """How to answer."""
     max_new_tokens: int | None = None
     """None: the card's."""
 
@@ -41,59 +42,137 @@ class TaskCard:
     paper: str
     default_subsets: tuple[str, ...]
     default_samples: int
+    """Per subset and length."""
     subsets: Mapping[str, SubsetCard]
     max_new_tokens: int | None = None
     """None: decided for each sample by its answer."""
     template: str = ""
-    source: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Published data sets of the hub: name -> id, revision."""
+    """Format string of what the user says."""
+    source: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Published data sets of the hub: name -> id, revision, layout (path of a file, with {subset} and {length})."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Values that only the benchmark's own code reads."""
     sha256: str
-    """Hash of the file."""
+    """Hash of all values; comments and layout of the file do not count."""
+
+
+_CARD: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "title": (str,),
+    "version": (int,),
+    "description": (str,),
+    "paper": (str,),
+    "default_subsets": (list,),
+    "default_samples": (int,),
+    "subsets": (dict,),
+}
+_CARD_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "max_new_tokens": (int,),
+    "template": (str,),
+    "source": (dict,),
+    "settings": (dict,),
+}
+_SUBSET: dict[str, tuple[type, ...]] = {"chance": (float, int)}
+_SUBSET_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "title": (str,),
+    "labels": (list,),
+    "instruction": (str,),
+    "examples": (str,),
+    "post_prompt": (str,),
+    "max_new_tokens": (int,),
+}
+_SOURCE: dict[str, tuple[type, ...]] = {"id": (str,), "revision": (str,)}
+_SOURCE_OPTIONAL: dict[str, tuple[type, ...]] = {"layout": (str,)}
 
 
 def card_names() -> tuple[str, ...]:
-    """Return the names of all task cards, sorted."""
+    """Return the names of all task cards, sorted.
+
+    Raises:
+        BadInput: the folder of cards is missing.
+    """
     return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
 
 
 @cache
 def load_card(task: str) -> TaskCard:
-    """Return a task card.
+    """Return the task card of a benchmark.
 
     Raises:
-        BadInput: there is no such card, or its file lacks a field or has one that is not known.
+        BadInput: there is no such card, or ``read_card`` refuses it.
     """
-    path = _folder() / f"{task}.toml"
     if task not in card_names():
         raise BadInput(f"There is no task {task!r}; the tasks are {', '.join(card_names())}.")
-    content = path.read_bytes()
+    return read_card(_folder() / f"{task}.toml")
+
+
+def read_card(path: Path) -> TaskCard:
+    """Read one card file.
+
+    Raises:
+        BadInput: it is not TOML, or a field is missing, unknown or impossible; names file and field.
+    """
     try:
-        values = tomllib.loads(content.decode())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not a TOML file: {error}.") from error
-    missing = [name for name in (*_REQUIRED, "subsets") if name not in values]
-    if missing:
-        raise BadInput(f"{path} lacks the field {missing[0]!r}.")
-    subsets = {name: _subset(path, name, entry) for name, entry in values.pop("subsets").items()}
-    values["default_subsets"] = tuple(values["default_subsets"])
-    try:
-        return TaskCard(**values, subsets=subsets, sha256=hashlib.sha256(content).hexdigest())
-    except TypeError as error:
-        raise BadInput(f"{path} has a field that a task card does not know: {error}.") from error
+    _check(f"{path}:", values, _CARD, _CARD_OPTIONAL)
+    subsets = {name: _read_subset(f"{path}: subsets.{name}:", entry) for name, entry in values["subsets"].items()}
+    for name, entry in values.get("source", {}).items():
+        _check(f"{path}: source.{name}:", entry, _SOURCE, _SOURCE_OPTIONAL)
+    unknown = [name for name in values["default_subsets"] if name not in subsets]
+    rules = {
+        f"task is {values['task']!r}, which must be the name of the file": values["task"] == path.stem,
+        "default_subsets is empty": bool(values["default_subsets"]),
+        f"default_subsets names {', '.join(map(str, unknown))}, which subsets lacks": not unknown,
+        f"default_samples is {values['default_samples']}, which must be 1 or more": values["default_samples"] > 0,
+        "max_new_tokens must be 1 or more": values.get("max_new_tokens", 1) > 0,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise BadInput(f"{path}: {rule}.")
+    sha256 = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    values |= {"subsets": subsets, "default_subsets": tuple(values["default_subsets"])}
+    return TaskCard(**values, sha256=sha256)
 
 
-def _subset(path: Path, name: str, entry: dict[str, Any]) -> SubsetCard:
-    try:
-        return SubsetCard(**{**entry, "labels": tuple(entry.get("labels", ()))})
-    except TypeError as error:
-        raise BadInput(f"{path}, subset {name}: {error}.") from error
+def _read_subset(where: str, entry: Any) -> SubsetCard:
+    _check(where, entry, _SUBSET, _SUBSET_OPTIONAL)
+    labels = entry.get("labels", [])
+    if not all(isinstance(label, str) and label for label in labels):
+        raise BadInput(f"{where} labels must be texts, and none of them empty.")
+    if not 0 <= entry["chance"] <= 1:
+        raise BadInput(f"{where} chance is {entry['chance']}, which must be from 0 to 1.")
+    if entry.get("max_new_tokens", 1) < 1:
+        raise BadInput(f"{where} max_new_tokens must be 1 or more.")
+    return SubsetCard(**entry | {"labels": tuple(labels), "chance": float(entry["chance"])})
+
+
+def _check(
+    where: str, entry: Any, required: dict[str, tuple[type, ...]], optional: dict[str, tuple[type, ...]]
+) -> None:
+    """Refuse a table that lacks a field, or has one that is unknown or of another type."""
+    if not isinstance(entry, dict):
+        raise BadInput(f"{where} expected a table with the fields {', '.join(required)}.")
+    for name in required:
+        if name not in entry:
+            raise BadInput(f"{where} the field {name!r} is missing.")
+    for name, value in entry.items():
+        types = (required | optional).get(name)
+        if types is None:
+            raise BadInput(f"{where} the field {name!r} is unknown; known are {', '.join(required | optional)}.")
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise BadInput(f"{where} the field {name!r} must be of type {types[0].__name__}, not {value!r}.")
 
 
 def _folder() -> Path:
+    """Return the cards of an installed evalkit, else those beside its ``pyproject.toml``."""
     package = Path(__file__).parents[1]
-    for folder in (package / "_tasks", package.parent / "tasks"):
-        if folder.is_dir():
-            return folder
-    raise BadInput(f"The task cards are missing: neither {package / '_tasks'} nor {package.parent / 'tasks'} exists.")
+    if (package / "_tasks").is_dir():
+        return package / "_tasks"
+    if (package.parent / "pyproject.toml").is_file() and (package.parent / "tasks").is_dir():
+        return package.parent / "tasks"
+    raise BadInput(
+        f"The task cards are missing: neither {package / '_tasks'} nor a project with tasks/ around {package} exists; "
+        "install evalkit again."
+    )
