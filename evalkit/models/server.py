@@ -1,0 +1,401 @@
+"""The server backend: any OpenAI-compatible server, asked with token ids over /v1/completions.
+
+A server is a stranger: it is asked what it serves before any work, what passes (429, 5xx, resets, half answers) is
+tried again, and what cannot be checked from outside (its weights, its rope rule) is said to be unchecked.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from evalkit.errors import BadInput, EngineError
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.flight import Flight, LoopThread, failed
+from evalkit.models.prompts import Encoder, stop_token_ids
+from evalkit.types import Completion, Prompt
+
+KEY_VARIABLES = ("EVALKIT_API_KEY", "OPENAI_API_KEY")
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
+_PASSING_STATUS = (408, 409, 425, 429)
+_SPEAK_VLLM = ("vllm", "sglang")  # servers that take stop_token_ids and repetition_penalty
+_PROBE = "Mary went to the kitchen. Where is Mary? 12,345"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Which server, and how it is asked."""
+
+    base_url: str
+    """Such as "http://localhost:8000/v1"."""
+    model: str | None = None
+    """A name that the server serves; None where it serves one."""
+    chat: bool = False
+    """Send each prompt's text as one user message to /v1/chat/completions, for servers that take no ids. The server
+    then applies its own template, so the prompt must be built without one."""
+    concurrency: int = 8
+    """Requests in flight."""
+    timeout_seconds: float = 600.0
+    """Per attempt."""
+    max_retries: int = 5
+    """Further attempts after trouble that may pass; they wait 0.5, 1, 2, 4, 8 ... 30 seconds, or as long as the server
+    asks for."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(f"{self.base_url!r} is not a server's address; give one like http://localhost:8000/v1.")
+        if self.concurrency < 1:
+            raise BadInput(f"concurrency is {self.concurrency}; it must be at least 1.")
+        if self.timeout_seconds <= 0:
+            raise BadInput(f"timeout_seconds is {self.timeout_seconds}; it must be above 0.")
+        if self.max_retries < 0:
+            raise BadInput(f"max_retries is {self.max_retries}; it must be 0 or more.")
+
+    @property
+    def api_root(self) -> str:
+        """The address that /models and /completions are below; "/v1" where none was given."""
+        address = self.base_url.rstrip("/")
+        return address if urlsplit(address).path else f"{address}/v1"
+
+    @property
+    def shown(self) -> str:
+        """The address without credentials, for records and messages."""
+        parts = urlsplit(self.api_root)
+        return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+class ServerBackend:
+    """Greedy answers from a server. Implements ``types.Backend``.
+
+    A server that is gone is noticed once the retries of a prompt are used up (15 seconds by default) and ends the run
+    with an EngineError; a prompt that fails on a server that is still there becomes a completion with an error.
+
+    The API key is read from EVALKIT_API_KEY or OPENAI_API_KEY when the backend is opened, and shown nowhere.
+    """
+
+    name = "server"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: Encoder,
+        *,
+        max_model_len: int,
+        options: ServerOptions,
+        logprobs: bool = False,
+    ) -> None:
+        """Find out what the server serves, and whether that suffices.
+
+        Args:
+            checkpoint: a local copy of what the server serves; its tokenizer makes the prompts.
+            encoder: that tokenizer.
+            max_model_len: prompt plus answer of the longest request, tokens.
+            options: which server, and how it is asked.
+            logprobs: fill ``Completion.logprobs``.
+
+        Raises:
+            BadInput: the server lacks the model, its window is too small, it takes no ids, or it wants another key.
+            EngineError: there is no server, or something else answers there.
+        """
+        from openai import AsyncOpenAI
+
+        if options.chat and encoder.chat:
+            raise BadInput(
+                "In chat mode the server applies its own chat template, and these prompts carry one already; build "
+                "them without (--no-chat-template)."
+            )
+        self.options, self.max_model_len, self.logprobs = options, max_model_len, logprobs
+        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
+        self._tokenizer = encoder.tokenizer
+        self._stops = stop_token_ids(checkpoint.path, encoder.tokenizer)
+        self._loop = LoopThread("evalkit-server")
+        self._client = AsyncOpenAI(
+            base_url=options.api_root, api_key=self._key, timeout=options.timeout_seconds, max_retries=0
+        )
+        self.warnings: list[str] = ["Which weights and which rope rule a server serves cannot be checked from outside."]
+        """What a person should know before trusting the answers."""
+        try:
+            self._served = self._loop.submit(self._find_model()).result()
+            self._speaks_vllm = self._served.get("owned_by") in _SPEAK_VLLM
+            self.version = self._loop.submit(self._find_version()).result()
+            self._check_window()
+            self._loop.submit(self._check_tokenizer()).result()
+            self._loop.submit(self._probe()).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
+        """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
+
+        Raises:
+            EngineError: the server is gone.
+        """
+        waiting, flight = iter(prompts), Flight()
+        try:
+            while True:
+                prompt = next(waiting, None) if len(flight) < self.options.concurrency else None
+                if prompt is not None:
+                    flight.add(prompt, self._loop.submit(self._answer(prompt)))
+                elif not flight:
+                    return
+                for future, seconds in flight.landed(wait=prompt is None):
+                    completion = replace(future.result(), seconds=seconds)
+                    yield flight.remove(future), completion
+        finally:
+            flight.cancel()
+
+    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what can change an answer (part of a run's identity), and what cannot (recorded beside it)."""
+        decisive = {
+            "engine": "server",
+            "model": self._served["id"],
+            "software": self._served.get("owned_by"),
+            "version": self.version,
+            "prompt_form": "one user message" if self.options.chat else "ids",
+        }
+        beside = {
+            "base_url": self.options.shown,
+            "max_model_len": self._served.get("max_model_len"),
+            "root": self._served.get("root"),
+            "concurrency": self.options.concurrency,
+            "timeout_seconds": self.options.timeout_seconds,
+            "max_retries": self.options.max_retries,
+        }
+        return decisive, beside
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        self._loop.submit(self._client.close()).result()
+        self._loop.close()
+
+    # What is asked once, before any work.
+
+    async def _find_model(self) -> dict[str, Any]:
+        """Return the entry of the model that is asked."""
+        where = self.options.shown
+        reply = await self._get("/models")
+        models = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
+            raise EngineError(
+                f"{where}/models does not answer with a list of models, so no OpenAI-compatible server is there; check "
+                "the address (it usually ends in /v1)."
+            )
+        names = [str(model["id"]) for model in models]
+        wanted = self.options.model
+        if wanted is None and len(names) != 1:
+            raise BadInput(f"{where} serves {_listed(names)}; name one of them with --server-model.")
+        if wanted is not None and wanted not in names:
+            raise BadInput(f"{where} does not serve {wanted!r}; it serves {_listed(names)}.")
+        return dict(models[0 if wanted is None else names.index(wanted)])
+
+    async def _find_version(self) -> str | None:
+        reply = await self._beside("/version")
+        return str(reply["version"]) if isinstance(reply, dict) and "version" in reply else None
+
+    def _check_window(self) -> None:
+        window = self._served.get("max_model_len")
+        if window is None:
+            self.warnings.append(
+                "The server does not say how many tokens it takes, so answers may be cut short unseen."
+            )
+        elif int(window) < self.max_model_len:
+            raise BadInput(
+                f"{self.options.shown} serves {self._served['id']} with {int(window):,} tokens and the run needs "
+                f"{self.max_model_len:,}; start the server with a larger --max-model-len, or ask for shorter lengths."
+            )
+
+    async def _check_tokenizer(self) -> None:
+        """Warn where the server cuts a text into other tokens. Only vLLM's servers tell."""
+        ours = self._tokenizer(_PROBE, add_special_tokens=False).input_ids
+        request = {"model": self._served["id"], "prompt": _PROBE, "add_special_tokens": False}
+        reply = await self._beside("/tokenize", request)
+        theirs = reply.get("tokens") if isinstance(reply, dict) else None
+        if theirs is not None and theirs != ours:
+            self.warnings.append(
+                f"The server's tokenizer differs from the checkpoint's: it makes {len(theirs)} tokens of {_PROBE!r} "
+                f"({theirs[:4]} ...), the checkpoint {len(ours)} ({ours[:4]} ...)."
+            )
+
+    async def _probe(self) -> None:
+        """Ask for one token, so that a server that takes no such requests is known before any work."""
+        ids = self._tokenizer(_PROBE, add_special_tokens=False).input_ids
+        path, body = self._request(ids, 1)
+        try:
+            reply = await self._client.post(path, body=body, cast_to=object)
+        except Exception as error:
+            status = getattr(error, "status_code", None)
+            if status in (400, 404, 405, 422, 501) and not self.options.chat:
+                raise BadInput(
+                    f"{self.options.shown} takes no token ids at {path} ({self._said(error)}); use chat mode."
+                ) from error
+            raise self._unusable(error, path) from error
+        counted = (reply.get("usage") or {}).get("prompt_tokens") if isinstance(reply, dict) else None
+        if counted not in (None, len(ids)) and not self.options.chat:
+            raise BadInput(
+                f"{self.options.shown} counts {counted} tokens where {len(ids)} ids were sent: it adds some or "
+                "tokenizes them again; use a server that takes ids as they are, or chat mode."
+            )
+
+    async def _get(self, path: str) -> Any:
+        try:
+            return await self._client.get(path, cast_to=object)
+        except Exception as error:
+            raise self._unusable(error, path) from error
+
+    async def _beside(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Ask an endpoint of vLLM's, which lies beside /v1; None where there is none."""
+        from openai import OpenAIError
+
+        address = self.options.api_root.removesuffix("/v1") + path
+        try:
+            if body is None:
+                return await self._client.get(address, cast_to=object)
+            return await self._client.post(address, body=body, cast_to=object)
+        except (OpenAIError, json.JSONDecodeError):
+            return None
+
+    # What is asked for each prompt.
+
+    def _request(self, ids: list[int], max_new_tokens: int) -> tuple[str, dict[str, Any]]:
+        """Return path and body of a request: greedy, whatever defaults the server took from a checkpoint."""
+        body: dict[str, Any] = {"model": self._served["id"], "temperature": 0, "max_tokens": max_new_tokens}
+        if self._speaks_vllm:
+            body |= {"repetition_penalty": 1.0, "stop_token_ids": list(self._stops)}
+        if self.options.chat:
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            body |= {"messages": [{"role": "user", "content": text}]} | ({"logprobs": True} if self.logprobs else {})
+            return "/chat/completions", body
+        if self._served.get("owned_by") == "vllm":
+            body["return_token_ids"] = True
+        return "/completions", body | {"prompt": ids} | ({"logprobs": 1} if self.logprobs else {})
+
+    async def _answer(self, prompt: Prompt) -> Completion:
+        """Ask until there is an answer, a refusal, or no attempt left."""
+        asked, window = len(prompt.token_ids), self._served.get("max_model_len")
+        if window is not None and asked + prompt.max_new_tokens > window:
+            return failed(
+                f"context_overflow: {asked} prompt tokens and {prompt.max_new_tokens} for the answer exceed the "
+                f"{window} of the server"
+            )
+        path, body = self._request(prompt.token_ids.tolist(), prompt.max_new_tokens)
+        for attempt in itertools.count():
+            try:
+                return await self._attempt(path, body, prompt.max_new_tokens)
+            except _Passing as trouble:
+                if attempt < self.options.max_retries:
+                    backoff = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
+                    await asyncio.sleep(backoff if trouble.wait is None else trouble.wait)
+                    continue
+                if trouble.connection:
+                    await self._get("/models")  # raises EngineError where nobody is there any more
+                return failed(f"server: {trouble} (attempt {attempt + 1}, the last)", passing=True)
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, path: str, body: Mapping[str, Any], max_new_tokens: int) -> Completion:
+        import openai
+
+        try:
+            reply: Any = await self._client.post(path, body=body, cast_to=object)
+        except openai.APITimeoutError as error:
+            raise _Passing(f"no answer within {self.options.timeout_seconds:g} s") from error
+        except openai.APIConnectionError as error:
+            raise _Passing(f"connection lost ({self._said(error)})", connection=True) from error
+        except openai.APIStatusError as error:
+            said = f"HTTP {error.status_code}: {self._said(error)}"
+            if error.status_code in _PASSING_STATUS or error.status_code >= 500:
+                raise _Passing(said, wait=_asked_to_wait(error.response.headers)) from error
+            return failed(f"server: {said}", passing=error.status_code in (401, 403))
+        except json.JSONDecodeError as error:
+            raise _Passing("half an answer") from error
+        try:
+            return self._completion(reply["choices"][0], reply.get("usage") or {}, max_new_tokens)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise _Passing(f"an answer without {error}" if isinstance(error, KeyError) else "half an answer") from error
+
+    def _completion(self, choice: Mapping[str, Any], usage: Mapping[str, Any], max_new_tokens: int) -> Completion:
+        """Read one choice. Its ids are the server's; where it gives none, those of its text."""
+        reason = choice["finish_reason"]
+        if reason not in ("stop", "length"):
+            raise _Passing(f"finish_reason {reason!r}")
+        text = choice["message"]["content"] or "" if self.options.chat else choice["text"]
+        token_ids: list[int] = choice.get("token_ids") or []
+        if token_ids:
+            if reason == "length" and len(token_ids) < max_new_tokens:
+                return failed(f"server: the answer was cut at {len(token_ids)} of {max_new_tokens} tokens")
+            if token_ids[-1] in self._stops:
+                token_ids = token_ids[:-1]
+            text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        else:
+            token_ids = self._tokenizer(text, add_special_tokens=False).input_ids
+        given = choice.get("logprobs") or {}
+        logprobs = given.get("token_logprobs") or [token["logprob"] for token in given.get("content") or []]
+        return Completion(
+            text=text,
+            token_ids=tuple(token_ids),
+            finish_reason=reason,
+            num_cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            logprobs=tuple(logprobs[: len(token_ids)]) if self.logprobs else (),
+        )
+
+    # What went wrong, in words.
+
+    def _unusable(self, error: Exception, path: str) -> EngineError | BadInput:
+        """Return the error for a server that does not answer a first question as it should."""
+        import openai
+
+        where = f"{self.options.shown}{path}"
+        if isinstance(error, openai.APITimeoutError):
+            return EngineError(
+                f"{where} gave no answer within {self.options.timeout_seconds:g} s; is the server ready?"
+            )
+        if isinstance(error, openai.APIConnectionError):
+            return EngineError(
+                f"No server answers at {self.options.shown} ({self._said(error)}); start it, or check the address. The "
+                "same command goes on from what is recorded."
+            )
+        if isinstance(error, openai.APIStatusError):
+            if error.status_code in (401, 403):
+                return BadInput(f"{where} wants another API key; set {' or '.join(KEY_VARIABLES)}.")
+            return EngineError(f"{where} answers HTTP {error.status_code} ({self._said(error)}); check the address.")
+        if isinstance(error, json.JSONDecodeError):
+            return EngineError(f"{where} answers half a JSON document; check the address and the server's log.")
+        raise error
+
+    def _said(self, error: Exception) -> str:
+        """Return the first line of what was said, never with the API key in it."""
+        cause = error.__cause__
+        said = str(getattr(error, "message", "") or error)
+        body = getattr(error, "body", None)
+        if isinstance(body, dict) and body.get("message"):
+            said = str(body["message"])
+        elif cause is not None and str(cause):
+            said = str(cause)
+        line = (said.strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+        return line.replace(self._key, "***") if self._key != "none" else line
+
+
+class _Passing(Exception):
+    """Trouble that another attempt may not meet."""
+
+    def __init__(self, message: str, *, wait: float | None = None, connection: bool = False) -> None:
+        super().__init__(message)
+        self.wait = wait
+        self.connection = connection
+
+
+def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds in a Retry-After header, at most a minute; None without one (or where it holds a date)."""
+    try:
+        return min(max(float(headers["retry-after"]), 0.0), 60.0)
+    except (KeyError, ValueError):
+        return None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "no model"
