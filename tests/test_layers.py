@@ -10,7 +10,7 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 WINGS = ("words", "benchmarks", "models", "records", "report", "train", "corridors")
-WORDS = {"__init__", "types", "errors", "lengths"}
+WORDS = {"__init__", "__version__", "types", "errors", "lengths"}
 HEAVY = {
     "torch",
     "transformers",

@@ -194,7 +194,8 @@ class BABILong:
     ) -> tuple[TokenIds, list[int]]:
         """Return at most ``limit`` ids, at least limit - MAX_SPARE_TOKENS, and the position of each fact."""
         head, tail = self._frame(sample, encoder)
-        frame = len(encoder.encode_prompt(head)) + len(encoder.encode_after(tail))
+        # A word in front: some tokenizers join a full stop with the line break that begins the tail.
+        frame = len(encoder.encode_prompt(head)) + len(encoder.encode_after(f" x{tail}"))
         if frame >= limit:
             raise BadInput(
                 f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
