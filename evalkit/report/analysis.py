@@ -119,6 +119,10 @@ class Analysis:
         """Return one panel."""
         return next(panel for panel in self.panels if (panel.task, panel.scorer) == (task, scorer))
 
+    def study_length(self, arm: str) -> int | None:
+        """Return an arm's trained length; for one that was not trained, that of the others, if they agree."""
+        return _study_length(next(a for a in self.arms if a.name == arm), self.arms)
+
     def select(self, task: str, scorer: str) -> list[CellScore]:
         """Return the estimates by arm of one task under one scorer."""
         return [cell for cell in self.cells if (cell.task, cell.scorer) == (task, scorer)]
@@ -268,9 +272,7 @@ def _summary(panel: Panel, arm: Arm, trained_length: int | None, cells: Sequence
         weights = panel.weights(dict(zip(outward, stats.slope_weights(tokens(outward)), strict=True)), subsets)
         observed = panel.observe(models, weights)
         slope = stats.contrast(observed.observations, weights, seed=seed) if observed else None
-    in_distribution = mean(octaves(inside))
-    base = in_distribution.mean if inside else (by_length[lengths[0]].mean if lengths else None)
-    lows = [by_length[length].low or 0.0 for length in lengths]
+    whole_cells = [cell for cell in cells if cell.subset == whole]
     return ArmSummary(
         arm=arm.name,
         task=panel.task,
@@ -278,15 +280,34 @@ def _summary(panel: Panel, arm: Arm, trained_length: int | None, cells: Sequence
         subsets=subsets,
         lengths=lengths,
         trained_length=trained_length,
-        in_distribution=in_distribution,
+        in_distribution=mean(octaves(inside)),
         out_of_distribution=mean(octaves(outside)) if trained_length else _NOTHING,
         overall=mean(dict.fromkeys(lengths, 1 / len(lengths))) if lengths else _NOTHING,
         retention=retention,
         area=mean(area),
         slope=slope,
-        effective=stats.effective_length(tokens(lengths), lows, RELATIVE_THRESHOLD * base) if base else None,
-        effective_ruler=stats.effective_length(tokens(lengths), lows, RULER_THRESHOLD) if lengths else None,
+        effective=effective(whole_cells, trained_length),
+        effective_ruler=effective(whole_cells, trained_length, threshold=RULER_THRESHOLD),
     )
+
+
+def effective(
+    cells: Sequence[CellScore], trained_length: int | None, threshold: float | None = None
+) -> EffectiveLength | None:
+    """Return the effective length of one arm in one subset; None where nothing is scored, or nothing is right.
+
+    Without ``threshold`` it is relative: 0.85 of the score up to the trained length, or at the shortest length where no
+    trained length is known or none of its lengths was asked.
+    """
+    known = {cell.length: cell.interval for cell in cells if cell.interval.mean is not None}
+    if not known:
+        return None
+    if threshold is None:
+        inside = split_lengths(list(known), trained_length)[0] or list(known)[:1]
+        threshold = RELATIVE_THRESHOLD * sum(w * (known[length].mean or 0.0) for length, w in octaves(inside).items())
+        if threshold <= 0:
+            return None
+    return stats.effective_length(tokens(list(known)), [i.low or 0.0 for i in known.values()], threshold)
 
 
 def tokens(lengths: Sequence[str]) -> list[int]:
@@ -376,7 +397,7 @@ def compare_arms(
         task=panel.task,
         scorer=panel.scorer,
         subsets=subsets,
-        lengths=tuple(beyond),
+        lengths=tuple(octaves(beyond)),
         trained_length=trained,
         num_models=(len(sides[0]), len(sides[1])),
         primary=measure(octaves(beyond), subsets) if beyond else None,

@@ -247,7 +247,12 @@ class Resampled(NamedTuple):
         return min(ends[0], self.point), max(ends[1], self.point)
 
     def p_value(self, dof: float) -> float:
-        """Return the two-sided p-value of 0: the level at which the interval just reaches it."""
+        """Return the two-sided p-value of 0: the level at which the interval just reaches it.
+
+        Where every draw lies on one side of 0, resamples only say that it is small; the t statistic says how small.
+        """
+        if self.draws.min() > 0 or self.draws.max() < 0:
+            return min(tail(self.point / float(self.draws.std()), dof), 2 / len(self.draws))
         z = _place(self.draws, 0.0) - self.bias
         return tail(z / (1 + self.acceleration * z) - self.bias, dof)
 

@@ -118,11 +118,12 @@ def contrast(obs: Observations, weights: Floats, *, seed: int = 0) -> Contrast:
     if not len(values):
         raise ValueError("a contrast needs at least one sample")
     statistic = linear(values, obs, weights)
-    centre, over_clusters = adjusted(values, obs, weights)
-    total = with_seeds(over_clusters, obs, weights)
-    error, reach = float(np.sqrt(total.value)) * total.stretch, float(np.abs(weights).sum())
-
-    if resampling_fails(values, obs, statistic.acceleration):
+    reach = float(np.abs(weights).sum())
+    sparse = resampling_fails(values, obs, statistic.acceleration)
+    centre, imagined = adjusted(values, obs, weights)
+    total = with_seeds(imagined if sparse else clustered_variance(statistic.influence), obs, weights)
+    error = float(np.sqrt(total.value)) * total.stretch
+    if sparse:
         half = normal(0.5 + CONFIDENCE / 2) * error
         low, high, method = centre - half, centre + half, "adjusted"
         t = centre / float(np.sqrt(total.value))

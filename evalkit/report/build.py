@@ -1,0 +1,266 @@
+"""Runs in, report out: tables, figures and one page, in one folder."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import BadInput
+from evalkit.lengths import parse_length
+from evalkit.report import render
+from evalkit.report.analysis import AVERAGE, Analysis, Comparison, analyse
+from evalkit.report.figures import all_drawings
+from evalkit.report.load import Loaded, load_runs
+from evalkit.report.provenance import one_line, provenance
+from evalkit.report.stats import Contrast, Interval
+from evalkit.report.style import save
+from evalkit.report.tables import (
+    Table,
+    all_tables,
+    comparison_table,
+    effective_text,
+    score_table,
+    summary_table,
+)
+from evalkit.report.words import findings
+
+__all__ = ["Loaded", "Report", "build", "load_runs"]
+
+SUMMARY_COLUMNS = (
+    "run",
+    "arm",
+    "task",
+    "subset",
+    "length",
+    "scorer",
+    "n",
+    "n_unscored",
+    "score",
+    "ci_low",
+    "ci_high",
+    "length_tokens",
+    "interval",
+    "chance",
+    "trained_length",
+    "published",
+)
+_MAX_TERMINAL_ROWS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What ``build`` made."""
+
+    text: str
+    """For the terminal: findings in words, differences, summary, scores."""
+    notices: tuple[str, ...]
+    """What was left out or should be known, one sentence each."""
+    files: tuple[Path, ...]
+    analysis: Analysis
+
+
+def build(
+    paths: Iterable[Path | str],
+    out: Path | str = "plots",
+    *,
+    baseline: str | None = None,
+    trained_length: int | None = None,
+    seed: int = 0,
+) -> Report:
+    """Write every table and figure and the page of some runs into ``out``.
+
+    Args:
+        paths: run folders, or folders that contain some.
+        out: created where it does not exist; files of an earlier report are replaced.
+        baseline: the arm that others are compared with; None takes plain training, or else the first arm.
+        trained_length: tokens; overrides what the checkpoints say.
+        seed: of the resampling.
+
+    Raises:
+        BadInput: no usable run, no arm of the baseline's name, or ``out`` cannot be written.
+    """
+    given, out = [Path(path) for path in paths], Path(out)
+    loaded = load_runs(given)
+    analysis = analyse(loaded, baseline=baseline, trained_length=trained_length, seed=seed)
+    options = {"baseline": baseline, "trained_length": trained_length, "seed": seed or None}
+    record = provenance(loaded.runs, given, {name: value for name, value in options.items() if value is not None})
+    tables = all_tables(analysis)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files = _write_texts(analysis, tables, record, out)
+        figures = all_drawings(analysis)
+        for drawing in figures:
+            files += save(drawing.figure(), out, drawing.name, one_line(record))
+    except OSError as error:
+        raise BadInput(
+            f"The report cannot be written to {out} ({error.strerror or error}); name another --out."
+        ) from error
+    return Report(text=_terminal(analysis), notices=analysis.notes, files=tuple(files), analysis=analysis)
+
+
+def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, Any], out: Path) -> list[Path]:
+    origin = one_line(record)
+    contents = {
+        "report.md": _markdown(analysis, tables, origin),
+        "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
+        "summary.csv": _csv(SUMMARY_COLUMNS, _summary_rows(analysis)),
+        "comparisons.csv": _csv(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
+        "arms.csv": _csv(_ARM_COLUMNS, _arm_rows(analysis)),
+        "report.json": json.dumps(record | {"notes": analysis.notes}, indent=1, ensure_ascii=False) + "\n",
+    }
+    for name, text in contents.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    return [out / name for name in contents]
+
+
+def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
+    notes = [f"- {render.markdown_text(note)}" for note in analysis.notes]
+    parts = ["# Report", *(render.markdown_text(p) for p in findings(analysis))]
+    if notes:
+        parts += ["## What was left out, and what to know", "\n".join(notes)]
+    parts += ["## Tables", *map(render.markdown, tables), "## Where this comes from", f"`{origin.replace('`', '')}`"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _terminal(analysis: Analysis) -> str:
+    """Findings, then for each task differences, summary and scores; a long score table shrinks to its averages."""
+    parts = ["\n\n".join(findings(analysis))]
+    for task in analysis.tasks:
+        scorer = analysis.scorers(task)[0]
+        if any(c.task == task for c in analysis.comparisons):
+            parts.append(render.terminal(comparison_table(analysis, task, scorer)))
+        parts.append(render.terminal(summary_table(analysis, task, scorer)))
+        scores = score_table(analysis, task, scorer)
+        averages = tuple(row for row in scores.rows if row.group == AVERAGE)
+        if len(scores.rows) > _MAX_TERMINAL_ROWS and averages:
+            scores = Table(
+                name=scores.name,
+                title=f"{scores.title}, averages (every subset: report.md)",
+                caption=scores.caption,
+                columns=scores.columns,
+                num_labels=scores.num_labels,
+                rows=averages,
+            )
+        parts.append(render.terminal(scores))
+    return "\n\n".join(parts)
+
+
+# -- CSV: long form, 0 to 100, full precision ----------------------------------------------------------------------
+
+
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _summary_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    by_name = {run.name: run for run in analysis.loaded.runs}
+    for cell in analysis.run_cells:
+        run = by_name[cell.run]
+        yield {
+            "run": cell.run,
+            "arm": cell.arm,
+            "task": cell.task,
+            "subset": cell.subset,
+            "length": cell.length,
+            "scorer": cell.scorer,
+            "n": cell.n,
+            "n_unscored": cell.n_unscored,
+            **_ends("score", cell.interval),
+            "length_tokens": parse_length(cell.length),
+            "interval": cell.interval.method,
+            "chance": _percent(cell.chance),
+            "trained_length": run.trained_length,
+            "published": run.published,
+        }
+
+
+_COMPARISON_COLUMNS = (
+    "arm", "baseline", "task", "scorer", "endpoint", "subset", "length", "n", "stories", "difference", "ci_low",
+    "ci_high", "p", "p_holm", "detectable", "interval", "models_arm", "models_baseline",
+)  # fmt: skip
+
+
+def _comparison_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    for c in (*analysis.comparisons, *analysis.pairs):
+        whole = AVERAGE if len(c.subsets) > 1 else c.subsets[0]
+        if c.primary is not None:
+            yield _comparison_row(c, "primary", whole, " ".join(c.lengths), c.primary, c.primary_p_holm)
+        for length, found in c.by_length.items():
+            yield _comparison_row(c, "length", whole, length, found, c.by_length_p_holm[length])
+        for (subset, length), found in c.by_cell.items():
+            yield _comparison_row(c, "cell", subset, length, found, c.by_cell_p_holm[subset, length])
+
+
+def _comparison_row(
+    c: Comparison, endpoint: str, subset: str, length: str, found: Contrast, p_holm: float | None
+) -> dict[str, Any]:
+    return {
+        "arm": c.arm,
+        "baseline": c.baseline,
+        "task": c.task,
+        "scorer": c.scorer,
+        "endpoint": endpoint,
+        "subset": subset,
+        "length": length,
+        "n": found.n,
+        "stories": found.num_clusters,
+        **_ends("difference", found),
+        "p": found.p,
+        "p_holm": p_holm,
+        "detectable": _percent(found.detectable),
+        "interval": found.method,
+        "models_arm": c.num_models[0],
+        "models_baseline": c.num_models[1],
+    }
+
+
+_ARM_INTERVALS = ("in_distribution", "out_of_distribution", "overall", "retention", "area", "slope")
+_ARM_COLUMNS = (
+    "arm",
+    "task",
+    "scorer",
+    "subsets",
+    "lengths",
+    "trained_length",
+    *(f"{name}{end}" for name in _ARM_INTERVALS for end in ("", "_ci_low", "_ci_high")),
+    "effective_length",
+    "effective_length_ruler",
+)
+
+
+def _arm_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    for s in analysis.summaries:
+        row: dict[str, Any] = {
+            "arm": s.arm,
+            "task": s.task,
+            "scorer": s.scorer,
+            "subsets": " ".join(s.subsets),
+            "lengths": " ".join(s.lengths),
+            "trained_length": s.trained_length,
+            "effective_length": effective_text(s.effective),
+            "effective_length_ruler": effective_text(s.effective_ruler),
+        }
+        for name in _ARM_INTERVALS:
+            found = getattr(s, name)
+            if found is not None:
+                row |= _ends(name, found, prefix=f"{name}_")
+        yield row
+
+
+def _ends(name: str, found: Interval | Contrast, prefix: str = "") -> dict[str, float | None]:
+    return {
+        name: _percent(found.mean),
+        f"{prefix}ci_low": _percent(found.low),
+        f"{prefix}ci_high": _percent(found.high),
+    }
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value

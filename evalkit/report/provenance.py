@@ -1,0 +1,59 @@
+"""Where an artefact comes from: enough to make it again, and nothing that changes when it is."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evalkit import __version__
+from evalkit.report.load import Run
+
+_LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels")
+
+
+def provenance(runs: Sequence[Run], paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
+    """Return command, versions, and each run's identity, data and origin, as JSON values without any date of today.
+
+    The output folder is left out of the command on purpose: the same runs give the same bytes anywhere.
+    """
+    words = ["evalkit", "report", *(path.as_posix() for path in paths)]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return {
+        "command": shlex.join(words),
+        "evalkit": __version__,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "runs": [_of_run(run) for run in runs],
+    }
+
+
+def digest(record: dict[str, Any]) -> str:
+    """Return one hash over the identities of all runs: two reports on the same runs share it."""
+    identities = sorted(run["fingerprint"] for run in record["runs"])
+    return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+
+
+def one_line(record: dict[str, Any]) -> str:
+    """Return it in the form that fits the metadata of a figure and the head of a table."""
+    runs = ", ".join(f"{run['name']} {run['fingerprint'][:12]}" for run in record["runs"])
+    return f"evalkit {record['evalkit']}; {record['command']}; runs {digest(record)[:12]}: {runs}"
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    latest = run.provenance[-1] if run.provenance else {}
+    return {
+        "name": run.name,
+        "arm": run.arm,
+        "fingerprint": run.sha256,
+        "published": run.published,
+        "data": run.data,
+        "trained_length": run.trained_length,
+        "training": {name: run.training[name] for name in ("recipe", "seed", "rope") if name in run.training},
+        "leakage": run.training.get("data", {}).get("leakage", {}).get("found"),
+        "commands": [entry["command"] for entry in run.provenance if "command" in entry],
+        "versions": latest.get("versions", {}),
+        "git": latest.get("git"),
+    }

@@ -1,0 +1,143 @@
+"""One table, printed for a terminal, as Markdown, as LaTeX (booktabs)."""
+
+import itertools
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from evalkit.report.tables import Entry, Row, Table
+
+_BOLD, _DIM, _END = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "–": "--",
+    "∞": r"$\infty$",
+    ">": "$>$",
+    "<": "$<$",
+}
+
+
+def terminal(table: Table, width: int = 120) -> str:
+    """Return the table in aligned columns, intervals in a second line; bold and dim by escape codes.
+
+    Names are shortened, and free of control characters: a checkpoint may be called anything.
+    """
+    lines = [_terminal_texts(table, row) for row in table.rows]
+    below = [[entry.below for entry in row.entries] for row in table.rows]
+    widths = [max(map(len, column)) for column in zip(table.columns, *lines, *below, strict=True)]
+
+    def line(texts: Sequence[str], styles: Sequence[str] = ()) -> str:
+        cells = []
+        for i, (text, size) in enumerate(zip(texts, widths, strict=True)):
+            padding = " " * (size - len(text))
+            styled = f"{styles[i]}{text}{_END}" if styles and styles[i] and text else text
+            cells.append(styled + padding if i < table.num_labels else padding + styled)
+        return "  ".join(cells).rstrip()
+
+    out = [f"{_BOLD}{table.title}{_END}", *(_DIM + part + _END for part in textwrap.wrap(table.caption, width)), ""]
+    out += [line(table.columns), line(["-" * size for size in widths])]
+    above: Row | None = None
+    for row, texts, intervals in zip(table.rows, lines, below, strict=True):
+        if above is not None and above.group != row.group:
+            out.append("")
+        if table.num_labels > 1 and above is not None and above.group == row.group:
+            texts = ["", *texts[1:]]
+        dim = _DIM if row.kind == "chance" else ""
+        out.append(line(texts, [_BOLD if entry.best else dim for entry in row.entries]))
+        if any(intervals):
+            out.append(line(intervals, [_DIM] * len(intervals)))
+        above = row
+    return "\n".join(out)
+
+
+def _terminal_texts(table: Table, row: Row) -> list[str]:
+    return [_shortened(e.text) if i < table.num_labels else e.text for i, e in enumerate(row.entries)]
+
+
+def _shortened(name: str, limit: int = 30) -> str:
+    """Cut the middle out of long names, on both sides of a minus."""
+    parts = _plain(name).split(" − ")
+    return " − ".join(p if len(p) <= limit else f"{p[: limit // 2]}…{p[-(limit // 2) + 1 :]}" for p in parts)
+
+
+def markdown(table: Table) -> str:
+    """Return the table in GitHub's Markdown, with the caption below it."""
+
+    def cell(entry: Entry) -> str:
+        text = f"**{markdown_text(entry.text)}**" if entry.best else markdown_text(entry.text)
+        return f"{text} {entry.below}".strip()
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    rule = ["---" if i < table.num_labels else "---:" for i in range(len(table.columns))]
+    rows = [line([cell(entry) for entry in row.entries]) for row in table.rows]
+    return "\n".join([f"### {table.title}", "", line(table.columns), line(rule), *rows, "", table.caption])
+
+
+def latex(table: Table) -> str:
+    """Return the table as a ``table`` environment in booktabs style; intervals stand in a smaller second line."""
+    columns = "l" * table.num_labels + "r" * (len(table.columns) - table.num_labels)
+    body: list[str] = []
+    for group, rows in _groups(table):
+        if group != table.rows[0].group:
+            body.append(r"\midrule")
+        for row in rows:
+            body.append(" & ".join(_latex_cell(e) for e in row.entries) + r" \\")
+            if any(e.below for e in row.entries):
+                small = [rf"{{\scriptsize {_latex(e.below)}}}" if e.below else "" for e in row.entries]
+                body.append(" & ".join(small) + r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(table.title)}. {_latex(table.caption)}}}",
+            rf"\label{{tab:{table.name}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(_latex(name) for name in table.columns) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _groups(table: Table) -> Iterator[tuple[str, list[Row]]]:
+    for group, rows in itertools.groupby(table.rows, key=lambda row: row.group):
+        yield group, list(rows)
+
+
+def _plain(text: str) -> str:
+    """Without control characters, which could move a terminal's cursor or recolour it."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def markdown_text(text: str) -> str:
+    """Return text that is not read as markup, whatever it holds."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _plain(text)) if not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?\d[\d.,–*]*", text) is not None
+
+
+def _latex_cell(entry: Entry) -> str:
+    text = _latex(entry.text)
+    return rf"\textbf{{{text}}}" if entry.best else text
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in _plain(text))

@@ -1,0 +1,409 @@
+"""The tables of a report, once, for every form they are printed in (see ``render.py``)."""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from evalkit.benchmarks.cards import load_card
+from evalkit.errors import BadInput
+from evalkit.lengths import parse_length, parse_lengths
+from evalkit.report.analysis import AVERAGE, Analysis, ArmSummary, CellScore, Comparison, analyse, effective
+from evalkit.report.arms import length_name, span
+from evalkit.report.load import Loaded, Run
+from evalkit.report.stats import Contrast, EffectiveLength, Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_RUN = "-"
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cell of a table."""
+
+    text: str
+    below: str = ""
+    """A second, smaller line: the interval."""
+    best: bool = False
+    number: float | None = None
+    """What the column sorts by."""
+    explanation: str = ""
+    """n, unscored, method: shown on demand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line; rows of the same group stand together."""
+
+    group: str
+    entries: tuple[Entry, ...]
+    kind: Literal["arm", "published", "control", "chance"] = "arm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A titled table; the first ``num_labels`` columns are words, the others numbers."""
+
+    name: str
+    """For file names and links."""
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    num_labels: int
+    rows: tuple[Row, ...]
+
+
+def all_tables(analysis: Analysis) -> list[Table]:
+    """Return every table, in reading order: for each task the comparison, the summary, then scores by scorer."""
+    tables = []
+    for task in analysis.tasks:
+        scorers = analysis.scorers(task)
+        for scorer in scorers:
+            if any((c.task, c.scorer) == (task, scorer) for c in analysis.comparisons):
+                tables.append(comparison_table(analysis, task, scorer))
+        tables.append(summary_table(analysis, task, scorers[0]))
+        tables += [score_table(analysis, task, scorer) for scorer in scorers]
+        if {"official", "corrected"} <= set(scorers):
+            tables += scorer_differences(analysis, task)
+    return tables
+
+
+def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
+    """Scores of every arm: lengths from left to right, the average over subsets first."""
+    cells = analysis.select(task, scorer)
+    panel = analysis.panel(task, scorer)
+    found = {(cell.arm, cell.subset, cell.length): cell for cell in cells}
+    subsets = [s for s in (AVERAGE, *panel.subsets) if any(cell.subset == s for cell in cells)]
+    rows: list[Row] = []
+    for subset in subsets:
+        lines = {arm.name: [found.get((arm.name, subset, n)) for n in panel.lengths] for arm in analysis.arms}
+        lines = {arm: line for arm, line in lines.items() if any(line)}
+        rankable = {a.name for a in analysis.arms if not a.control}
+        best = [_best(line[i] for arm, line in lines.items() if arm in rankable) for i in range(len(panel.lengths))]
+        means = {arm: _plain_mean(line) for arm, line in lines.items()}
+        best_mean = max((m for arm, m in means.items() if m is not None and arm in rankable), default=None)
+        for arm in analysis.arms:
+            if arm.name not in lines:
+                continue
+            line = lines[arm.name]
+            known = [cell for cell in line if cell]
+            several = len(rankable & lines.keys()) > 1
+            entries = [
+                Entry(_group_name(analysis, task, scorer, arm.name, subset)),
+                Entry(arm.name + (" (published)" if arm.published else "")),
+                Entry(_range(cell.n for cell in known), number=max(cell.n for cell in known)),
+                Entry(str(sum(cell.n_unscored for cell in known)), number=sum(cell.n_unscored for cell in known)),
+                *(
+                    _score(cell, several and cell is not None and cell.interval.mean == top)
+                    for cell, top in zip(line, best, strict=True)
+                ),
+                Entry(
+                    _points(means[arm.name]),
+                    best=several and means[arm.name] == best_mean is not None,
+                    number=_percent(means[arm.name]),
+                ),
+                _effective(effective(known, analysis.study_length(arm.name))),
+            ]
+            kind: Any = "published" if arm.published else "control" if arm.control else "arm"
+            rows.append(Row(group=subset, entries=tuple(entries), kind=kind))
+        rows += _chance_row(subset, lines.values(), len(panel.lengths))
+    intervals = sorted({cell.interval.method for cell in cells})
+    return Table(
+        name=f"scores-{task}-{scorer}",
+        title=f"{task_title(task)}: {scorer.replace('_', ' ')} score",
+        caption=(
+            f"0 to 100, with 95 % intervals ({'; '.join(intervals)}) and the best arm in bold. "
+            f"{_tokens_note(analysis, task)} n: scored samples per cell. Avg: mean over the lengths. Effective: the "
+            "longest length up to which the interval stays above 0.85 of the in-distribution score (of the shortest "
+            f"length, where no trained length is known). {NOT_RUN}: not run."
+        ),
+        columns=(
+            "Subset",
+            "Arm",
+            "n",
+            "Unscored",
+            *(length_name(parse_length(n)) for n in panel.lengths),
+            "Avg",
+            "Effective",
+        ),
+        num_labels=2,
+        rows=tuple(rows),
+    )
+
+
+def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
+    """Every arm minus the baseline at each length, and the primary endpoint; then other pairs of arms."""
+    compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
+    pairs = [c for c in analysis.pairs if (c.task, c.scorer) == (task, scorer)]
+    lengths = [n for n in analysis.panel(task, scorer).lengths if any(n in c.by_length for c in compared)]
+    rows = []
+    for c in (*compared, *pairs):
+        cells = [_difference(c.by_length.get(n), c.by_length_p_holm.get(n)) for n in lengths]
+        smallest = [_detectable(c.by_length.get(n)) for n in lengths]
+        label = f"{c.arm} − {c.baseline}"
+        primary = _difference(c.primary, c.primary_p_holm)
+        p, n = _p_value(c.primary_p_holm), c.primary.n if c.primary else 0
+        rows.append(
+            Row(group=label, entries=(Entry(label), *cells, primary, p, Entry(str(n) if n else NOT_RUN, number=n)))
+        )
+        if any(n in c.by_length for n in lengths):
+            quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), Entry(""), Entry(""))
+            rows.append(Row(group=label, entries=quiet, kind="chance"))
+    return Table(
+        name=f"differences-{task}-{scorer}",
+        title=f"{task_title(task)}: differences between arms, {scorer.replace('_', ' ')} score",
+        caption=(
+            "Points of the first arm above the second on the samples that both answered, averaged over subsets, with "
+            f"95 % intervals. Primary endpoint: {endpoint(compared)}. * marks p < 0.05 after Holm's correction, over "
+            "the lengths of a row and over the primary endpoints of this table. Smallest detectable: the true "
+            "difference that these samples would show with 80 % power."
+        ),
+        columns=("Arms", *(length_name(parse_length(n)) for n in lengths), "Primary", "p (Holm)", "Pairs"),
+        num_labels=1,
+        rows=tuple(rows),
+    )
+
+
+def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
+    """How each arm holds over lengths, in a few numbers; published means beside it."""
+    rows = []
+    for s in (s for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)):
+        arm = next(arm for arm in analysis.arms if arm.name == s.arm)
+        entries = (
+            Entry(s.arm + (" (published)" if arm.published else "")),
+            Entry(length_name(s.trained_length) if s.trained_length else NOT_RUN, number=s.trained_length),
+            Entry(str(arm.num_models), number=arm.num_models),
+            _interval(s.in_distribution),
+            _interval(s.out_of_distribution),
+            _interval(s.retention),
+            _interval(s.area),
+            _signed(s.slope),
+            _effective(s.effective),
+            _effective(s.effective_ruler),
+        )
+        rows.append(Row(group="", entries=entries, kind="published" if arm.published else "arm"))
+    asked = set(analysis.panel(task, scorer).lengths)
+    for mean in published_means(task):
+        if not asked & set(parse_lengths(mean["lengths"])):
+            continue  # a report on other lengths has nothing to lay beside it
+        name = f"{mean['arm']}, {mean['model']} (published, {mean['source']})"
+        dash = Entry(NOT_RUN)
+        score = Entry(
+            f"{mean['score']:.1f}", span(parse_length(n) for n in parse_lengths(mean["lengths"])), number=mean["score"]
+        )
+        trained = Entry(length_name(parse_length(mean["trained_length"])))
+        rows.append(
+            Row(group="published", entries=(Entry(name), trained, dash, dash, score, *[dash] * 5), kind="published")
+        )
+    return Table(
+        name=f"summary-{task}",
+        title=f"{task_title(task)}: how the arms hold over lengths, {scorer.replace('_', ' ')} score",
+        caption=(
+            "Mean over subsets; every octave of length weighs the same. Beyond: at lengths beyond the trained one. "
+            "Retention: beyond / in distribution, in percent. Area: under the score over log2 length. Slope: points "
+            "per doubling, from the longest trained length outwards. Effective: by 0.85 of the in-distribution score, "
+            "and by RULER's 85.6. Published rows are other people's checkpoints and samples: for orientation only."
+        ),
+        columns=(
+            "Arm",
+            "Trained to",
+            "Models",
+            "In distribution",
+            "Beyond",
+            "Retention",
+            "Area",
+            "Slope",
+            "Effective",
+            "Effective (85.6)",
+        ),
+        num_labels=1,
+        rows=tuple(rows),
+    )
+
+
+def scorer_differences(analysis: Analysis, task: str) -> list[Table]:
+    """On how many samples official and corrected score differ, by arm; empty where they never do."""
+    official, corrected = (analysis.panel(task, name) for name in ("official", "corrected"))
+    if official.values.shape != corrected.values.shape:
+        return []
+    differ = abs(official.values - corrected.values) > 1e-12
+    rows = []
+    for arm in analysis.arms:
+        own = [row for models in official.rows(arm.name).values() for row in models]
+        for place, subset in enumerate(official.subsets):
+            inside = [i for i, cell in enumerate(official.cells) if cell[0] == subset]
+            members = (official.cell >= inside[0]) & (official.cell <= inside[-1])
+            count, asked = int(differ[own][:, members].sum()), int(official.asked[own][:, members].sum())
+            if count:
+                entries = (
+                    Entry(arm.name),
+                    Entry(subset, number=place),
+                    Entry(str(count), number=count),
+                    Entry(str(asked), number=asked),
+                )
+                rows.append(Row(group=arm.name, entries=entries))
+    if not rows:
+        return []
+    return [
+        Table(
+            name=f"scorers-{task}",
+            title=f"{task_title(task)}: samples on which the official and the corrected score differ",
+            caption="The official rule keeps its known defects, the corrected one mends them; the page shows which.",
+            columns=("Arm", "Subset", "Differ", "Of"),
+            num_labels=2,
+            rows=tuple(rows),
+        )
+    ]
+
+
+def terminal_tables(frame: "pd.DataFrame", runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
+    """Return the score tables of some runs as text, without comparing them: what ``evalkit run`` prints at its end."""
+    from evalkit.report.render import terminal
+
+    analysis = analyse(Loaded(frame, tuple(runs), tuple(left_out)))
+    return "\n\n".join(terminal(score_table(analysis, task, analysis.scorers(task)[0])) for task in analysis.tasks)
+
+
+def endpoint(compared: Sequence[Comparison]) -> str:
+    """Say over which lengths the primary endpoint is the mean."""
+    found = sorted({(c.trained_length or 0, c.lengths) for c in compared if c.lengths})
+    if not found:
+        return "none, as no length beyond the trained one was asked of both arms"
+    trained, lengths = found[-1]
+    where = f"mean over {span(parse_length(n) for n in lengths)}, every octave weighing the same"
+    return where + (f" (trained length {length_name(trained)})" if trained else " (no trained length is recorded)")
+
+
+def published_means(task: str) -> list[Mapping[str, Any]]:
+    """Return the published means of a task, from ``published.toml``."""
+    content = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
+    return [mean for mean in content["mean"] if mean["task"] == task]
+
+
+def effective_text(length: EffectiveLength | None) -> str:
+    """Return "32K", ">=128K" or "<4K"."""
+    return f"{length.censored}{length_name(length.tokens)}" if length else NOT_RUN
+
+
+def interval_text(interval: Interval | Contrast, *, signed: bool = False) -> str:
+    """Return "[8.1, 16.6]" in points."""
+    if interval.low is None:
+        return ""
+    high = "∞" if interval.high is None else f"{100 * interval.high:{'+' if signed else ''}.1f}"
+    return f"[{100 * interval.low:{'+' if signed else ''}.1f}, {high}]"
+
+
+def _score(cell: CellScore | None, best: bool) -> Entry:
+    if cell is None:
+        return Entry(NOT_RUN)
+    if cell.interval.mean is None:
+        return Entry("unscored", explanation=f"{cell.n_unscored} unscored")
+    explanation = f"n = {cell.n}, {cell.n_unscored} unscored, {cell.interval.method}"
+    return Entry(_points(cell.interval.mean), interval_text(cell.interval), best, 100 * cell.interval.mean, explanation)
+
+
+def _interval(interval: Interval) -> Entry:
+    if interval.mean is None:
+        return Entry(NOT_RUN)
+    return Entry(
+        _points(interval.mean), interval_text(interval), number=100 * interval.mean, explanation=interval.method
+    )
+
+
+def _signed(contrast: Contrast | None) -> Entry:
+    if contrast is None:
+        return Entry(NOT_RUN)
+    return Entry(f"{100 * contrast.mean:+.1f}", interval_text(contrast, signed=True), number=100 * contrast.mean)
+
+
+def _difference(contrast: Contrast | None, p_holm: float | None) -> Entry:
+    if contrast is None:
+        return Entry(NOT_RUN)
+    mark = "*" if p_holm is not None and p_holm < SIGNIFICANT else ""
+    explanation = f"{contrast.n} pairs in {contrast.num_clusters} stories, p = {contrast.p:.3g}, {contrast.method}"
+    return Entry(
+        f"{100 * contrast.mean:+.1f}{mark}",
+        interval_text(contrast, signed=True),
+        number=100 * contrast.mean,
+        explanation=explanation,
+    )
+
+
+def _detectable(contrast: Contrast | None) -> Entry:
+    return Entry(f"{100 * contrast.detectable:.1f}", number=100 * contrast.detectable) if contrast else Entry("")
+
+
+def _p_value(p: float | None) -> Entry:
+    return Entry(NOT_RUN) if p is None else Entry("<0.001" if p < 0.001 else f"{p:.3f}", number=p)
+
+
+def _effective(length: EffectiveLength | None) -> Entry:
+    order = 0.0 if length is None else length.tokens + {"<": -0.5, "": 0.0, ">=": 0.5}[length.censored]
+    return Entry(effective_text(length), number=order)
+
+
+def _chance_row(subset: str, lines: Iterable[Sequence[CellScore | None]], num_lengths: int) -> list[Row]:
+    guesses = {cell.chance for line in lines for cell in line if cell and cell.chance is not None}
+    if len(guesses) != 1:
+        return []
+    guess = guesses.pop()
+    label = AVERAGE if subset == AVERAGE else subset
+    entry = Entry(_points(guess), number=100 * guess)
+    return [
+        Row(
+            group=subset,
+            entries=(Entry(label), Entry("chance"), Entry(""), Entry(""), *[entry] * num_lengths, entry, Entry("")),
+            kind="chance",
+        )
+    ]
+
+
+def _best(line: Iterable[CellScore | None]) -> float | None:
+    return max((cell.interval.mean for cell in line if cell and cell.interval.mean is not None), default=None)
+
+
+def _plain_mean(line: Sequence[CellScore | None]) -> float | None:
+    """Mean over all lengths of the table; None where one of them is missing: it would not compare."""
+    means = [cell.interval.mean if cell else None for cell in line]
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known and len(known) == len(means) else None
+
+
+def _group_name(analysis: Analysis, task: str, scorer: str, arm: str, subset: str) -> str:
+    """The subset, or what an average is made of."""
+    if subset != AVERAGE:
+        return subset
+    own: Sequence[ArmSummary] = [s for s in analysis.summaries if (s.arm, s.task, s.scorer) == (arm, task, scorer)]
+    return f"{AVERAGE} of {len(own[0].subsets)}"
+
+
+def _tokens_note(analysis: Analysis, task: str) -> str:
+    lengths = analysis.panel(task, analysis.scorers(task)[0]).lengths
+    longest = parse_length(lengths[-1])
+    published = " (published samples keep their published label)" if any(a.published for a in analysis.arms) else ""
+    return f"Lengths are tokens: {length_name(longest)} = {longest:,}{published}."
+
+
+def task_title(task: str) -> str:
+    """Return the name that readers know, such as "BABILong"."""
+    try:
+        return load_card(task).title.split(":")[0]
+    except BadInput:
+        return task
+
+
+def _range(counts: Iterable[int]) -> str:
+    ordered = sorted(set(counts))
+    return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}"
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _points(value: float | None) -> str:
+    return NOT_RUN if value is None else f"{100 * value:.1f}"

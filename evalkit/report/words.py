@@ -1,0 +1,79 @@
+"""The summary in words: what a person should take away, and how sure it is."""
+
+from collections.abc import Sequence
+
+from evalkit.lengths import parse_length
+from evalkit.report.analysis import Analysis, ArmSummary, Comparison
+from evalkit.report.arms import length_name, span
+from evalkit.report.stats import Contrast
+from evalkit.report.tables import SIGNIFICANT, effective_text, interval_text, task_title
+
+
+def findings(analysis: Analysis) -> list[str]:
+    """Return one paragraph per task: each arm against the baseline, and what the intervals are about."""
+    paragraphs = []
+    for task in analysis.tasks:
+        scorer = analysis.scorers(task)[0]
+        compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
+        summaries = {s.arm: s for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
+        sentences = [compared_sentence(c, summaries) for c in _largest_first(compared)]
+        if not sentences:
+            sentences = [_alone(summary) for summary in summaries.values()]
+        sentences += caveats(compared)
+        paragraphs.append(f"{task_title(task)}: " + " ".join(sentences))
+    return paragraphs
+
+
+def compared_sentence(c: Comparison, summaries: dict[str, ArmSummary]) -> str:
+    """Return "Randomized YaRN is 12.4 points [8.1, 16.6] above plain at 16K to 128K; effective length ..."."""
+    if c.primary is None:
+        trained = length_name(c.trained_length or 0)
+        return f"{c.arm} and {c.baseline} have no length in common beyond the trained {trained}."
+    where = span(parse_length(n) for n in c.lengths)
+    sentence = difference_sentence(c.arm, c.baseline, c.primary, c.primary_p_holm, where)
+    own, theirs = summaries.get(c.arm), summaries.get(c.baseline)
+    if own and theirs and own.effective and theirs.effective:
+        sentence += f"; effective length {effective_text(own.effective)} against {effective_text(theirs.effective)}"
+    return sentence + "."
+
+
+def difference_sentence(arm: str, baseline: str, contrast: Contrast, p: float | None, where: str) -> str:
+    """Say which is ahead, by how much, and call a small difference small."""
+    p = contrast.p if p is None else p
+    points, interval = 100 * contrast.mean, interval_text(contrast, signed=True)
+    if p < SIGNIFICANT and (contrast.low > 0 or contrast.high < 0):
+        ahead = "above" if points > 0 else "below"
+        low, high = sorted((abs(contrast.low), abs(contrast.high)))
+        return f"{arm} is {abs(points):.1f} points [{100 * low:.1f}, {100 * high:.1f}] {ahead} {baseline} at {where}"
+    return (
+        f"{arm} is not shown to differ from {baseline} at {where}: {points:+.1f} points {interval}, "
+        f"where a true difference of {100 * contrast.detectable:.1f} would have been seen four times in five"
+    )
+
+
+def caveats(compared: Sequence[Comparison]) -> list[str]:
+    """Say what the intervals do not cover."""
+    if not compared:
+        return []
+    if all(c.num_models == (1, 1) for c in compared):
+        return [
+            "One checkpoint to an arm: each difference is between these two checkpoints, not between methods; training "
+            "again with other seeds could move it."
+        ]
+    if any(1 in c.num_models for c in compared):
+        return ["Some arms are one checkpoint only, so part of this compares checkpoints, not methods."]
+    seeds = min(min(c.num_models) for c in compared)
+    return [f"The intervals are over training seeds ({seeds} or more to an arm) and questions."]
+
+
+def _alone(summary: ArmSummary) -> str:
+    mean, interval = summary.overall.mean, interval_text(summary.overall)
+    if mean is None:
+        return f"{summary.arm} has no length at which every subset was scored."
+    where = span(parse_length(n) for n in summary.lengths)
+    sentence = f"{summary.arm} scores {100 * mean:.1f} {interval} at {where}"
+    return sentence + (f", effective length {effective_text(summary.effective)}." if summary.effective else ".")
+
+
+def _largest_first(compared: Sequence[Comparison]) -> list[Comparison]:
+    return sorted(compared, key=lambda c: -(c.primary.mean if c.primary else -2))
