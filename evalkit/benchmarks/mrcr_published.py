@@ -1,0 +1,303 @@
+"""Published MRCR rows: openai/mrcr from the hub or from a folder, and Google's MRCR v2 as CSV files.
+
+    {n}needle/{n}needle_0.parquet, ..._1.parquet     openai/mrcr since December 2025
+    {n}needle.parquet                                openai/mrcr before
+    mrcr_v2*_{n}needle_*.csv                         Google's
+
+A row of openai/mrcr is a conversation that begins with two user turns, worked examples and the first request; it is
+asked exactly so, and a chat template that refuses that makes the sample an error. A row of Google's is one text. Rows
+keep their published bins, upper edge included: "8k" is 4,096 to 8,192 tokens, "16k" is 8,193 to 16,384, and so on.
+These are o200k tokens of all contents and the answer (openai/mrcr), or the file's own ``context_len`` (Google).
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evalkit.benchmarks.cards import TaskCard
+from evalkit.errors import BadInput
+from evalkit.lengths import format_length, parse_length
+from evalkit.types import Message, Sample
+
+Row = Mapping[str, Any]
+
+_BIN_COLUMNS = ("bin", "length")  # repacked copies of the rows name their bins
+_O200K_FILE = "fb374d419588a4632f3f557e76b4b70aebbca790"  # the name under which tiktoken keeps o200k_base
+_CHARS_PER_TOKEN = (2, 12)  # of a row's JSON text, about 5: rows far outside a bin need not be counted
+_BATCH_ROWS = 8  # a row has up to 5 million characters
+
+
+class PublishedRows:
+    """The rows of one source."""
+
+    def __init__(self, card: TaskCard, source: str, count_tokens: Callable[[str], int] | None = None) -> None:
+        """Find the files.
+
+        Args:
+            card: names the hub data set and its revision.
+            source: a data set of the card ("hub"), a folder in one of the three layouts, or a CSV file.
+            count_tokens: the checkpoint's own count, which decides the bins where no o200k encoding is at hand: without
+                tiktoken, and without its encoding on this machine unless the hub is named.
+
+        Raises:
+            BadInput: the source is neither in the card nor a path with such files.
+        """
+        self.card = card
+        self.source = source
+        self._count_checkpoint_tokens = count_tokens
+        self._is_hub = source in card.source
+        self._files = {} if self._is_hub else _find_files(Path(source), tuple(card.subsets))
+        self._num_tokens: dict[tuple[str, int], int] = {}
+
+    def recipe(self) -> dict[str, Any]:
+        """Return which rows these are, and by which count they fall into bins."""
+        google = any(path.suffix == ".csv" for files in self._files.values() for path in files)
+        return {"source": self._revision, "bins": "context_len" if google else self._counter[0]}
+
+    def samples(self, subset: str, length: str) -> Iterator[Sample]:
+        """Yield the rows of one subset in the bin that ends at ``length``, in published order.
+
+        Raises:
+            BadInput: a row cannot be read; the message names file and row or line.
+        """
+        label = format_length(parse_length(length))
+        for number, (place, row) in enumerate(self._rows(subset)):
+            if "queries" in row:
+                tokens, make = _whole_number(place, row, "context_len"), _google_sample
+            else:
+                tokens, make = self._row_tokens(place, row, (subset, number), label), _openai_sample
+            if bin_label(tokens) == label:
+                yield make(self.card.task, subset, f"{number:05d}", label, place, row)
+
+    def _row_tokens(self, place: str, row: Row, key: tuple[str, int], label: str) -> int:
+        """Return a number that lies in the row's bin; 0 where it cannot be the bin ``label``."""
+        for column in _BIN_COLUMNS:
+            if row.get(column) is not None:
+                numbers = re.findall(r"\d+(?:\.\d+)?[kKmM]?", str(row[column]).replace(",", ""))
+                if not numbers:
+                    raise BadInput(f"{place}: {row[column]!r} in column {column!r} names no length.")
+                return parse_length(numbers[-1])
+        fewest, most = (len(_text(place, row, "prompt")) // n for n in reversed(_CHARS_PER_TOKEN))
+        edge = parse_length(label)
+        if fewest > edge or most < edge // 2:
+            return 0
+        if key not in self._num_tokens:
+            texts = [message["content"] for message in _messages(place, row)]
+            self._num_tokens[key] = sum(map(self._counter[1], [*texts, _text(place, row, "answer")]))
+        return self._num_tokens[key]
+
+    @cached_property
+    def _counter(self) -> tuple[str, Callable[[str], int]]:
+        if count := _o200k_counter(may_download=self._is_hub):
+            return "o200k_base", count
+        if self._count_checkpoint_tokens:
+            return "the checkpoint's tokens", self._count_checkpoint_tokens
+        raise BadInput(
+            "The bins of openai/mrcr are counted in o200k tokens: install tiktoken, and put its o200k_base encoding "
+            "where TIKTOKEN_CACHE_DIR points."
+        )
+
+    @cached_property
+    def _revision(self) -> str:
+        """The data set and its revision; files of a folder that hash to the card's values are that revision."""
+        if self._is_hub:
+            return _pinned(self.card, self.source)
+        hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for files in self._files.values() for path in files}
+        if hashes.items() <= self.card.settings["sha256"].items():
+            return _pinned(self.card, "hub")
+        return "local files, sha256 " + hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+    def _rows(self, subset: str) -> Iterator[tuple[str, Row]]:
+        """Yield each row with its place, for error messages."""
+        if self._is_hub:
+            yield from _hub_rows(self.card, self.source, subset)
+        for path in self._files.get(subset, []):
+            yield from _csv_rows(path) if path.suffix == ".csv" else _parquet_rows(path)
+
+
+def bin_label(num_tokens: int) -> str:
+    """Return the upper edge of a published bin as a length label.
+
+    >>> bin_label(4096), bin_label(8192), bin_label(8193)
+    ('8k', '8k', '16k')
+    """
+    edge = 1 << max(num_tokens - 1, 0).bit_length()
+    return format_length(8192 if num_tokens == 4096 else edge)  # the first bin includes its lower edge
+
+
+def _find_files(root: Path, subsets: tuple[str, ...]) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for subset in subsets:
+        parquet = sorted(root.glob(f"{subset}/{subset}_*.parquet")) or sorted(root.glob(f"{subset}.parquet"))
+        tables = [root] if root.suffix == ".csv" and root.is_file() else sorted(root.glob("*.csv"))
+        found = parquet or [path for path in tables if f"_{subset}_" in f"_{path.stem}_"]
+        if found:
+            files[subset] = found
+    if not files:
+        raise BadInput(
+            f"{root} has no published MRCR rows: expected 2needle/2needle_0.parquet, 2needle.parquet, or a CSV file "
+            "whose name has 2needle, 4needle or 8needle in it."
+        )
+    return files
+
+
+def _hub_rows(card: TaskCard, name: str, subset: str) -> Iterator[tuple[str, Row]]:
+    from datasets import load_dataset
+
+    data_set, revision = card.source[name]["id"], card.source[name]["revision"]
+    try:
+        try:
+            files = f"{subset}/{subset}_*.parquet"
+            rows = load_dataset(data_set, data_files=files, split="train", revision=revision)
+        except FileNotFoundError:  # a revision before December 2025
+            rows = load_dataset(data_set, data_files=f"{subset}.parquet", split="train", revision=revision)
+    except Exception as error:  # the hub client raises errors of several libraries
+        raise BadInput(
+            f"The hub data set {data_set} (revision {revision}) has no files for {subset}, or cannot be reached "
+            f"({type(error).__name__}: {_first_line(error)}); a local copy is --source DIR."
+        ) from error
+    for number, row in enumerate(rows):
+        yield f"{data_set}, {subset}, row {number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (ArrowException, OSError) as error:
+        raise BadInput(f"{path} cannot be read as parquet from row {number} on: {_first_line(error)}.") from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(2**31 - 1)  # a prompt is one field; the default limit is 131,072 characters
+    line = 1
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            line += 1
+            for row in reader:
+                if None in row or None in row.values():
+                    raise BadInput(f"{path}, line {line}: {len(reader.fieldnames or ())} columns were expected.")
+                yield f"{path}, line {line}", row
+                line = reader.line_num + 1
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path} cannot be read as CSV from line {line} on: {_first_line(error)}.") from error
+
+
+def _openai_sample(task: str, subset: str, sample_id: str, label: str, place: str, row: Row) -> Sample:
+    messages = _messages(place, row)
+    prefix, answer = _text(place, row, "random_string_to_prepend"), _text(place, row, "answer")
+    index = _whole_number(place, row, "desired_msg_index")
+    if not 0 < index < len(messages) - 2:
+        raise BadInput(f"{place}: desired_msg_index is {index}, and there are {len(messages)} messages.")
+    if not answer.startswith(prefix):
+        raise BadInput(f"{place}: the answer does not begin with random_string_to_prepend {prefix!r}.")
+    # The examples in the first message can hold the same request; they are not part of the conversation.
+    asked = [i for i in range(1, len(messages) - 1) if messages[i] == messages[index]]
+    return Sample(
+        task=task,
+        subset=subset,
+        sample_id=sample_id,
+        story_id=f"{subset}-{sample_id}",
+        question=messages[-1]["content"],
+        target=answer,
+        facts=tuple(messages[i + 1]["content"] for i in asked),
+        supporting=(asked.index(index),),
+        messages=messages,
+        metadata={
+            "rule": "openai",
+            "prefix": prefix,
+            "wanted": asked.index(index) + 1,
+            "num_needles": len(asked),
+            "published_length": label,
+            "date_added": str(row.get("date_added", "")),
+        },
+    )
+
+
+def _google_sample(task: str, subset: str, sample_id: str, label: str, place: str, row: Row) -> Sample:
+    answer, text = _text(place, row, "answer").strip(), _text(place, row, "queries")
+    transcript = text.rpartition("User:")[0]  # several questions are asked about one
+    return Sample(
+        task=task,
+        subset=subset,
+        sample_id=sample_id,
+        story_id=f"{subset}-{hashlib.sha256(transcript.encode()).hexdigest()[:16]}",
+        question=str(row.get("view_ops", "")),
+        target=answer,
+        messages=({"role": "user", "content": text},),
+        metadata={
+            "rule": "google",
+            "prefix": answer[:12],  # as in the official metric
+            "num_needles": int(subset.removesuffix("needle")),
+            "published_length": label,
+            "context_len": _whole_number(place, row, "context_len"),
+        },
+    )
+
+
+def _messages(place: str, row: Row) -> tuple[Message, ...]:
+    """Return the conversation in the column "prompt"."""
+    try:
+        turns = json.loads(_text(place, row, "prompt"))
+        messages: tuple[Message, ...] = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise BadInput(f"{place}: column 'prompt' is not a JSON list of messages ({error}).") from error
+    if not all(isinstance(message[field], str) for message in messages for field in ("role", "content")):
+        raise BadInput(f"{place}: a message in column 'prompt' has a role or content that is not text.")
+    return messages
+
+
+def _text(place: str, row: Row, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"{place}: no text in column {column!r}; the columns are {', '.join(map(str, row))}.")
+    return value
+
+
+def _whole_number(place: str, row: Row, column: str) -> int:
+    try:
+        return int(row[column])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{place}: no whole number in column {column!r} ({row.get(column)!r}).") from error
+
+
+def _o200k_counter(*, may_download: bool) -> Callable[[str], int] | None:
+    """Return a token counter, or None where tiktoken is missing or would have to fetch its encoding unasked."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default
+    if not may_download and not (Path(cache) / _O200K_FILE).is_file():
+        return None
+    encoding = tiktoken.get_encoding("o200k_base")
+    return lambda text: len(encoding.encode_ordinary(text))
+
+
+def _pinned(card: TaskCard, name: str) -> str:
+    return f"{card.source[name]['id']}@{card.source[name]['revision']}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
