@@ -76,6 +76,9 @@ def test_a_real_model_answers_both_benchmarks_and_the_report_shows_them(checkpoi
         records = lines(tmp_path / "results" / task)
         assert {r["length"] for r in records} == {"1k", "2k"}
         for record in records:
+            if record["error"]:
+                assert record["error"].startswith("context_overflow"), record  # a long story at 1k
+                continue
             bucket = {"1k": 1024, "2k": 2048}[record["length"]]
             assert bucket - 64 <= record["prompt_tokens"] + record["max_new_tokens"] <= bucket
     shown = evalkit("report", tmp_path / "results", "--out", tmp_path / "plots")
