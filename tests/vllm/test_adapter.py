@@ -1,0 +1,74 @@
+"""A LoRA adapter on a real engine, with the deterministic settings."""
+
+from pathlib import Path
+
+import pytest
+
+from evalkit.crosscheck import crosscheck
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.hf import HFBackend
+from evalkit.models.serving import RopeRequest, served_rope
+from evalkit.models.vllm import VLLMBackend
+from evalkit.models.vllm_engine import VLLMOptions, engine_config, usable_vllm
+from tests.vllm.asking import random_prompt
+from tests.vllm.conftest import WINDOW
+
+pytestmark = pytest.mark.vllm
+
+
+def write_adapter(folder: Path, base: Path, *, rank: int) -> Path:
+    """Save a LoRA adapter with random factors, large enough to change answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_answers_as_its_merged_weights_do_and_repeats_itself(tiny, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", tiny.path, rank=4)
+    adapted = Checkpoint.open(tiny.path, adapter=adapter)
+    prompts = [random_prompt(n, length) for n, length in enumerate([200, 120, 40])]
+    backend = VLLMBackend(
+        adapted,
+        served_rope(adapted, RopeRequest(), WINDOW),
+        max_model_len=WINDOW,
+        options=VLLMOptions(max_num_seqs=2, deterministic=True),
+    )
+    try:
+        report = crosscheck(backend, HFBackend(Path(tiny.path), adapter=adapter), prompts)
+        without = crosscheck(backend, HFBackend(Path(tiny.path)), prompts)
+        repeated = crosscheck(backend, backend, prompts)
+        decisive, beside = backend.settings()
+    finally:
+        backend.close()
+    assert report.agreeing >= 2, report.to_text()
+    assert without.agreeing == 0, "the adapter changes every answer"
+    assert repeated.agreement == 1
+    assert decisive["adapter"] == adapted.adapter.identity()
+    assert decisive["deterministic"]
+    assert not decisive["batch_invariant"], "a CPU has no batch-invariant kernels"
+    assert not beside["prefix_cache"]
+
+
+def test_a_rank_beyond_what_vllm_takes_is_refused_before_an_engine_starts(tiny, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", tiny.path, rank=513)
+    adapted = Checkpoint.open(tiny.path, adapter=adapter)
+    with pytest.raises(BadInput, match="has rank 513; vLLM takes up to 512"):
+        engine_config(adapted, overrides={}, max_model_len=256, options=VLLMOptions(), device=usable_vllm().device)
+
+
+def test_what_vllm_refuses_is_said_in_one_sentence(tiny):
+    with pytest.raises(BadInput, match=r"vLLM refuses tiny with these options: .*nonsense"):
+        engine_config(
+            tiny,
+            overrides={},
+            max_model_len=256,
+            options=VLLMOptions(quantization="nonsense"),
+            device=usable_vllm().device,
+        )

@@ -1,0 +1,107 @@
+"""vLLM's own OpenAI-compatible server, in a process of its own, asked by the server backend."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from itertools import islice
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from evalkit.crosscheck import crosscheck
+from evalkit.errors import BadInput, EngineError
+from evalkit.models.prompts import Encoder
+from evalkit.models.server import ServerBackend, ServerOptions
+from evalkit.models.serving import served_rope
+from tests.vllm.asking import random_prompt
+from tests.vllm.conftest import LONGEST, YARN
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def server(tiny, tmp_path_factory):
+    """A server that serves YaRN at factor 4, and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(tiny.path), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", "float32", "--enforce-eager", "--max-model-len", str(LONGEST)),
+        *("--kv-cache-memory-bytes", str(64 * 2**20)),
+        *("--hf-overrides", json.dumps(served_rope(tiny, YARN, LONGEST).mapping)),
+    ]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (URLError, TimeoutError, ConnectionError):
+                time.sleep(1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield f"http://127.0.0.1:{port}", process
+        for child in family:  # a killed server leaves its engine behind
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def opened(tiny, url, **options):
+    encoder = Encoder.open(tiny.path)
+    return ServerBackend(
+        tiny,
+        encoder,
+        max_model_len=LONGEST,
+        options=ServerOptions(base_url=url, **options),
+        logprobs=True,
+    )
+
+
+def test_a_server_answers_as_the_engine_in_our_own_process_does(tiny, server, backend):
+    client = opened(tiny, server[0])
+    try:
+        prompts = [random_prompt(n, length) for n, length in enumerate([1000, 700, 400, 250, 40])]
+        report = crosscheck(client, backend, prompts)
+        decisive, beside = client.settings()
+        overflow = next(c for _, c in client.generate([random_prompt(1, 1020)]))
+    finally:
+        client.close()
+    assert report.agreeing >= report.compared - 1 == 4, report.to_text()
+    assert report.largest_logprob_gap < 5e-3
+    assert (decisive["model"], decisive["software"], decisive["version"]) == ("tiny", "vllm", "0.32.0")
+    assert beside["max_model_len"] == LONGEST
+    assert [w for w in client.warnings if "tokenizer" in w] == []
+    assert overflow.error.startswith("context_overflow"), "the server would answer with 4 tokens and HTTP 200"
+
+
+def test_the_server_is_asked_what_it_serves_before_any_work(tiny, server):
+    with pytest.raises(BadInput, match="does not serve 'huge'; it serves tiny"):
+        opened(tiny, server[0], model="huge")
+
+
+def test_a_killed_server_ends_the_run_with_what_was_answered_kept(tiny, server):
+    url, process = server
+    client = opened(tiny, url, max_retries=3, concurrency=2)
+    try:
+        run = client.generate(random_prompt(n, 300, max_new_tokens=40) for n in range(40))
+        answered = list(islice(run, 3))
+        process.kill()
+        killed = time.monotonic()
+        with pytest.raises(EngineError, match="No server answers at"):
+            answered.extend(run)
+        assert time.monotonic() - killed < 60
+    finally:
+        client.close()
+    assert all(completion.error is None for _, completion in answered)
