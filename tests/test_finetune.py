@@ -1,11 +1,22 @@
 """One arm on the Trainer: the right loss at the drawn positions, resumable, and exported as it was trained."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from evalkit.train.data import Example
+from evalkit.benchmarks import babi
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.new_checkpoint import write_checkpoint
+from evalkit.train import finetune as finetune_module
+from evalkit.train.data import DataRecipe, Example
+from evalkit.train.finetune import TrainConfig, _export, finetune
 from evalkit.train.positions import PositionRule
+from evalkit.train.recipes import RECIPES
 from evalkit.train.trainer import Collator, Stream, answer_loss
 
 
@@ -133,3 +144,140 @@ def test_an_item_draws_the_same_positions_whenever_it_is_reached():
     collator([stream[0]])
     assert torch.equal(once["position_ids"], collator(late)["position_ids"])
     assert collator([stream[0], stream[1]])["position_ids"].max() < 32 < once["position_ids"].max() < 256
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "base"
+    write_checkpoint(folder, window=256, vocab_size=600, num_layers=1)
+    return folder
+
+
+def config(base, out, **changes):
+    data = DataRecipe(subsets=("qa1",), samples=8, shortest=0, longest=240)
+    options = {"without": ("instruction", "examples", "post_prompt"), "control": "facts-only"}
+    settings = {"epochs": 3, "batch_size": 2, "accumulation": 2, "learning_rate": 1e-3, "save_every": 2}
+    return TrainConfig(base=base, out=out, **{"data": data, "options": options, **settings, **changes})
+
+
+def logits_of(folder, length=100):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(length)[None] % 500
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_arm_trains_on_the_same_data_and_carries_its_own_rope_rule(base, tmp_path, recipe, monkeypatch):
+    trained = {}
+
+    def export(prepared, trainer, plan):
+        model = trainer.model.eval()
+        ids = torch.arange(100)[None] % 500
+        with torch.no_grad():
+            trained["logits"] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        _export(prepared, trainer, plan)
+
+    monkeypatch.setattr(finetune_module, "_export", export)
+    out = finetune(config(base, tmp_path / "arm", recipe=recipe, factor=4.0))
+    assert torch.equal(logits_of(out), trained["logits"])
+    record = json.loads((out / "evalkit_training.json").read_text())
+    plain = json.loads((base / "config.json").read_text())
+    stored = json.loads((out / "config.json").read_text())
+    yarn = "yarn" in recipe
+    assert record["rope"]["rule"] == ("yarn" if yarn else "none")
+    assert stored["max_position_embeddings"] == (1024 if yarn else 256)
+    assert stored["rope_parameters"]["rope_type"] == ("yarn" if yarn else "default")
+    assert stored["rope_parameters"]["rope_theta"] == plain["rope_parameters"]["rope_theta"]
+    assert Checkpoint.open(out).trained_rope.factor == (4 if yarn else 1)
+    assert record["trained_length"] == 240
+    assert record["largest_position"] == (239 if recipe in ("plain", "yarn") else 479)
+    shared = {name: record[name] for name in ("base", "data", "optimization", "seed")}
+    reference = tmp_path.parent / "shared.json"  # written by the first arm, read by the others
+    if reference.exists():
+        assert shared == json.loads(reference.read_text())
+    reference.write_text(json.dumps(shared))
+    assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert not (out / "checkpoints").exists()
+    assert (out / "loss.png").stat().st_size > 1000
+    assert (out / "loss.csv").read_text().startswith("step,loss,learning_rate")
+
+
+def test_an_interrupted_training_ends_as_if_it_had_not_been(base, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill_at_three(done, total):
+        if done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(config(base, tmp_path / "killed", recipe="randomized-yarn"), on_step=kill_at_three)
+    assert not (tmp_path / "killed" / "evalkit_training.json").exists()
+    steps = []
+    resumed = finetune(
+        config(base, tmp_path / "killed", recipe="randomized-yarn"), on_step=lambda done, total: steps.append(done)
+    )
+    whole = finetune(config(base, tmp_path / "whole", recipe="randomized-yarn"))
+    assert steps == [3, 4, 5, 6]  # the checkpoint of step 2 is where it went on
+    torch.testing.assert_close(logits_of(resumed), logits_of(whole), atol=1e-6, rtol=1e-6)
+
+
+def test_a_finished_arm_is_not_trained_again_and_another_one_not_over_it(base, tmp_path):
+    out = finetune(config(base, tmp_path / "arm", recipe="plain", epochs=1))
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert finetune(config(base, tmp_path / "arm", recipe="plain", epochs=1)) == out
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(BadInput, match="holds another training: its recipe is 'plain', not 'rpe'"):
+        finetune(config(base, tmp_path / "arm", recipe="rpe", epochs=1))
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_lora_leaves_a_merged_checkpoint_or_an_adapter_beside_its_base(base, tmp_path, merge):
+    out = finetune(
+        config(base, tmp_path / "arm", recipe="yarn", lora_rank=4, lora_targets=("q_proj", "v_proj"), merge=merge)
+    )
+    assert (out / "adapter_config.json").exists() == (not merge)
+    opened = Checkpoint.open(out) if merge else Checkpoint.open(base, adapter=out)
+    assert opened.trained_rope.rule == "yarn"
+    if merge:
+        assert (logits_of(out) - logits_of(base)).abs().max() > 0
+
+
+def test_gradient_checkpointing_and_accumulation_do_not_change_the_result(base, tmp_path):
+    one = finetune(config(base, tmp_path / "one", recipe="rpe", epochs=1, batch_size=4, accumulation=1))
+    other = finetune(config(base, tmp_path / "other", recipe="rpe", epochs=1, batch_size=4, accumulation=1,
+                            gradient_checkpointing=True))  # fmt: skip
+    torch.testing.assert_close(logits_of(one), logits_of(other), atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_trained_is_refused_in_one_sentence(base, tmp_path):
+    def refused(says, where=base, **changes):
+        with pytest.raises(BadInput, match=says):
+            finetune(config(where, tmp_path / "refused", **changes))
+        assert not (tmp_path / "refused").exists()
+
+    refused("trained length of 512 tokens is beyond the 256 positions", data=DataRecipe(subsets=("qa1",), longest=512))
+    refused("A rope factor is a number from 1 up", recipe="yarn", factor=0.5)
+    refused("0.5 x the trained length", recipe="rpe", stages=(1.0, 0.5))
+    refused("no recipe 'best'", recipe="best")
+    refused("batch_size is positive; got 0", batch_size=0)
+    refused(r"LoRA target 'w_q' matches no module .* q_proj", recipe="plain", lora_rank=2, lora_targets=("w_q",))
+    asked = tuple(babi.generate("qa1", DataRecipe().seed, index) for index in range(3))
+    refused("Training and evaluation share stories: 3 of 3", recipe="plain", evaluation=asked)
+    other = tmp_path / "gpt2"
+    shutil.copytree(base, other)
+    GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(other)
+    refused("has no rotary positions", other, recipe="plain")
+    scaled = tmp_path / "scaled"
+    shutil.copytree(base, scaled)
+    values = json.loads((scaled / "config.json").read_text())
+    values["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256}
+    (scaled / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 512}))
+    refused("already has yarn, factor 2 over 256", scaled, recipe="yarn")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("x")
+    with pytest.raises(BadInput, match="is not empty and holds no training"):
+        finetune(config(base, tmp_path / "notes", recipe="plain"))

@@ -1,0 +1,342 @@
+"""From nothing to the comparison: plan an experiment, train what is missing, evaluate what is missing, report.
+
+Every step leaves a folder that says by itself whether it is finished, so a reproduction that was killed goes on where
+it was when the same command is repeated. Steps of one kind do not depend on each other and run side by side.
+
+    results/NAME/noise/        background text of training and evaluation, where the experiment makes its own
+    results/NAME/seed-0/base/  the base, where the experiment trains it
+    results/NAME/seed-0/ARM/   the trained checkpoints
+    results/NAME/seed-0/runs/  the run folders
+    plots/NAME/                the report
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from evalkit.benchmarks.cards import load_card
+from evalkit.experiment import BASE, Curve, Experiment
+from evalkit.lengths import parse_length, parse_lengths
+from evalkit.models.checkpoint import TRAINING_RECORD
+from evalkit.models.serving import RopeRequest
+from evalkit.plan import RunConfig, make_benchmark, make_plan
+from evalkit.train.data import TRAINING_SEED, DataRecipe
+from evalkit.train.finetune import TrainConfig
+from evalkit.types import Sample
+
+Kind: TypeAlias = Literal["noise", "base", "train", "run", "report"]
+KINDS: tuple[Kind, ...] = ("noise", "base", "train", "run", "report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Something to be done, and where its result goes."""
+
+    kind: Kind
+    title: str
+    experiment: Experiment
+    root: Path
+    plots: Path
+    seed: int = 0
+    arm: str = ""
+    curve: Curve | None = None
+
+
+def plan_steps(experiment: Experiment, *, seeds: Sequence[int], root: Path, plots: Path) -> list[Step]:
+    """Return all steps of a reproduction, finished or not, in an order in which they can be done."""
+    step = partial(Step, experiment=experiment, root=root, plots=plots)
+    steps = []
+    if experiment.base == "tiny":
+        steps.append(step(kind="noise", title="background text"))
+        steps += [step(kind="base", title=f"base, seed {seed}", seed=seed) for seed in seeds]
+    for seed in seeds:
+        for arm in experiment.arms:
+            steps.append(step(kind="train", title=f"{arm}, seed {seed}", seed=seed, arm=arm))
+    for seed in seeds:
+        for curve in experiment.curves:
+            title = f"{curve.label}, seed {seed}"
+            steps.append(step(kind="run", title=title, seed=seed, arm=curve.arm, curve=curve))
+    steps.append(step(kind="report", title=f"report into {plots}"))
+    return steps
+
+
+def train_config(step: Step) -> TrainConfig:
+    """Return the training of a "train" step."""
+    experiment = step.experiment
+    settings = _tuples({**experiment.training, **experiment.arms[step.arm]})
+    data = {
+        name: settings.pop(name) for name in ("task", "subsets", "samples", "shortest", "longest") if name in settings
+    }
+    options = dict(settings.pop("options", {}))
+    if experiment.base == "tiny":
+        options["noise"] = (_noise(step, "train"),)
+    return TrainConfig(
+        base=_base(step),
+        out=_seed_folder(step) / _slug(step.arm),
+        data=replace(DataRecipe(**data), seed=TRAINING_SEED + step.seed),
+        options=options,
+        evaluation=tuple(_asked_samples(experiment, step)),
+        seed=step.seed,
+        **settings,
+    )
+
+
+def run_config(step: Step) -> RunConfig:
+    """Return the evaluation of a "run" step. All arms and seeds are asked the same samples."""
+    assert step.curve is not None
+    settings = _tuples(dict(step.experiment.evaluation))
+    if step.experiment.base == "tiny":
+        settings["noise"] = (_noise(step, "test"),)
+    model = _base(step) if step.arm == BASE else _seed_folder(step) / _slug(step.arm)
+    rope = RopeRequest(rule="none") if step.curve.rope == "none" else RopeRequest(rule="yarn", factor=step.curve.factor)
+    return RunConfig(
+        model=model,
+        task=settings.pop("task", "babilong"),
+        lengths=parse_lengths(settings.pop("lengths")),
+        rope=rope,
+        arm=step.curve.label,
+        out=_seed_folder(step) / "runs" / _slug(step.curve.label),
+        **settings,
+    )
+
+
+def is_done(step: Step) -> bool:
+    """Tell from its folder whether a step is finished; carrying it out once more is cheap and changes nothing."""
+    if step.kind == "noise":
+        return _noise(step, "test").is_file()
+    if step.kind == "base":
+        return _base(step).is_dir()
+    if step.kind == "train":
+        return (_seed_folder(step) / _slug(step.arm) / TRAINING_RECORD).is_file()
+    if step.kind == "run":
+        config = run_config(step)
+        assert config.out is not None
+        answers = config.out / "predictions.jsonl"
+        recorded = sum(1 for _ in answers.open("rb")) if answers.is_file() else 0
+        return recorded >= _num_prompts(config)
+    return False
+
+
+def carry_out(step: Step, *, threads: int = 0, on_part: Callable[[int, int], None] = lambda done, total: None) -> str:
+    """Do one step in this process and return a line about it.
+
+    Args:
+        step: from ``plan_steps``.
+        threads: for torch; 0 leaves its own choice.
+        on_part: called with (parts done, parts in all) while it goes on.
+    """
+    if step.kind in ("base", "train", "run") and threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    if step.kind == "noise":
+        from evalkit.train.tiny import write_noise
+
+        for number, part in enumerate(("train", "test")):
+            write_noise(_noise(step, part), seed=number)
+        return "written"
+    if step.kind == "base":
+        from evalkit.train.tiny import train_base
+
+        return f"in {train_base(_base(step), noise=_noise(step, 'train'), seed=step.seed, on_step=on_part)}"
+    if step.kind == "train":
+        from evalkit.train.finetune import finetune
+
+        return f"in {finetune(train_config(step), on_step=on_part)}"
+    if step.kind == "run":
+        from evalkit.run import run
+
+        result = run(make_plan(run_config(step)))
+        return f"{result.recorded} samples, {result.asked} asked now, {result.failed} failed"
+    from evalkit.report.build import build
+
+    folders = [run_config(other).out for other in _runs_of(step)]
+    report = build([folder for folder in folders if folder is not None], step.plots)
+    return report.text
+
+
+def reproduce(
+    experiment: Experiment,
+    *,
+    seeds: Sequence[int] = (),
+    root: Path | None = None,
+    plots: Path | None = None,
+    jobs: int = 0,
+    on_step: Callable[[Step, str], None] = lambda step, what: None,
+) -> Path:
+    """Carry out what is missing of an experiment, and report.
+
+    Args:
+        experiment: from ``load_experiment``.
+        seeds: of the trainings; none: the experiment's own.
+        root: folder of checkpoints and runs; None: ``results/NAME``.
+        plots: folder of the report; None: ``plots/NAME``.
+        jobs: steps side by side; 0: one a core without a GPU, one with.
+        on_step: called with each step when it is finished, and what came of it.
+
+    Returns:
+        The folder of the report.
+    """
+    root, plots = root or Path("results") / experiment.name, plots or Path("plots") / experiment.name
+    steps = plan_steps(experiment, seeds=seeds or experiment.seeds, root=root, plots=plots)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for kind in KINDS:
+        todo = [step for step in steps if step.kind == kind]
+        workers = min(jobs or (1 if _has_gpu() else cores), len(todo))
+        if workers < 2:
+            for step in todo:
+                on_step(step, carry_out(step))
+            continue
+        threads = max(cores // workers, 1)
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(carry_out, step, threads=threads): step for step in todo}
+            try:
+                for future in as_completed(running):
+                    on_step(running[future], future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return plots
+
+
+def describe(steps: Sequence[Step]) -> str:
+    """Return the plan as a table: what is done, and what the rest costs in tokens and time."""
+    lines = [f"{'':6} {'step':<44} {'state':>6} {'tokens':>14} {'time':>8}"]
+    total = 0.0
+    for step in steps:
+        done, (tokens, seconds) = is_done(step), _cost(step)
+        total += 0.0 if done else seconds
+        cost = f" {tokens:>14,} {_duration(seconds):>8}" if tokens else ""
+        lines.append(f"{step.kind:6} {step.title:<44} {'done' if done else 'to do':>6}{cost}")
+        if command := command_of(step):
+            lines.append(f"         {command}")
+    lines.append(f"To do: about {_duration(total)} of one worker.")
+    return "\n".join(lines)
+
+
+def command_of(step: Step) -> str:
+    """Return the command that does a "train" or "run" step by itself; empty for the others."""
+    if step.kind == "train":
+        train, default = train_config(step), TrainConfig(base=Path(), out=Path())
+        words = ["evalkit", "train", "--base", str(train.base), "--out", str(train.out), "--recipe", train.recipe]
+        words += _options(train, default, skip=("base", "out", "recipe", "data", "options", "evaluation"))
+        words += _options(train.data, DataRecipe(), rename={"seed": "data-seed"})
+        return _command([*words, *_data_options(train.options)])
+    if step.kind == "run":
+        run = run_config(step)
+        words = ["evalkit", "run", "--model", str(run.model), "--task", run.task, "--lengths", ",".join(run.lengths)]
+        words += ["--subsets", ",".join(run.subsets), "--samples", str(run.samples), "--rope", str(run.rope.rule)]
+        words += ["--factor", str(run.rope.factor)] if run.rope.rule == "yarn" else []
+        words += ["--max-new-tokens", str(run.max_new_tokens)] if run.max_new_tokens else []
+        words += ["--backend", run.backend, "--seed", str(run.seed)]
+        options = {"noise": run.noise, "without": run.without}
+        return _command([*words, *_data_options(options), "--arm", str(run.arm), "--out", str(run.out)])
+    return ""
+
+
+def _options(
+    values: Any, defaults: Any, *, skip: Sequence[str] = (), rename: Mapping[str, str] | None = None
+) -> list[str]:
+    """What differs from the defaults, as command-line options."""
+    words = []
+    for one in fields(values):
+        value = getattr(values, one.name)
+        if one.name in skip or value == getattr(defaults, one.name):
+            continue
+        flag = (rename or {}).get(one.name, one.name.replace("_", "-"))
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def _data_options(options: Mapping[str, Any]) -> list[str]:
+    words = [f"--no-{part.replace('_', '-')}" for part in options.get("without", ())]
+    words += [word for path in options.get("noise", ()) for word in ("--noise", str(path))]
+    words += ["--max-new-tokens", str(options["max_new_tokens"])] if "max_new_tokens" in options else []
+    return words
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(words)
+
+
+def _seed_folder(step: Step) -> Path:
+    return step.root / f"seed-{step.seed}"
+
+
+def _base(step: Step) -> Path:
+    return _seed_folder(step) / BASE if step.experiment.base == "tiny" else Path(step.experiment.base)
+
+
+def _noise(step: Step, part: str) -> Path:
+    return step.root / "noise" / f"{part}.txt"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def _asked_samples(experiment: Experiment, step: Step) -> Iterator[Sample]:
+    """The questions of the evaluation, for the leakage check of a training."""
+    curve = Curve(arm=step.arm, rope="none")
+    config = run_config(replace(step, kind="run", curve=curve))
+    card = load_card(config.task)
+    benchmark = make_benchmark(config, card)
+    for subset in config.subsets or card.default_subsets:
+        yield from benchmark.samples(subset, config.lengths[0], config.samples or card.default_samples)
+
+
+def _num_prompts(config: RunConfig) -> int:
+    card = load_card(config.task)
+    return len(config.subsets or card.default_subsets) * len(config.lengths) * (config.samples or card.default_samples)
+
+
+def _runs_of(report: Step) -> list[Step]:
+    """The runs that belong to a report: of every seed that has been evaluated."""
+    found = sorted(int(path.name.removeprefix("seed-")) for path in report.root.glob("seed-*"))
+    steps = plan_steps(report.experiment, seeds=found, root=report.root, plots=report.plots)
+    return [step for step in steps if step.kind == "run" and is_done(step)]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _cost(step: Step) -> tuple[int, float]:
+    """Tokens that a step goes through, and its seconds on one worker, by the experiment's budget."""
+    budget = step.experiment.budget
+    if step.kind == "base":
+        from evalkit.train.tiny import BASE_STAGES
+
+        tokens = sum(stage.steps * stage.batch_size * stage.longest for stage in BASE_STAGES)
+        return tokens, tokens / budget.get("train_tokens_per_second", 1)
+    if step.kind == "train":
+        config = train_config(step)
+        mean = (config.data.shortest + config.data.longest) / 2
+        tokens = round(config.epochs * config.data.samples * mean)
+        return tokens, tokens / budget.get("train_tokens_per_second", 1)
+    if step.kind == "run":
+        run = run_config(step)
+        tokens = _num_prompts(run) // len(run.lengths) * sum(map(parse_length, run.lengths))
+        return tokens, tokens / budget.get("eval_tokens_per_second", 1)
+    return 0, 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.0f} h"

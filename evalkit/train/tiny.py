@@ -1,0 +1,292 @@
+"""The base of the tiny reproduction: a language model of 0.2 M parameters that reads BABILong's first task.
+
+It is trained from scratch in minutes on a CPU core, plain RoPE, prompts of at most 128 tokens, and stands for the
+pretrained model of the paper. Everything around it is real: Llama's layout in safetensors (with attention biases),
+which transformers and vLLM load as any other, a tokenizer of words, the benchmark's prompts, transformers' Trainer.
+
+A model this small does not find the circuit "look back to the name in front of this place" by itself within minutes.
+Three things bring it about, together; they concern the base alone, which all arms share:
+
+* half of the examples are copies: a chunk of words, repeated (the induction circuit is the one that is needed);
+* the query and key biases of layer 1 start as soft "look back k tokens" heads, which RoPE heads learn slowly;
+* short prompts first, then prompts of up to the trained length.
+"""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalkit.benchmarks.babi_worlds import HOUSE, HOUSE_PEOPLE
+from evalkit.benchmarks.cards import load_card
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
+from evalkit.models.prompts import Encoder
+from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples, open_benchmark
+from evalkit.train.positions import PositionRule
+from evalkit.train.trainer import Collator, Stream, make_trainer, training_arguments
+
+LENGTH = 128
+"""L: the longest prompt that base and arms are trained on, tokens with answer."""
+HIDDEN, HEAD_DIM, LAYERS, THETA = 96, 32, 2, 1e4
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Background sentences are about other persons who walk to other places: nearly facts, so that a model has to read the
+# names. All words are in the tokenizer's vocabulary, and none is a person, place or thing of the task.
+_PEOPLE = _words("alice bob carol dave emma frank grace henry irene jack karen leo nina oscar paula rosa")
+_PLACES = _words(
+    "attic bakery castle cellar church garage harbour library market museum pier stable station temple tower valley"
+)
+_THINGS = _words(
+    """barrel basket bell blanket bottle bucket candle chain clock coat compass drum fence flag flute hammer hat kettle
+    ladder lamp lantern letter map mirror needle painting parcel pillow pipe plate rope rug saddle shovel spoon table
+    trumpet umbrella wagon wheel"""
+)
+_KINDS = _words(
+    """ancient bright broken clean crooked dusty empty faded golden heavy hollow iron large little narrow new old pale
+    plain polished quiet round rusty sharp silver simple small smooth soft square stone strange striped tall thin tiny
+    warm wide wooden worn"""
+)
+_WALKS = ("moved", "went", "went back", "journeyed", "travelled")
+_PATTERNS = (
+    "{p} {w} to the {l} with the {k} {t} and the {t}.",
+    "{p} {w} to the {l} and {p} {w} to the {l} near the {t}.",
+    "The {k} {t} of {p} stood in the {l} near the {k} {t}.",
+    "{p} and {p} {w} to the {l} with the {t} of the {k} {t}.",
+)
+LOOK_BACK = (1, 4, 5)
+"""Tokens from a place back to its person ("mary went back to the kitchen": 5), and from "?" to the last word: 1."""
+_SPECIAL = ("<pad>", "<eos>", "<unk>")
+_SPLIT = r"</?\w+>|\w+|[^\w\s]"
+_BASE_SEED = 2_000_000_011  # apart from the seeds of fine-tuning and evaluation
+_BLANK = {"p": _PEOPLE, "l": _PLACES, "t": _THINGS, "k": _KINDS, "w": _WALKS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseStage:
+    """One part of the base's training."""
+
+    steps: int
+    shortest: int
+    """Prompts with answer are so long, tokens,"""
+    longest: int
+    """to so long."""
+    decay: bool
+    """Let the learning rate fall along a cosine."""
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+
+
+BASE_STAGES = (
+    BaseStage(steps=500, shortest=48, longest=64, decay=False),
+    BaseStage(steps=1000, shortest=64, longest=LENGTH, decay=True),
+)
+
+
+def write_noise(path: Path, *, seed: int, num_sentences: int = 4_000) -> None:
+    """Write background sentences of at least 10 tokens, no two alike."""
+    rng = np.random.default_rng([seed, num_sentences])
+    sentences: dict[str, None] = {}
+    while len(sentences) < num_sentences:
+        pattern = _PATTERNS[int(rng.integers(len(_PATTERNS)))]
+        for letter, words in _BLANK.items():
+            while f"{{{letter}}}" in pattern:
+                pattern = pattern.replace(f"{{{letter}}}", words[int(rng.integers(len(words)))], 1)
+        sentences[pattern[0].upper() + pattern[1:]] = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(" ".join(sentences) + "\n", encoding="utf-8")
+
+
+def vocabulary() -> list[str]:
+    """Return every token in lower case: special ones, those of the bare prompt, the words of task and background."""
+    bare = load_card("babilong").template.format(
+        instruction="", examples="", post_prompt="", context=".", question="Where is?"
+    )
+    frame = dict.fromkeys(re.findall(_SPLIT, bare.lower()))
+    words = set(re.findall(r"[a-z]{2,}", " ".join(_PATTERNS).lower()))
+    for group in (HOUSE, HOUSE_PEOPLE, _PEOPLE, _PLACES, _THINGS, _KINDS, _WALKS):
+        words.update(word for entry in group for word in entry.lower().split())
+    return [*_SPECIAL, *frame, *sorted(words - set(frame))]
+
+
+def write_untrained(folder: Path, *, seed: int) -> None:
+    """Write the tokenizer and a model with initial weights as a checkpoint folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not an empty folder; give a new name, nothing is overwritten.")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = vocabulary()
+    _write_tokenizer(folder, tokens)
+    heads = HIDDEN // HEAD_DIM
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=LENGTH,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        attention_bias=True,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokens.index("<eos>"),
+        pad_token_id=tokens.index("<pad>"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        _initialise(model, torch)
+    model.save_pretrained(folder)
+
+
+def _initialise(model: Any, torch: Any) -> None:
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.02 if "embed" in name else 0.7 / math.sqrt(weight.shape[1]))
+    # Head h of layer 1 looks back ``back`` tokens: a constant key, and a query turned by as much.
+    attention, half = model.model.layers[0].self_attn, HEAD_DIM // 2
+    pair = torch.arange(half)
+    angle, strength = THETA ** (-pair / half), 3.0 * torch.exp(-pair * 3 / half)
+    with torch.no_grad():
+        for head, back in enumerate(LOOK_BACK):
+            low, high = (
+                slice(head * HEAD_DIM, head * HEAD_DIM + half),
+                slice(head * HEAD_DIM + half, (head + 1) * HEAD_DIM),
+            )
+            attention.k_proj.bias[low] = strength
+            attention.q_proj.bias[low] = strength * torch.cos(back * angle)
+            attention.q_proj.bias[high] = -strength * torch.sin(back * angle)
+
+
+def _write_tokenizer(folder: Path, tokens: list[str]) -> None:
+    """One word, one token, in lower case; punctuation apart."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True)
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_examples(count: int, *, shortest: int, longest: int, rng: np.random.Generator) -> list[Example]:
+    """Return examples whose answer goes on with a repeated chunk of 6 to 20 different words."""
+    tokens = vocabulary()
+    words = np.array([i for i, token in enumerate(tokens) if token.isalpha()], np.int32)
+    start = np.array([len(_SPECIAL)], np.int32)  # the token that opens every prompt
+    examples = []
+    for _ in range(count):
+        length, size = int(rng.integers(shortest, longest, endpoint=True)), int(rng.integers(6, 21))
+        chunk = rng.choice(words, size, replace=False)
+        ids = np.concatenate([start, np.resize(chunk, length - len(start))]).astype(np.int32)
+        known = len(start) + size
+        examples.append(Example(ids[:known], ids[known:]))
+    return examples
+
+
+def train_base(
+    folder: Path,
+    *,
+    noise: Path,
+    seed: int,
+    stages: Sequence[BaseStage] = BASE_STAGES,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Train the base from scratch and write it as a checkpoint folder, whole or not at all.
+
+    Args:
+        folder: where it goes; what is there already is returned as it is.
+        noise: background text of its prompts; another one than is evaluated on.
+        seed: decides weights, samples and their order.
+        stages: the curriculum.
+        on_step: called with (steps done, steps in all) after each optimizer step.
+    """
+    if folder.is_dir():
+        return folder
+    from transformers import AutoModelForCausalLM
+
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_untrained(part, seed=seed)
+    model = AutoModelForCausalLM.from_pretrained(part, local_files_only=True)
+    encoder = Encoder.open(part)
+    total, done = sum(stage.steps for stage in stages), 0
+    for number, stage in enumerate(stages):
+        examples = _stage_examples(stage, encoder, noise, seed=_BASE_SEED + 10 * seed + number)
+        num_items = stage.steps * stage.batch_size
+        trainer = make_trainer(
+            model,
+            training_arguments(
+                part,
+                steps=stage.steps,
+                batch_size=stage.batch_size,
+                learning_rate=stage.learning_rate,
+                warmup_steps=min(50, stage.steps // 4),
+                decay=stage.decay,
+                seed=seed,
+            ),
+            stream=Stream(examples, num_items=num_items, seed=seed),
+            collator=Collator(PositionRule(), trained_length=LENGTH, num_items=num_items, seed=seed, pad_id=0),
+            lm_weight=0.1,
+            on_step=partial(_report, on_step, done, total),
+        )
+        trainer.train()
+        done += stage.steps
+    model.save_pretrained(part)
+    rope = Checkpoint.open(part).rope
+    record = {
+        "schema": 1,
+        "recipe": "from scratch",
+        "trained_length": LENGTH,
+        "rope": rope.scaling.to_json() if rope and rope.scaling else None,
+        "stages": [asdict(stage) for stage in stages],
+        "seed": seed,
+        "final_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
+    }
+    (part / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder)
+    return folder
+
+
+def _report(on_step: Callable[[int, int], None], before: int, total: int, step: int, _: int) -> None:
+    on_step(before + step, total)
+
+
+def _stage_examples(stage: BaseStage, encoder: Encoder, noise: Path, *, seed: int) -> list[Example]:
+    """Half questions of the task, half copies; each example is shown about twice."""
+    half = max(stage.steps * stage.batch_size // 4, 1)
+    recipe = DataRecipe(subsets=("qa1",), samples=half, shortest=stage.shortest, longest=stage.longest, seed=seed)
+    benchmark = open_benchmark(recipe, benchmark_options(noise))
+    samples = list(islice(draw_samples(benchmark, recipe), half))
+    eos = encoder.tokenizer.eos_token_id
+    questions = make_examples(samples, benchmark, encoder, recipe, stop_id=eos)
+    rng = np.random.default_rng([seed, half])
+    return questions + copy_examples(len(questions), shortest=stage.shortest, longest=stage.longest, rng=rng)
+
+
+def benchmark_options(noise: Path) -> dict[str, Any]:
+    """Return BABILong's options for a tokenizer of words: the bare template, and room for one word and the end."""
+    return {"noise": (noise,), "without": ("instruction", "examples", "post_prompt"), "max_new_tokens": 2}
