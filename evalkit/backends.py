@@ -1,10 +1,11 @@
 """Open the backend of a plan, and keep it over all lengths: only its rope rule changes, and is read back each time."""
 
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from evalkit.errors import BadInput
-from evalkit.lengths import parse_length
+from evalkit.lengths import format_length, parse_length
 from evalkit.models.serving import ServedRope
 from evalkit.types import Backend
 
@@ -16,11 +17,12 @@ class OpenBackend:
     """The backend of one plan; a context manager that ends the engine."""
 
     found: dict[str, Any]
-    """For run.json: by length, what the loaded model was found to compute ("rope"), and the engine's settings."""
+    """For run.json: by length, what the loaded model was found to compute ("rope"), and the engine's own settings."""
 
-    def __init__(self, plan: "Plan") -> None:
+    def __init__(self, plan: "Plan", *, logprobs: bool = False) -> None:
         self._plan = plan
-        self._backend: Backend | None = None
+        self._logprobs = logprobs
+        self._backend: Any = None
         self.found = {"rope": {}}
 
     def serving(self, served: ServedRope, lengths: tuple[str, ...]) -> Backend:
@@ -30,23 +32,18 @@ class OpenBackend:
             EngineError: it cannot be started, or computes other frequencies than the rule says.
             BadInput: it cannot serve this plan.
         """
-        kind = self._plan.backend.split()[0]
-        backend, found = {
-            "scripted": self._scripted,
-            "hf": self._hf,
-            "vllm": self._vllm,
-            "server": self._server,
-        }[kind](served)
-        self._backend = backend
-        self.found["rope"] |= {length: found for length in lengths}
+        open_or_switch = {"scripted": self._scripted, "hf": self._hf, "vllm": self._vllm, "server": self._server}
+        rope = open_or_switch[self._plan.backend](served, lengths)
+        self.found["rope"] |= {length: rope for length in lengths}
+        backend: Backend = self._backend
         return backend
 
-    def _scripted(self, served: ServedRope) -> tuple[Backend, Any]:
+    def _scripted(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
         from evalkit.models.scripted import ScriptedBackend
 
-        return ScriptedBackend(self._plan.config.script), None
+        self._backend = ScriptedBackend(self._plan.config.script)
 
-    def _hf(self, served: ServedRope) -> tuple[Backend, Any]:
+    def _hf(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
         from evalkit.models.hf import HFBackend
         from evalkit.models.rope_readback import (
             GPU_TOLERANCE,
@@ -57,66 +54,89 @@ class OpenBackend:
         )
 
         config = self._plan.config
-        backend: HFBackend
-        if isinstance(self._backend, HFBackend):
-            backend = self._backend
-            backend.set_rope(served.mapping)
-        else:
-            backend = HFBackend(
+        if self._backend is None:
+            self._backend = HFBackend(
                 config.model,
                 rope=served.mapping,
                 dtype=config.dtype,
                 device=config.device,
                 batch_tokens=config.batch_tokens,
                 adapter=config.adapter,
+                logprobs=self._logprobs,
             )
+            self.found["engine"] = {"device": self._backend.device, "dtype": self._backend.dtype}
+        else:
+            self._backend.set_rope(served.mapping)
         expected = expected_frequencies(self._plan.checkpoint, served)
-        tolerance = GPU_TOLERANCE if backend.device == "cuda" else TOLERANCE
-        found = compare_model(expected, read_back_transformers(backend.model), tolerance=tolerance) if expected else []
-        return backend, [entry.to_json() for entry in found]
+        tolerance = GPU_TOLERANCE if self._backend.device == "cuda" else TOLERANCE
+        effective = read_back_transformers(self._backend.model)
+        return [one.to_json() for one in compare_model(expected, effective, tolerance=tolerance)] if expected else []
 
-    def _vllm(self, served: ServedRope) -> tuple[Backend, Any]:
-        from evalkit.models.rope_readback import expected_frequencies
+    def _vllm(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
         from evalkit.models.vllm import VLLMBackend
         from evalkit.models.vllm_engine import VLLMOptions
 
         plan = self._plan
-        expected = expected_frequencies(plan.checkpoint, served).get("")
-        backend: VLLMBackend
-        if isinstance(self._backend, VLLMBackend) and expected is not None:
-            backend = self._backend
-            backend.set_rope(expected)
-            return backend, backend.read_back
+        longest = self._longest(served, lengths)
+        if self._backend is not None and self._backend.can_switch_to(served, longest):
+            self._backend.switch_to(served)
+            return self._backend.read_back
+        self.close()
+        options = VLLMOptions(dtype=plan.config.dtype, **plan.config.engine)
+        self._backend = VLLMBackend(
+            plan.checkpoint, served, max_model_len=longest, options=options, logprobs=self._logprobs
+        )
+        decisive, beside = self._backend.settings()
+        self.found["engine"] = decisive | beside
+        return self._backend.read_back
+
+    def _server(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
+        from evalkit.models.server import ServerBackend, ServerOptions
+
+        plan = self._plan
+        self.close()
+        options = ServerOptions(**{**plan.config.engine, "base_url": self._url_for(lengths)})
+        self._backend = ServerBackend(
+            plan.checkpoint,
+            plan.encoder,
+            max_model_len=self._longest(served, lengths),
+            options=options,
+            logprobs=self._logprobs,
+        )
+        self.found.setdefault("engine", {})[" ".join(lengths)] = self._backend.settings()
+        return "a server's rope rule cannot be read"
+
+    def _url_for(self, lengths: tuple[str, ...]) -> str:
+        """Return the address given for these lengths: LENGTH=URL, or a bare URL for all."""
+        given: dict[str, str] = {}
+        for entry in self._plan.config.engine.get("base_url", ()):
+            name, equals, url = entry.partition("=")
+            labelled = equals and "/" not in name
+            given[format_length(parse_length(name)) if labelled else ""] = url if labelled else entry
+        if len(self._plan.groups) > 1 and "" in given:
+            raise BadInput(
+                f"These lengths are served under {len(self._plan.groups)} rope rules and a server has one; start a "
+                "server for each, and name them like --base-url 16k=http://localhost:8001/v1 --base-url 32k=..."
+            )
+        urls = {given.get(length, given.get("", "")) for length in lengths}
+        if len(urls) != 1 or "" in urls:
+            raise BadInput(
+                f"The lengths {', '.join(lengths)} share a rope rule and need one server; name it with --base-url URL, "
+                "or once for each length with --base-url LENGTH=URL."
+            )
+        return urls.pop()
+
+    def _longest(self, served: ServedRope, lengths: tuple[str, ...]) -> int:
+        """Return the positions that the longest request of these lengths may use."""
+        tokens = [parse_length(length) for length in lengths]
+        published = self._plan.config.source != "generated"
+        return served.window if published or 0 in tokens else min(served.window, max(tokens))
+
+    def close(self) -> None:
+        """End the engine, if one is open."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-        backend = VLLMBackend(
-            plan.config.model,
-            max_model_len=self._longest(served),
-            rope=served.mapping,
-            expected=expected,
-            options=VLLMOptions(dtype=plan.config.dtype, adapter=plan.config.adapter, **plan.config.engine),
-        )
-        return backend, backend.read_back
-
-    def _server(self, served: ServedRope) -> tuple[Backend, Any]:
-        from evalkit.models.server import ServerBackend
-
-        plan = self._plan
-        if len(plan.groups) > 1:
-            raise BadInput(
-                f"These lengths are served under {len(plan.groups)} rope rules and a server has one; start a server "
-                "for each, and run the lengths of each apart, with its own --factor."
-            )
-        if self._backend is None:
-            self._backend = ServerBackend(max_model_len=self._longest(served), **plan.config.engine)
-        return self._backend, "not readable through a server"
-
-    def _longest(self, served: ServedRope) -> int:
-        """Return the positions that the longest request of the plan may use."""
-        lengths = [parse_length(length) for length in self._plan.config.lengths]
-        published = self._plan.config.source != "generated"
-        return served.window if published or 0 in lengths else min(served.window, max(lengths))
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +144,22 @@ class OpenBackend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
+        self.close()
+
+
+def check_engine_options(backend: str, options: dict[str, Any]) -> None:
+    """Refuse options of another backend than the one that answers.
+
+    Raises:
+        BadInput: the option and the backends it belongs to.
+    """
+    from evalkit.models.server import ServerOptions
+    from evalkit.models.vllm_engine import VLLMOptions
+
+    known = {"vllm": {f.name for f in fields(VLLMOptions)}, "server": {f.name for f in fields(ServerOptions)}}
+    for name in options:
+        if name not in known.get(backend, set()):
+            owners = [owner for owner, names in known.items() if name in names]
+            raise BadInput(f"The option {name} is for the backend {' or '.join(owners)}, and this run uses {backend}.")
+    if backend == "server" and not options.get("base_url"):
+        raise BadInput("The server backend needs an address: --base-url http://localhost:8000/v1.")

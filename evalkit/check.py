@@ -130,7 +130,7 @@ def check(
     try:
         encoder = Encoder.open(checkpoint.path, chat=chat)
         prompt = _check_prompt(encoder)
-        problems += _vocabulary_problem(encoder, checkpoint)
+        problems += vocabulary_problems(encoder, checkpoint)
     except BadInput as error:
         problems.append(str(error))
     if not checkpoint.has_chat_template:
@@ -214,7 +214,8 @@ def _check_prompt(encoder: Encoder) -> PromptCheck:
     )
 
 
-def _vocabulary_problem(encoder: Encoder, checkpoint: Checkpoint) -> list[str]:
+def vocabulary_problems(encoder: Encoder, checkpoint: Checkpoint) -> list[str]:
+    """Return why the tokenizer's ids cannot be the model's; empty where they can."""
     highest = max(encoder.tokenizer.get_vocab().values())
     if highest < checkpoint.vocab_size:
         return []

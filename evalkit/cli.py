@@ -8,7 +8,17 @@ import click
 
 from evalkit import __version__
 from evalkit.errors import EvalkitError
-from evalkit.options import ANY_PATH, DTYPES, FOLDER, lengths, rope_options, rope_request, run_config, run_options
+from evalkit.options import (
+    ANY_PATH,
+    DTYPES,
+    FOLDER,
+    lengths,
+    names,
+    rope_options,
+    rope_request,
+    run_config,
+    run_options,
+)
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
@@ -68,6 +78,8 @@ def run(dry_run: bool, **options: Any) -> None:
     if dry_run:
         click.echo(planning.describe(plan))
         return
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.backend}, into {plan.out}", err=True)
     with Progress() as progress:
         result = running.run(plan, progress)
@@ -108,6 +120,25 @@ def check(model: Path, wanted: tuple[str, ...], gpu_memory: float | None, as_jso
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
     if not report.ok:
         sys.exit(WRONG_USE)
+
+
+@main.command()
+@click.option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def crosscheck(backends: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Ask two backends the same prompts, by id, and say how often and how early their answers part.
+
+    \b
+    Example:
+      evalkit crosscheck --model ckpt/ --task babilong --lengths 1k,4k --samples 2 --backends hf,vllm
+    """
+    import json
+
+    from evalkit.crosscheck import crosscheck_plans
+
+    report = crosscheck_plans(run_config(options), backends)
+    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
 
 
 @main.command()

@@ -7,9 +7,12 @@ log-probabilities that are far apart from the first token on.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from evalkit.backends import OpenBackend
+from evalkit.errors import BadInput
+from evalkit.plan import RunConfig, make_plan
 from evalkit.types import Backend, Completion, Key, Prompt
 
 NamedAnswers: TypeAlias = tuple[str, Mapping[Key, Completion]]
@@ -97,6 +100,34 @@ class CrosscheckReport:
                     f"{max(one.answer_tokens)}{near}"
                 )
         return "\n".join(lines)
+
+
+def crosscheck_plans(config: RunConfig, backends: Sequence[str]) -> CrosscheckReport:
+    """Ask two backends the prompts of one run, one backend after the other, so that only one is in memory.
+
+    Args:
+        config: what is asked; its backend is replaced by each of the two.
+        backends: two names.
+
+    Raises:
+        BadInput: not two backends, or a run of either would be refused.
+        EngineError: a backend cannot be started, or died for good.
+    """
+    if len(set(backends)) != 2:
+        raise BadInput(f"A crosscheck compares two backends, such as --backends hf,vllm; got {', '.join(backends)}.")
+    named: list[NamedAnswers] = []
+    prompts: list[Prompt] = []
+    for name in backends:
+        plan = make_plan(replace(config, backend=name))
+        completions: dict[Key, Completion] = {}
+        prompts = []
+        with OpenBackend(plan, logprobs=True) as opened:
+            for served, lengths in plan.groups:
+                asked = [plan.build(s, cell.length) for cell in plan.cells(lengths) for s in plan.samples_of(cell)]
+                prompts += asked
+                completions |= answers(opened.serving(served, lengths), asked)
+        named.append((name, completions))
+    return compare(prompts, *named)
 
 
 def crosscheck(left: Backend, right: Backend, prompts: Iterable[Prompt]) -> CrosscheckReport:

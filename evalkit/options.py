@@ -73,6 +73,34 @@ def rope_request(options: dict[str, Any]) -> Any:
     )
 
 
+_ENGINE_OPTIONS = (  # flag, name in the options of the backend (but for the served model), type, help
+    ("--tensor-parallel", "tensor_parallel", int, "vllm: GPUs that share the model."),
+    ("--quantization", "quantization", str, "vllm: quantize the weights while loading (fp8, bitsandbytes)."),
+    ("--max-num-batched-tokens", "max_num_batched_tokens", int, "vllm: tokens per step; fewer need less memory."),
+    ("--max-num-seqs", "max_num_seqs", int, "vllm: requests per step."),
+    ("--gpu-memory-utilization", "gpu_memory_utilization", float, "vllm: share of the GPU's memory to use."),
+    ("--served-model", "served_model", str, "server: the model's name there, where it serves several."),
+    ("--concurrency", "concurrency", int, "server: requests in flight."),
+    ("--timeout", "timeout_seconds", float, "server: seconds per attempt."),
+    ("--max-retries", "max_retries", int, "server: further attempts after trouble that may pass."),
+)
+
+engine_options = _together(
+    *(click.option(flag, name, type=kind, help=text) for flag, name, kind, text in _ENGINE_OPTIONS),
+    click.option("--deterministic", is_flag=True, help="vllm: the same tokens however requests are batched; slower."),
+    click.option("--base-url", multiple=True, help="server: its address, or LENGTH=URL for one server per length."),
+    click.option("--server-chat", "chat_api", is_flag=True, help="server: it takes no ids; send text to its chat API."),
+)
+
+
+def engine_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what ``engine_options`` gave out of ``options`` and return what was given."""
+    given = {name: options.pop(name) for _, name, _, _ in _ENGINE_OPTIONS}
+    given |= {"deterministic": options.pop("deterministic"), "base_url": options.pop("base_url")}
+    given |= {"chat": options.pop("chat_api"), "model": given.pop("served_model")}
+    return {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
+
+
 run_options = _together(
     click.option("--model", required=True, type=ANY_PATH, help="Hugging Face checkpoint folder."),
     click.option("--task", required=True, help="A task card; see 'evalkit tasks'."),
@@ -118,6 +146,7 @@ run_options = _together(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option("--batch-tokens", type=click.IntRange(min=1), help="hf: padded prompt tokens per batch."),
     click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top of the checkpoint."),
+    engine_options,
     click.option("--arm", help="Name in tables and figures; default: the checkpoint's name and a named rope rule."),
     click.option("--out", type=ANY_PATH, help="Run folder; default: results/<arm>-<task>-<fingerprint>."),
 )
@@ -128,7 +157,8 @@ def run_config(options: dict[str, Any]) -> Any:
     from evalkit.plan import RunConfig
 
     without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
-    rope = rope_request(options)
+    rope, engine = rope_request(options), engine_settings(options)
     needles = tuple(f"{n.removesuffix('needle')}needle" for n in options.pop("needles"))
     options["subsets"] = options["subsets"] or needles
-    return RunConfig(**{**options, "without": without, "rope": rope, "samples": options["samples"] or 0})
+    options |= {"without": without, "rope": rope, "engine": engine, "samples": options["samples"] or 0}
+    return RunConfig(**options)

@@ -1,11 +1,13 @@
 """From what the user asked to a plan: every refusal happens here, before weights are loaded or money is spent."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from evalkit.backends import check_engine_options
 from evalkit.benchmarks.cards import TaskCard, load_card
+from evalkit.check import vocabulary_problems
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
@@ -14,6 +16,7 @@ from evalkit.models.serving import RopeRequest, ServedRope, rope_groups, rope_id
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.types import Benchmark, Prompt, Sample
 
+_DECISIVE = ("quantization", "deterministic", "chat", "model")  # engine options that can change an answer
 BACKENDS = ("auto", "hf", "vllm", "server", "scripted")
 
 
@@ -94,6 +97,12 @@ class Plan:
     out: Path
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before trusting the answers; each once."""
+        ropes = (warning for served, _ in self.groups for warning in served.warnings)
+        return tuple(dict.fromkeys([*self.checkpoint.warnings, *ropes]))
+
+    @property
     def backend(self) -> str:
         """The backend that will answer, "auto" resolved."""
         return str(self.fingerprint["backend"])
@@ -146,18 +155,23 @@ def make_plan(config: RunConfig) -> Plan:
         raise BadInput("No length was given; name them like --lengths 16k,64k,128k.")
     if config.backend not in BACKENDS:
         raise BadInput(f"There is no backend {config.backend!r}; choose one of {', '.join(BACKENDS)}.")
+    backend = best_backend() if config.backend == "auto" else config.backend
+    check_engine_options(backend, config.engine)
     checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
     encoder = Encoder.open(config.model, chat=config.chat, system_prompt=config.system_prompt)
+    for problem in vocabulary_problems(encoder, checkpoint):
+        raise BadInput(problem)
     groups = rope_groups(checkpoint, config.rope, config.lengths)
-    benchmark = make_benchmark(config, card)
-    backend = best_backend() if config.backend == "auto" else config.backend
+    benchmark = make_benchmark(config, card, lambda text: len(encoder.encode_after(text, before="")))
     fingerprint = {
         **{f"checkpoint.{name}": value for name, value in checkpoint.identity().items()},
         "tokenizer and template": encoder.identity,
         **{f"rope.{name}": value for name, value in rope_identity(checkpoint, config.rope).items()},
-        "backend": backend if backend != "scripted" else f"scripted {config.script}",
+        "backend": backend,
+        "script": config.script if backend == "scripted" else None,
         "dtype": config.dtype,
         "decoding": "greedy",
+        **{f"engine.{name}": config.engine.get(name) for name in _DECISIVE},
         "card": f"{card.task} v{card.version} {card.sha256[:16]}",
         **{f"data.{name}": value for name, value in benchmark.recipe().items()},
     }
@@ -179,8 +193,11 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def make_benchmark(config: RunConfig, card: TaskCard) -> Benchmark:
-    """Return the benchmark of a card, set up from a run's data options."""
+def make_benchmark(config: RunConfig, card: TaskCard, count_tokens: Callable[[str], int] | None = None) -> Benchmark:
+    """Return the benchmark of a card, set up from a run's data options.
+
+    ``count_tokens`` is the checkpoint's own count, for published rows whose bins cannot be counted otherwise.
+    """
     if card.task == "babilong":
         from evalkit.benchmarks.babilong import BABILong
 
@@ -199,8 +216,29 @@ def make_benchmark(config: RunConfig, card: TaskCard) -> Benchmark:
     if card.task == "mrcr":
         from evalkit.benchmarks.mrcr import MRCR
 
-        return MRCR(card, seed=config.seed)
+        _refuse_babilong_options(config)
+        return MRCR(
+            card,
+            seed=config.seed,
+            source=config.source,
+            control=config.control,
+            max_new_tokens=config.max_new_tokens,
+            count_tokens=count_tokens,
+        )
     raise BadInput(f"No benchmark is written for task card {card.task!r}.")
+
+
+def _refuse_babilong_options(config: RunConfig) -> None:
+    given = {
+        "--facts": config.facts,
+        "--noise": config.noise,
+        "--depth": config.depths,
+        "--prompts": config.prompts != "own",
+        "--no-instruction, --no-examples and --no-post-prompt": config.without,
+    }
+    for name, value in given.items():
+        if value:
+            raise BadInput(f"{name}: an option of BABILong; MRCR's conversations have no such part.")
 
 
 def best_backend() -> str:

@@ -163,7 +163,9 @@ class BABILong:
             index += 1
 
     def _answer_tokens(self, subset: str) -> int:
-        return self.max_new_tokens or self.card.subsets[subset].max_new_tokens or self.card.max_new_tokens
+        tokens = self.max_new_tokens or self.card.subsets[subset].max_new_tokens or self.card.max_new_tokens
+        assert tokens is not None, "the card of BABILong says how long an answer may be"
+        return tokens
 
     def _texts_of(self, subset: str) -> Wording:
         if subset not in self._wording:

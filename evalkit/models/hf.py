@@ -34,6 +34,7 @@ class HFBackend:
         device: str = "auto",
         batch_tokens: int | None = None,
         adapter: Path | None = None,
+        logprobs: bool = False,
     ) -> None:
         """Load the checkpoint.
 
@@ -46,18 +47,22 @@ class HFBackend:
             device: "auto", "cpu" or "cuda".
             batch_tokens: padded prompt tokens per batch; by default 8,192 on a CPU and 65,536 on a GPU.
             adapter: folder of a LoRA adapter that is merged into the weights.
+            logprobs: fill ``Completion.logprobs``.
 
         Raises:
             EngineError: the weights cannot be loaded, or the device is missing.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
         from evalkit.models.rope_readback import transformers_config
 
+        logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineError("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.logprobs = logprobs
         self.batch_tokens = batch_tokens or (65_536 if self.device == "cuda" else 8_192)
         config = transformers_config(folder, rope)
         torch_dtype: Any = "float32" if dtype == "auto" and self.device == "cpu" else dtype
@@ -128,6 +133,7 @@ class HFBackend:
         ids, mask = self._pad(batch)
         rows = list(range(len(batch)))
         answers: list[list[int]] = [[] for _ in batch]
+        logprobs: list[list[float]] = [[] for _ in batch]
         with torch.inference_mode():
             # The mask is always passed: without it, transformers takes gaps in position_ids for packed sequences.
             step = self.model(
@@ -138,14 +144,18 @@ class HFBackend:
                 logits_to_keep=1,
             )
             while True:
-                cache, next_ids = step.past_key_values, step.logits[:, -1].argmax(-1)
+                cache, logits = step.past_key_values, step.logits[:, -1]
+                next_ids = logits.argmax(-1)
+                chosen = logits.float().log_softmax(-1).amax(-1).tolist() if self.logprobs else []
                 keep: list[int] = []
                 for place, (row, token) in enumerate(zip(rows, next_ids.tolist(), strict=True)):
                     stopped = token in self.stops
                     if not stopped:
                         answers[row].append(token)
+                        logprobs[row] += chosen[place : place + 1]
                     if stopped or len(answers[row]) >= batch[row].max_new_tokens:
-                        yield batch[row], self._completion(answers[row], stopped, time.perf_counter() - started)
+                        seconds = time.perf_counter() - started
+                        yield batch[row], self._completion(answers[row], stopped, seconds, logprobs[row])
                     else:
                         keep.append(place)
                 if not keep:
@@ -176,12 +186,13 @@ class HFBackend:
             mask[row, longest - len(prompt.token_ids) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _completion(self, token_ids: list[int], stopped: bool, seconds: float) -> Completion:
+    def _completion(self, token_ids: list[int], stopped: bool, seconds: float, logprobs: list[float]) -> Completion:
         return Completion(
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             token_ids=tuple(token_ids),
             finish_reason="stop" if stopped else "length",
             seconds=seconds,
+            logprobs=tuple(logprobs),
         )
 
 
