@@ -14,7 +14,9 @@ from evalkit.report import render
 from evalkit.report.analysis import AVERAGE, Analysis, Comparison, analyse
 from evalkit.report.figures import all_drawings
 from evalkit.report.load import Loaded, load_runs
+from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
+from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
 from evalkit.report.tables import (
@@ -91,14 +93,19 @@ def build(
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = _write_texts(analysis, tables, record, out)
-        figures = all_drawings(analysis)
-        for drawing in figures:
+        drawn = []
+        for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
+            drawn.append((drawing, (out / f"{drawing.name}.svg").read_bytes()))
+        samples = collect_samples(analysis)
+        page = out / "report.html"
+        page.write_text(render_page(analysis, tables, drawn, samples, record), encoding="utf-8", newline="\n")
     except OSError as error:
         raise BadInput(
             f"The report cannot be written to {out} ({error.strerror or error}); name another --out."
         ) from error
-    return Report(text=_terminal(analysis), notices=analysis.notes, files=tuple(files), analysis=analysis)
+    notices = (*analysis.notes, *samples.notes)
+    return Report(text=_terminal(analysis), notices=notices, files=(page, *files), analysis=analysis)
 
 
 def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, Any], out: Path) -> list[Path]:
@@ -118,7 +125,10 @@ def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, 
 
 def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
     notes = [f"- {render.markdown_text(note)}" for note in analysis.notes]
-    parts = ["# Report", *(render.markdown_text(p) for p in findings(analysis))]
+    parts = ["# Report"]
+    for found in findings(analysis):
+        sentences = "\n".join(f"- {render.markdown_text(sentence)}" for sentence in found.sentences)
+        parts.append(f"## {found.title}\n\n{sentences}")
     if notes:
         parts += ["## What was left out, and what to know", "\n".join(notes)]
     parts += ["## Tables", *map(render.markdown, tables), "## Where this comes from", f"`{origin.replace('`', '')}`"]
@@ -127,7 +137,7 @@ def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
 
 def _terminal(analysis: Analysis) -> str:
     """Findings, then for each task differences, summary and scores; a long score table shrinks to its averages."""
-    parts = ["\n\n".join(findings(analysis))]
+    parts = ["\n".join([found.title, *(f"  {s}" for s in found.sentences)]) for found in findings(analysis)]
     for task in analysis.tasks:
         scorer = analysis.scorers(task)[0]
         if any(c.task == task for c in analysis.comparisons):

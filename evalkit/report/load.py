@@ -210,7 +210,7 @@ def _unfinished(run: Run, table: "pa.Table") -> list[str]:
 def _depths(table: "pa.Table") -> NDArray[np.float32]:
     """Depth of each prompt's earliest fact that the answer needs (of its earliest fact, where that is not known)."""
     metadata = table["metadata"].combine_chunks()
-    needed = [_needed(json.loads(text)) for text in metadata.dictionary.to_pylist()]
+    needed = [needed_facts(json.loads(text)) for text in metadata.dictionary.to_pylist()]
     positions = table["fact_positions"].combine_chunks()
     starts, flat = positions.offsets.to_numpy(), positions.values.to_numpy()
     counts = np.diff(starts)
@@ -223,8 +223,8 @@ def _depths(table: "pa.Table") -> NDArray[np.float32]:
     return depths
 
 
-def _needed(metadata: Mapping[str, Any]) -> list[int]:
-    """Indices of the facts that the answer needs."""
+def needed_facts(metadata: Mapping[str, Any]) -> list[int]:
+    """Return the indices of the facts that the answer needs; empty where the record does not say."""
     if "wanted" in metadata:  # MRCR counts from 1
         return [int(metadata["wanted"]) - 1]
     return [int(index) for index in metadata.get("supporting", [])]

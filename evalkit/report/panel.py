@@ -41,6 +41,12 @@ class Panel:
     """Shape (samples,)."""
     cluster: NDArray[np.int64]
     """Shape (samples,): the story, numbered over the whole task."""
+    sample_ids: NDArray[np.object_]
+    """Shape (samples,)."""
+    data: NDArray[np.int64]
+    """Shape (samples,): number of the data a sample belongs to; samples of other data are other samples."""
+    data_of_run: NDArray[np.int64]
+    """Shape (runs,)."""
     values: Floats
     """Shape (runs, samples): NaN where there is no score."""
     asked: NDArray[np.bool_]
@@ -174,7 +180,8 @@ def _panel(part: "pd.DataFrame", task: str, scorer: str, runs: Sequence[Run]) ->
     order = sorted(range(len(cells)), key=lambda i: (natural(cells[i][0]), parse_length(cells[i][1])))
     cell = np.argsort(order)[pair]
     # Samples of the same name are the same question only where the data are the same.
-    data = _data_group(own)[part["run"].cat.codes.to_numpy()]
+    data_of_run = _data_group(own)
+    data = data_of_run[part["run"].cat.codes.to_numpy()]
     num_samples = len(part["sample_id"].cat.categories)
     key = (cell * (data.max() + 1) + data) * num_samples + part["sample_id"].cat.codes.to_numpy()
     items, first, column = np.unique(key, return_index=True, return_inverse=True)
@@ -189,6 +196,9 @@ def _panel(part: "pd.DataFrame", task: str, scorer: str, runs: Sequence[Run]) ->
         cells=tuple(cells[i] for i in order),
         cell=cell[first],
         cluster=np.unique(story[first], return_inverse=True)[1].astype(np.int64),
+        sample_ids=part["sample_id"].to_numpy(dtype=object)[first],
+        data=data[first],
+        data_of_run=data_of_run,
         values=values,
         asked=asked,
     )

@@ -52,7 +52,7 @@ def terminal(table: Table, width: int = 120) -> str:
             out.append("")
         if table.num_labels > 1 and above is not None and above.group == row.group:
             texts = ["", *texts[1:]]
-        dim = _DIM if row.kind == "chance" else ""
+        dim = _DIM if row.kind in ("chance", "detail") else ""
         out.append(line(texts, [_BOLD if entry.best else dim for entry in row.entries]))
         if any(intervals):
             out.append(line(intervals, [_DIM] * len(intervals)))

@@ -116,8 +116,11 @@ def save(figure: "Figure", folder: Path, name: str, provenance: str) -> list[Pat
     }
     paths = []
     with matplotlib.rc_context(RC):
+        figure.draw_without_rendering()  # places everything once, for all three files
+        figure.set_layout_engine("none")
+        box = figure.get_tightbbox().padded(0.08)  # inches
         for kind, entries in metadata.items():
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata=entries, dpi=160, bbox_inches="tight")
+            figure.savefig(path, metadata=entries, dpi=160, bbox_inches=box)
             paths.append(path)
     return paths

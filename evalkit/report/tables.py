@@ -33,6 +33,8 @@ class Entry:
     """What the column sorts by."""
     explanation: str = ""
     """n, unscored, method: shown on demand."""
+    samples: tuple[str, str, str, str] | None = None
+    """Task, subset, length and arm of the samples behind it, where the page can show them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,8 @@ class Row:
 
     group: str
     entries: tuple[Entry, ...]
-    kind: Literal["arm", "published", "control", "chance"] = "arm"
+    kind: Literal["arm", "published", "control", "chance", "detail"] = "arm"
+    """A detail adds to the row above it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,8 @@ def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
     rows = []
     for c in (*compared, *pairs):
         cells = [_difference(c.by_length.get(n), c.by_length_p_holm.get(n)) for n in lengths]
+        if not c.by_length:  # between other arms only the primary endpoint is compared
+            cells = [Entry("")] * len(lengths)
         smallest = [_detectable(c.by_length.get(n)) for n in lengths]
         label = f"{c.arm} − {c.baseline}"
         primary = _difference(c.primary, c.primary_p_holm)
@@ -152,7 +157,7 @@ def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
         )
         if any(n in c.by_length for n in lengths):
             quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), Entry(""), Entry(""))
-            rows.append(Row(group=label, entries=quiet, kind="chance"))
+            rows.append(Row(group=label, entries=quiet, kind="detail"))
     return Table(
         name=f"differences-{task}-{scorer}",
         title=f"{task_title(task)}: differences between arms, {scorer.replace('_', ' ')} score",
@@ -302,8 +307,14 @@ def _score(cell: CellScore | None, best: bool) -> Entry:
         return Entry(NOT_RUN)
     if cell.interval.mean is None:
         return Entry("unscored", explanation=f"{cell.n_unscored} unscored")
-    explanation = f"n = {cell.n}, {cell.n_unscored} unscored, {cell.interval.method}"
-    return Entry(_points(cell.interval.mean), interval_text(cell.interval), best, 100 * cell.interval.mean, explanation)
+    return Entry(
+        _points(cell.interval.mean),
+        interval_text(cell.interval),
+        best,
+        100 * cell.interval.mean,
+        explanation=f"n = {cell.n}, {cell.n_unscored} unscored, {cell.interval.method}",
+        samples=(cell.task, cell.subset, cell.length, cell.arm) if cell.subset != AVERAGE else None,
+    )
 
 
 def _interval(interval: Interval) -> Entry:

@@ -1,6 +1,7 @@
 """The summary in words: what a person should take away, and how sure it is."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis, ArmSummary, Comparison
@@ -9,9 +10,16 @@ from evalkit.report.stats import Contrast
 from evalkit.report.tables import SIGNIFICANT, effective_text, interval_text, task_title
 
 
-def findings(analysis: Analysis) -> list[str]:
-    """Return one paragraph per task: each arm against the baseline, and what the intervals are about."""
-    paragraphs = []
+class Finding(NamedTuple):
+    """What one task says."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def findings(analysis: Analysis) -> list[Finding]:
+    """Return for each task: every arm against the baseline, the best first, and what the intervals are about."""
+    found = []
     for task in analysis.tasks:
         scorer = analysis.scorers(task)[0]
         compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
@@ -19,9 +27,8 @@ def findings(analysis: Analysis) -> list[str]:
         sentences = [compared_sentence(c, summaries) for c in _largest_first(compared)]
         if not sentences:
             sentences = [_alone(summary) for summary in summaries.values()]
-        sentences += caveats(compared)
-        paragraphs.append(f"{task_title(task)}: " + " ".join(sentences))
-    return paragraphs
+        found.append(Finding(task_title(task), (*sentences, *caveats(compared))))
+    return found
 
 
 def compared_sentence(c: Comparison, summaries: dict[str, ArmSummary]) -> str:
