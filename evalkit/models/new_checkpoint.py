@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.benchmarks.mrcr_texts import FORMATS, TOPICS, write_text
 from evalkit.benchmarks.prose import generate_prose
 from evalkit.errors import BadInput
 
@@ -122,13 +123,20 @@ def _write_tokenizer(directory: Path, seed: int, vocab_size: int) -> tuple[int, 
 
 
 def _training_text(seed: int) -> Iterator[str]:
-    """Built-in prose, and sentences with the words that the tasks are about, so that those are whole tokens."""
+    """Built-in prose, and sentences with the words that the tasks are about, so that those are whole tokens.
+
+    Without MRCR's, eight needles would take more than 1k tokens.
+    """
     yield from generate_prose(seed, _TRAINING_WORDS).split("\n\n")
     people = ("Mary", "John", "Daniel", "Sandra", "Bill", "Fred", "Jeff", "Julie")
     places = ("kitchen", "garden", "hallway", "bathroom", "bedroom", "office", "school", "park", "cinema")
     things = ("apple", "football", "milk")
     for person, place, thing in itertools.product(people, places, things):
         yield f"{person} went to the {place}. {person} picked up the {thing}. Where is {person}? Where is the {thing}?"
+    rng = np.random.default_rng([seed])
+    for form, topic in itertools.product(FORMATS, TOPICS):
+        yield f"user\nwrite a {form} about {topic}"
+        yield f"assistant\n{write_text(rng, form, topic, 400)}"
 
 
 def _write_weights(file: Path, config: dict[str, object], seed: int) -> None:
