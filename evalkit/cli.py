@@ -18,6 +18,8 @@ from evalkit.options import (
     rope_request,
     run_config,
     run_options,
+    train_config,
+    train_options,
 )
 
 FAILED_SAMPLES = 1
@@ -178,6 +180,73 @@ def score(runs: tuple[Path, ...]) -> None:
     for path in runs:
         score_folder(RunFolder.open(path))
     _print_tables(list(runs))
+
+
+@main.command()
+@train_options
+def train(**options: Any) -> None:
+    """Fine-tune a checkpoint under one recipe: how positions are drawn, and which rope rule is on.
+
+    Interrupted, the same command goes on from its last checkpoint. What is trained carries its rope rule in its config
+    and its history in evalkit_training.json, which 'run' and 'report' read. In brackets: defaults.
+
+    \b
+    Examples:
+      evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8192 --lora-rank 64
+      evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8192 --lora-rank 64
+    """
+    from tqdm import tqdm
+
+    from evalkit.train.finetune import finetune
+
+    config = train_config(options)
+    with tqdm(unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        folder = finetune(config, on_step=show)
+    click.echo(f"{folder}: {config.recipe}; its loss curve is beside its weights.", err=True)
+
+
+@main.command()
+@click.argument("experiment", required=False)
+@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each arm, with seeds 0, 1, ...")
+@click.option("--base", type=FOLDER, help="Checkpoint to train the arms from, where the experiment names one to get.")
+@click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
+@click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
+@click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
+def reproduce(
+    experiment: str | None, seeds: int | None, base: Path | None, out: Path | None, plots: Path | None, dry_run: bool
+) -> None:
+    """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
+
+    Without EXPERIMENT the experiments are listed. What is done already is not done again.
+
+    \b
+    Examples:
+      evalkit reproduce tiny
+      evalkit reproduce paper --base Qwen2.5-7B-Instruct/ --dry-run
+    """
+    from evalkit.experiment import experiment_names, load_experiment
+    from evalkit.reproduce import describe, plan_steps
+    from evalkit.reproduce import reproduce as carry_out
+
+    if experiment is None:
+        for name in experiment_names():
+            click.echo(f"{name:12} {load_experiment(name).about}")
+        return
+    loaded = load_experiment(experiment, base=base)
+    chosen = tuple(range(seeds)) if seeds else loaded.seeds
+    root, plots = out or Path("results") / loaded.name, plots or Path("plots") / loaded.name
+    if dry_run:
+        click.echo(describe(plan_steps(loaded, seeds=chosen, root=root, plots=plots)))
+        return
+    carry_out(
+        loaded, seeds=chosen, root=root, plots=plots, on_step=lambda step, what: click.echo(f"{step.title}: {what}")
+    )
+    click.echo(f"tables and figures: {plots}", err=True)
 
 
 @main.command()

@@ -162,3 +162,77 @@ def run_config(options: dict[str, Any]) -> Any:
     options["subsets"] = options["subsets"] or needles
     options |= {"without": without, "rope": rope, "engine": engine, "samples": options["samples"] or 0}
     return RunConfig(**options)
+
+
+_DATA_RECIPE = (  # flag, field of ``train.data.DataRecipe``, type, help
+    ("--task", "task", str, "Task card that gives the training data [babilong]."),
+    ("--subsets", "subsets", names, "Such as qa3 [qa3]."),
+    ("--samples", "samples", int, "Training samples in all [4000]."),
+    ("--shortest", "shortest", int, "Shortest sample, tokens with answer [0]."),
+    ("--longest", "longest", int, "Longest sample: the trained length, tokens with answer [8192]."),
+    ("--data-seed", "seed", int, "Draws stories and background; far from those of evaluation by default."),
+)
+_TRAINING = (  # flag, field of ``train.finetune.TrainConfig``, type, help
+    ("--on-leak", "on_leak", click.Choice(["refuse", "drop", "allow"]), "Items that evaluation asks too [refuse]."),
+    ("--factor", "factor", float, "Factor of YaRN in training, where the recipe has it on [2]."),
+    ("--stages", "stages", numbers, "Ranges of random positions by stage, x trained length [1,1.25,1.5,2,2]."),
+    ("--mixed/--no-mixed", "mixed", None, "Draw each sample's range log-uniformly up to the stage's [no]."),
+    ("--per-batch/--no-per-batch", "per_batch", None, "One draw of positions for a whole batch [no]."),
+    ("--pose/--no-pose", "pose", None, "Two runs of positions with a random gap instead of random gaps [no]."),
+    ("--epochs", "epochs", float, "Passes over the data [5]."),
+    ("--batch-size", "batch_size", int, "Samples per device and step [1]."),
+    ("--accumulation", "accumulation", int, "Batches per optimizer step [8]."),
+    ("--learning-rate", "learning_rate", float, "[1e-4]"),
+    ("--warmup", "warmup", float, "Part of the steps over which the rate rises [0.05]."),
+    ("--weight-decay", "weight_decay", float, "[0.01]"),
+    ("--lm-weight", "lm_weight", float, "Weight of the loss on the prompt, beside that on the answer [0]."),
+    ("--lora-rank", "lora_rank", int, "0 trains all weights [0]."),
+    ("--lora-alpha", "lora_alpha", float, "[32]"),
+    ("--lora-targets", "lora_targets", names, "Module names [attention and MLP projections]."),
+    ("--merge/--no-merge", "merge", None, "Merge the adapter into the weights, or write it beside [merge]."),
+    ("--gradient-checkpointing/--no-gradient-checkpointing", "gradient_checkpointing", None, "Less memory [no]."),
+    ("--precision", "precision", click.Choice(["auto", "bfloat16", "float32"]), "[auto]"),
+    ("--seed", "seed", int, "Of weights, order and positions [0]."),
+    ("--save-every", "save_every", int, "Steps between checkpoints [five in all]."),
+)
+
+train_options = _together(
+    click.option("--base", required=True, type=ANY_PATH, help="Checkpoint folder to start from."),
+    click.option("--out", required=True, type=ANY_PATH, help="Folder of the trained checkpoint."),
+    click.option(
+        "--recipe", required=True, help="plain, yarn, rpe, randomized-yarn, or one of the last two with -no-curriculum."
+    ),
+    *(
+        click.option(flag, f"data_{name}", type=kind, default=None, help=text)
+        for flag, name, kind, text in _DATA_RECIPE
+    ),
+    click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files."),
+    click.option("--noise", type=ANY_PATH, multiple=True, help="BABILong: background text file (repeatable)."),
+    click.option("--no-instruction", is_flag=True, help="Leave the instruction out."),
+    click.option("--no-examples", is_flag=True, help="Leave the worked examples out."),
+    click.option("--no-post-prompt", is_flag=True, help="Leave the answer-format sentence out."),
+    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Room for the answer; default: the card's."),
+    click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the base has one."),
+    *(click.option(flag, name, type=kind, default=None, help=text) for flag, name, kind, text in _TRAINING),
+)
+
+
+def train_config(options: dict[str, Any]) -> Any:
+    """Gather what ``train_options`` gave into a ``train.finetune.TrainConfig``; the rest keeps its default."""
+    from evalkit.train.data import DataRecipe
+    from evalkit.train.finetune import TrainConfig
+
+    given = {name: options[f"data_{name}"] for _, name, _, _ in _DATA_RECIPE if options[f"data_{name}"] is not None}
+    without = tuple(p for p in ("instruction", "examples", "post_prompt") if options[f"no_{p}"])
+    benchmark = {"facts": options["facts"], "noise": options["noise"], "without": without}
+    benchmark |= {"max_new_tokens": options["max_new_tokens"]}
+    training = {name: options[name] for _, name, _, _ in _TRAINING if options[name] is not None}
+    return TrainConfig(
+        base=options["base"],
+        out=options["out"],
+        recipe=options["recipe"],
+        data=DataRecipe(**given),
+        options={name: value for name, value in benchmark.items() if value},
+        chat=options["chat"],
+        **training,
+    )
