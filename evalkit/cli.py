@@ -18,6 +18,7 @@ from evalkit.options import (
     rope_request,
     run_config,
     run_options,
+    token_count,
     train_config,
     train_options,
 )
@@ -146,7 +147,9 @@ def crosscheck(backends: tuple[str, ...], as_json: bool, **options: Any) -> None
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
-def report(runs: tuple[Path, ...], out: Path) -> None:
+@click.option("--baseline", help="Arm that the others are compared with; default: plain training, or the first arm.")
+@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+def report(runs: tuple[Path, ...], out: Path, baseline: str | None, trained_length: int | None) -> None:
     """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
 
     RUNS are run folders, or folders that contain some.
@@ -158,11 +161,33 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     """
     from evalkit.report.build import build
 
-    built = build(runs, out)
+    built = build(runs, out, baseline=baseline, trained_length=trained_length)
     click.echo(built.text)
     for notice in built.notices:
         click.echo(f"note: {notice}", err=True)
     click.echo(f"written to {out}/: {', '.join(path.name for path in built.files)}", err=True)
+
+
+@main.command()
+@click.argument("first", type=FOLDER)
+@click.argument("second", type=FOLDER)
+@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+def compare(first: Path, second: Path, trained_length: int | None) -> None:
+    """Say by how much FIRST is better than SECOND on the samples that both answered, and how sure that is.
+
+    Each is a run folder, or a folder of runs that are one arm (several seeds). Runs that were asked different data are
+    refused, with the difference named.
+
+    \b
+    Example:
+      evalkit compare results/randomized-yarn-babilong-1a2b3c4d results/plain-babilong-5e6f7a8b
+    """
+    from evalkit.compare import compare as compare_runs
+
+    compared = compare_runs(first, second, trained_length=trained_length)
+    click.echo(compared.text)
+    for notice in compared.notices:
+        click.echo(f"note: {notice}", err=True)
 
 
 @main.command()

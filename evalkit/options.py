@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from evalkit.lengths import parse_lengths
+from evalkit.lengths import parse_length, parse_lengths
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
@@ -18,6 +18,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def lengths(text: str) -> tuple[str, ...]:
     """Turn "16k,4096" into ("4k", "16k")."""
     return parse_lengths(text)
+
+
+def token_count(text: str) -> int:
+    """Turn "8k" into 8192."""
+    return parse_length(text)
 
 
 def names(text: str) -> tuple[str, ...]:
