@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 
 _BIN_COLUMNS = ("bin", "length")  # repacked copies of the rows name their bins
 _O200K_FILE = "fb374d419588a4632f3f557e76b4b70aebbca790"  # the name under which tiktoken keeps o200k_base
-_CHARS_PER_TOKEN = (2, 12)  # of a row's JSON text, about 5: rows far outside a bin need not be counted
+_CHARS_PER_TOKEN = (1, 12)  # of a row's JSON text, about 5: rows far outside a bin need not be counted
 _BATCH_ROWS = 8  # a row has up to 5 million characters
 
 
@@ -65,16 +65,23 @@ class PublishedRows:
         """Yield the rows of one subset in the bin that ends at ``length``, in published order.
 
         Raises:
-            BadInput: a row cannot be read; the message names file and row or line.
+            BadInput: there are none, or a row cannot be read; the message names file and row or line.
         """
         label = format_length(parse_length(length))
+        is_empty = True
         for number, (place, row) in enumerate(self._rows(subset)):
             if "queries" in row:
                 tokens, make = _whole_number(place, row, "context_len"), _google_sample
             else:
                 tokens, make = self._row_tokens(place, row, (subset, number), label), _openai_sample
             if bin_label(tokens) == label:
+                is_empty = False
                 yield make(self.card.task, subset, f"{number:05d}", label, place, row)
+        if is_empty:
+            raise BadInput(
+                f"--source {self.source} has no {subset} rows in a bin that ends at {label}; the published bins end at "
+                "8k, 16k, 32k and so on to 1M (8M in Google's data)."
+            )
 
     def _row_tokens(self, place: str, row: Row, key: tuple[str, int], label: str) -> int:
         """Return a number that lies in the row's bin; 0 where it cannot be the bin ``label``."""
