@@ -329,7 +329,9 @@ def test_another_tokenizer_earns_a_warning(opened, server):
 
 def test_a_server_that_takes_no_ids_is_refused_before_any_work(opened, server):
     server.takes_ids = False
-    with pytest.raises(BadInput, match=r"takes no token ids at /completions \(prompt must be a string\); use chat"):
+    with pytest.raises(
+        BadInput, match=r"takes no token ids at /completions \(prompt must be a string\); use --server-chat"
+    ):
         opened()
 
 

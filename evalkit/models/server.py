@@ -189,7 +189,7 @@ class ServerBackend:
         names = [str(model["id"]) for model in models]
         wanted = self.options.model
         if wanted is None and len(names) != 1:
-            raise BadInput(f"{where} serves {_listed(names)}; name one of them with --server-model.")
+            raise BadInput(f"{where} serves {_listed(names)}; name one of them with --served-model.")
         if wanted is not None and wanted not in names:
             raise BadInput(f"{where} does not serve {wanted!r}; it serves {_listed(names)}.")
         return dict(models[0 if wanted is None else names.index(wanted)])
@@ -232,14 +232,14 @@ class ServerBackend:
             status = getattr(error, "status_code", None)
             if status in (400, 404, 405, 422, 501) and not self.options.chat:
                 raise BadInput(
-                    f"{self.options.shown} takes no token ids at {path} ({self._said(error)}); use chat mode."
+                    f"{self.options.shown} takes no token ids at {path} ({self._said(error)}); use --server-chat."
                 ) from error
             raise self._unusable(error, path) from error
         counted = (reply.get("usage") or {}).get("prompt_tokens") if isinstance(reply, dict) else None
         if counted not in (None, len(ids)) and not self.options.chat:
             raise BadInput(
                 f"{self.options.shown} counts {counted} tokens where {len(ids)} ids were sent: it adds some or "
-                "tokenizes them again; use a server that takes ids as they are, or chat mode."
+                "tokenizes them again; use a server that takes ids as they are, or --server-chat."
             )
 
     async def _get(self, path: str) -> Any:

@@ -236,8 +236,8 @@ class VLLMBackend:
         if self._deaths > self.options.max_restarts:
             raise EngineError(
                 f"vLLM's engine process died {self._deaths} times, the last time with {unanswered} prompts unanswered; "
-                "too little memory is the usual cause: lower max_num_seqs or max_num_batched_tokens. The same command "
-                "goes on from what is recorded."
+                "too little memory is the usual cause: lower --max-num-seqs or --max-num-batched-tokens. The same "
+                "command goes on from what is recorded."
             )
         self._engine = self._start()
         try:

@@ -8,6 +8,8 @@ to the workers) is ended here.
 import contextlib
 import itertools
 import os
+import select
+import signal
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ DEATH_NOTICED_SECONDS = 5.0
 """An engine process that dies is noticed within this time (0.1 s was measured with requests in flight)."""
 
 _CPU_REQUESTS = 16
+_GRACE_SECONDS = 5.0
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank, leaving out the useless 1
 _T = TypeVar("_T")
 
@@ -192,6 +195,7 @@ class Engine:
         self._adapter = adapter
         self._numbers = itertools.count()
         self._llm: Any = None
+        self._workers: list[int] = []
         self._loop = LoopThread("evalkit-vllm")
         try:
             with _environment({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {}):
@@ -200,11 +204,11 @@ class Engine:
             self._loop.close()
             raise EngineError(
                 f"vLLM could not start on {config.model_config.model} ({_first_line(error)}); the reason stands in "
-                "vLLM's own log above, most often too little memory: lower max_num_seqs or the longest length."
+                "vLLM's own log above, most often too little memory: lower --max-num-seqs or the longest length."
             ) from error
         try:
-            self.call("evalkit_end_with", os.getpid())
-        except EngineDied as error:
+            self._workers = [os.pidfd_open(pid) for pid in self.call("evalkit_end_with", os.getpid())]
+        except (EngineDied, ProcessLookupError) as error:
             self.close()
             raise EngineError("vLLM's engine process died right after it had loaded the weights.") from error
 
@@ -247,7 +251,11 @@ class Engine:
         self._wait(self._llm.reset_prefix_cache())
 
     def close(self) -> None:
-        """End the engine process, free its device, end the thread. A second time does nothing."""
+        """End the engine process and its workers, and the thread. A second time does nothing.
+
+        Returns when the workers are gone: an engine that is started next needs their memory. Those of a killed engine
+        process are no longer its children, so vLLM does not wait for them.
+        """
         if self._llm is None:
             return
 
@@ -257,6 +265,11 @@ class Engine:
 
         self._loop.submit(shut_down()).result()
         self._loop.close()
+        for worker in self._workers:
+            if not select.select([worker], [], [], _GRACE_SECONDS)[0]:
+                signal.pidfd_send_signal(worker, signal.SIGKILL)
+                select.select([worker], [], [], _GRACE_SECONDS)
+            os.close(worker)
 
     async def _launch(self) -> Any:
         from vllm.v1.engine.async_llm import AsyncLLM

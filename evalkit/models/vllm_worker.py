@@ -60,10 +60,11 @@ class WorkerExtension:
             table.copy_(_source(module).to(table.dtype))
         return len(modules)
 
-    def evalkit_end_with(self, pid: int) -> None:
-        """Exit when process ``pid`` (the harness) is gone: vLLM's engine process does not look after its parent.
+    def evalkit_end_with(self, pid: int) -> int:
+        """Exit when process ``pid`` (the harness) is gone, and return the id of this process.
 
-        An engine that is left behind would hold the GPU's memory against the command that resumes the run.
+        vLLM's engine process does not look whether its parent lives, and an engine that is left behind would hold the
+        GPU's memory against the command that resumes the run.
         """
         try:
             harness = os.pidfd_open(pid)
@@ -75,6 +76,7 @@ class WorkerExtension:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True, name="evalkit-end-with-harness").start()
+        return os.getpid()
 
 
 def _rotary_modules(worker: Any) -> dict[str, Any]:
