@@ -90,10 +90,11 @@ def run(dry_run: bool, **options: Any) -> None:
         click.echo(f"note: {notice}", err=True)
     _print_tables([result.folder])
     click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
-    if result.unscorable:
-        click.echo(f"{result.unscorable} samples do not fit their length and stay unscored.", err=True)
+    if result.unfitting:
+        click.echo(f"{result.unfitting} samples do not fit their length and stay unscored.", err=True)
     if result.failed:
-        click.echo(f"{result.failed} samples failed; the same command asks them again.", err=True)
+        again = f"; the same command asks {result.retried} of them again" if result.retried else ""
+        click.echo(f"{result.failed} samples failed{again}.", err=True)
         sys.exit(FAILED_SAMPLES)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from evalkit.backends import check_engine_options
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.check import vocabulary_problems
-from evalkit.errors import BadInput, ContextOverflow
+from evalkit.errors import BadInput, ContextOverflow, EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.prompts import Encoder
@@ -124,8 +124,8 @@ class Plan:
         """Build one prompt. Raises ContextOverflow when it cannot fit."""
         return self.benchmark.prompt(sample, length, self.encoder, self.rope_for(length).window)
 
-    def first_prompts(self) -> Iterator[tuple[Cell, Prompt | ContextOverflow]]:
-        """Build the first prompt of each cell, and check it against tokenizing its whole text.
+    def first_prompts(self) -> Iterator[tuple[Cell, Prompt | EvalkitError]]:
+        """Build the first prompt of each cell, or say why it cannot be one; it is checked against its whole text.
 
         Raises:
             BadInput: the data do not suffice for a length, or this tokenizer does not split where prompts are joined.
@@ -138,6 +138,10 @@ class Plan:
                 yield cell, self.build(sample, cell.length)
             except ContextOverflow as overflow:
                 yield cell, overflow
+            except BadInput as error:
+                if self.config.source == "generated":
+                    raise
+                yield cell, error  # a published row that this chat template refuses; others may pass
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -271,8 +275,8 @@ def describe(plan: Plan) -> str:
         samples = sum(1 for _ in plan.samples_of(cell))
         total_samples += samples
         row = f"{cell.length:>8} {cell.subset:>10} {samples:>8}"
-        if isinstance(prompt, ContextOverflow):
-            lines.append(f"{row}  does not fit: {prompt}")
+        if isinstance(prompt, EvalkitError):
+            lines.append(f"{row}  cannot be asked: {prompt}")
             continue
         tokens = len(prompt.token_ids)
         total_tokens += tokens * samples

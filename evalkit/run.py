@@ -43,9 +43,11 @@ class RunResult:
     recorded: int
     """Samples of the plan that now have a final record."""
     failed: int
-    """Samples of the plan whose record is an error that another try may mend."""
-    unscorable: int
-    """Samples of the plan whose error is final: they never fit."""
+    """Samples of the plan whose record is an error, but for those that do not fit."""
+    retried: int
+    """Those of the failed that the same command would ask again."""
+    unfitting: int
+    """Samples of the plan that do not fit their length: recorded, never asked."""
     notices: tuple[str, ...]
 
 
@@ -183,13 +185,14 @@ def _result(plan: Plan, folder: RunFolder, asked: int) -> RunResult:
         for sample in plan.samples_of(cell)
     ]
     errors = [recorded[key] for key in keys if recorded[key].error]
-    final = [p for p in errors if (p.error or "").startswith("context_overflow")]
+    unfitting = [p for p in errors if (p.error or "").startswith("context_overflow")]
     return RunResult(
         folder=folder.path,
         asked=asked,
         recorded=len(keys),
-        failed=len(errors) - len(final),
-        unscorable=len(final),
+        failed=len(errors) - len(unfitting),
+        retried=sum(folder.needs_asking(p.key) for p in errors),
+        unfitting=len(unfitting),
         notices=tuple(folder.notices),
     )
 

@@ -13,6 +13,7 @@ same name in other harnesses, which accept the target as a substring of the outp
 import re
 from collections.abc import Collection
 
+from evalkit.benchmarks.reasoning import without_reasoning
 from evalkit.types import Prediction, Score
 
 SCORER_VERSION = "1"
@@ -87,7 +88,7 @@ def corrected_labels(output: str, question: str, labels: Collection[str], subset
 
 def answer_text(output: str) -> str:
     """Return the part of the output that counts as the answer, in lower case; "" when there is none."""
-    text = _without_reasoning(output.lower())
+    text = without_reasoning(output.lower())
     for end in ("<context>", "<example>"):
         text = text.split(end)[0]
     for line in text.splitlines():
@@ -97,12 +98,6 @@ def answer_text(output: str) -> str:
     return ""
 
 
-_REASONING_TAG = r"think|thinking|thought|reasoning|analysis"
-# \A: without it, a text that has no closing tag would be searched again from each of its characters.
-_CLOSED_REASONING = re.compile(
-    rf"\A.*(?:</(?:{_REASONING_TAG})>|\[/(?:{_REASONING_TAG})\]|<\|channel\|>final<\|message\|>)", re.S
-)
-_OPEN_REASONING = re.compile(rf"(?:<(?:{_REASONING_TAG})>|\[(?:{_REASONING_TAG})\]|<\|channel\|>analysis).*", re.S)
 _LIST_MARKS = re.compile(r"^[\s.>#*•-]*(?:\(?\d+[.):]\s*)?[\s.>#*•-]*")
 _ANSWER_END = re.compile(r"(?<!\bmr)(?<!\bms)(?<!\bdr)(?<!\bst)(?<!\bmrs)\.|(?<=\S)\s+question:")
 _PATH = re.compile(r"(?<![\w,])[nsew](?:\s*,\s*[nsew]\b)+")
@@ -112,10 +107,6 @@ _OTHER_FORMS = {
     "gray": "gray|grey",
     "no": r"no(?!\s+(?:\w+\s+)?(?:idea|information|mention|evidence|indication)\b)",
 }
-
-
-def _without_reasoning(text: str) -> str:
-    return _OPEN_REASONING.sub("", _CLOSED_REASONING.sub("", text))
 
 
 def _named(labels: Collection[str], text: str) -> set[str]:
