@@ -38,7 +38,7 @@ class Experiment:
     name: str
     about: str
     base: str
-    """"tiny" trains a base from scratch; anything else is a checkpoint folder."""
+    """A name of ``train.tiny.BASES``, to be trained from scratch, or a checkpoint folder."""
     seeds: tuple[int, ...]
     training: Mapping[str, Any]
     """Settings of ``TrainConfig`` and ``DataRecipe`` that all arms share."""

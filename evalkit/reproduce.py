@@ -29,6 +29,7 @@ from evalkit.models.serving import RopeRequest
 from evalkit.plan import RunConfig, make_benchmark, make_plan
 from evalkit.train.data import TRAINING_SEED, DataRecipe
 from evalkit.train.finetune import TrainConfig
+from evalkit.train.tiny import BASES, train_base, write_noise
 from evalkit.types import Sample
 
 Kind: TypeAlias = Literal["noise", "base", "train", "run", "report"]
@@ -53,7 +54,7 @@ def plan_steps(experiment: Experiment, *, seeds: Sequence[int], root: Path, plot
     """Return all steps of a reproduction, finished or not, in an order in which they can be done."""
     step = partial(Step, experiment=experiment, root=root, plots=plots)
     steps = []
-    if experiment.base == "tiny":
+    if experiment.base in BASES:
         steps.append(step(kind="noise", title="background text"))
         steps += [step(kind="base", title=f"base, seed {seed}", seed=seed) for seed in seeds]
     for seed in seeds:
@@ -70,12 +71,12 @@ def plan_steps(experiment: Experiment, *, seeds: Sequence[int], root: Path, plot
 def train_config(step: Step) -> TrainConfig:
     """Return the training of a "train" step."""
     experiment = step.experiment
-    settings = _tuples({**experiment.training, **experiment.arms[step.arm]})
+    settings = _settings({**experiment.training, **experiment.arms[step.arm]})
     data = {
         name: settings.pop(name) for name in ("task", "subsets", "samples", "shortest", "longest") if name in settings
     }
-    options = dict(settings.pop("options", {}))
-    if experiment.base == "tiny":
+    options = _settings(settings.pop("options", {}))
+    if experiment.base in BASES:
         options["noise"] = (_noise(step, "train"),)
     return TrainConfig(
         base=_base(step),
@@ -91,8 +92,8 @@ def train_config(step: Step) -> TrainConfig:
 def run_config(step: Step) -> RunConfig:
     """Return the evaluation of a "run" step. All arms and seeds are asked the same samples."""
     assert step.curve is not None
-    settings = _tuples(dict(step.experiment.evaluation))
-    if step.experiment.base == "tiny":
+    settings = _settings(step.experiment.evaluation)
+    if step.experiment.base in BASES:
         settings["noise"] = (_noise(step, "test"),)
     model = _base(step) if step.arm == BASE else _seed_folder(step) / _slug(step.arm)
     rope = RopeRequest(rule="none") if step.curve.rope == "none" else RopeRequest(rule="yarn", factor=step.curve.factor)
@@ -137,15 +138,12 @@ def carry_out(step: Step, *, threads: int = 0, on_part: Callable[[int, int], Non
 
         torch.set_num_threads(threads)
     if step.kind == "noise":
-        from evalkit.train.tiny import write_noise
-
         for number, part in enumerate(("train", "test")):
             write_noise(_noise(step, part), seed=number)
         return "written"
     if step.kind == "base":
-        from evalkit.train.tiny import train_base
-
-        return f"in {train_base(_base(step), noise=_noise(step, 'train'), seed=step.seed, on_step=on_part)}"
+        base, noise = BASES[step.experiment.base], _noise(step, "train")
+        return f"in {train_base(_base(step), noise=noise, seed=step.seed, base=base, on_step=on_part)}"
     if step.kind == "train":
         from evalkit.train.finetune import finetune
 
@@ -274,7 +272,7 @@ def _seed_folder(step: Step) -> Path:
 
 
 def _base(step: Step) -> Path:
-    return _seed_folder(step) / BASE if step.experiment.base == "tiny" else Path(step.experiment.base)
+    return _seed_folder(step) / BASE if step.experiment.base in BASES else Path(step.experiment.base)
 
 
 def _noise(step: Step, part: str) -> Path:
@@ -285,8 +283,14 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+def _settings(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from a TOML file as the configs take them."""
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()}
+    if "noise" in settings:
+        settings["noise"] = tuple(map(Path, settings["noise"]))
+    if "facts" in settings:
+        settings["facts"] = Path(settings["facts"])
+    return settings
 
 
 def _asked_samples(experiment: Experiment, step: Step) -> Iterator[Sample]:
@@ -321,9 +325,8 @@ def _cost(step: Step) -> tuple[int, float]:
     """Tokens that a step goes through, and its seconds on one worker, by the experiment's budget."""
     budget = step.experiment.budget
     if step.kind == "base":
-        from evalkit.train.tiny import BASE_STAGES
-
-        tokens = sum(stage.steps * stage.batch_size * stage.longest for stage in BASE_STAGES)
+        stages = BASES[step.experiment.base].stages
+        tokens = sum(s.steps * s.batch_size * (s.shortest + s.longest) // 2 for s in stages)
         return tokens, tokens / budget.get("train_tokens_per_second", 1)
     if step.kind == "train":
         config = train_config(step)

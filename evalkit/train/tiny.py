@@ -16,7 +16,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -33,10 +33,6 @@ from evalkit.models.prompts import Encoder
 from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples, open_benchmark
 from evalkit.train.positions import PositionRule
 from evalkit.train.trainer import Collator, Stream, make_trainer, training_arguments
-
-LENGTH = 128
-"""L: the longest prompt that base and arms are trained on, tokens with answer."""
-HIDDEN, HEAD_DIM, LAYERS, THETA = 96, 32, 2, 1e4
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -89,10 +85,42 @@ class BaseStage:
     learning_rate: float = 3e-3
 
 
-BASE_STAGES = (
-    BaseStage(steps=500, shortest=48, longest=64, decay=False),
-    BaseStage(steps=1000, shortest=64, longest=LENGTH, decay=True),
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """Size and training of a base."""
+
+    length: int
+    """L: the longest prompt that base and arms are trained on, tokens with answer."""
+    hidden_size: int
+    head_dim: int
+    num_layers: int
+    stages: tuple[BaseStage, ...]
+    theta: float = 1e4
+
+
+BASES = {
+    "tiny": BaseModel(
+        length=128,
+        hidden_size=96,
+        head_dim=32,
+        num_layers=2,
+        stages=(
+            BaseStage(steps=500, shortest=48, longest=64, decay=False),
+            BaseStage(steps=1_000, shortest=64, longest=128, decay=True),
+        ),
+    ),
+    "small": BaseModel(
+        length=1_024,
+        hidden_size=512,
+        head_dim=64,
+        num_layers=6,
+        stages=(
+            BaseStage(steps=600, shortest=64, longest=128, decay=False, batch_size=128, learning_rate=1e-3),
+            BaseStage(steps=1_200, shortest=128, longest=1_024, decay=True, batch_size=128, learning_rate=1e-3),
+        ),
+    ),
+}
+"""Bases that evalkit trains itself, by the name that an experiment gives."""
 
 
 def write_noise(path: Path, *, seed: int, num_sentences: int = 4_000) -> None:
@@ -121,7 +149,7 @@ def vocabulary() -> list[str]:
     return [*_SPECIAL, *frame, *sorted(words - set(frame))]
 
 
-def write_untrained(folder: Path, *, seed: int) -> None:
+def write_untrained(folder: Path, *, seed: int, base: BaseModel = BASES["tiny"]) -> None:
     """Write the tokenizer and a model with initial weights as a checkpoint folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -131,16 +159,16 @@ def write_untrained(folder: Path, *, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokens = vocabulary()
     _write_tokenizer(folder, tokens)
-    heads = HIDDEN // HEAD_DIM
+    heads = base.hidden_size // base.head_dim
     config = LlamaConfig(
         vocab_size=len(tokens),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
+        hidden_size=base.hidden_size,
+        intermediate_size=2 * base.hidden_size,
+        num_hidden_layers=base.num_layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        max_position_embeddings=base.length,
+        rope_parameters={"rope_type": "default", "rope_theta": base.theta},
         attention_bias=True,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -150,24 +178,24 @@ def write_untrained(folder: Path, *, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        _initialise(model, torch)
+        _look_back(model, base)
     model.save_pretrained(folder)
 
 
-def _initialise(model: Any, torch: Any) -> None:
+def _look_back(model: Any, base: BaseModel) -> None:
+    """Set initial weights. Head h of layer 1 looks back: a constant key, and a query turned by so many tokens."""
+    import torch
+
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.02 if "embed" in name else 0.7 / math.sqrt(weight.shape[1]))
-    # Head h of layer 1 looks back ``back`` tokens: a constant key, and a query turned by as much.
-    attention, half = model.model.layers[0].self_attn, HEAD_DIM // 2
+    attention, half = model.model.layers[0].self_attn, base.head_dim // 2
     pair = torch.arange(half)
-    angle, strength = THETA ** (-pair / half), 3.0 * torch.exp(-pair * 3 / half)
+    angle, strength = base.theta ** (-pair / half), 3.0 * torch.exp(-pair * 3 / half)
     with torch.no_grad():
-        for head, back in enumerate(LOOK_BACK):
-            low, high = (
-                slice(head * HEAD_DIM, head * HEAD_DIM + half),
-                slice(head * HEAD_DIM + half, (head + 1) * HEAD_DIM),
-            )
+        for head in range(base.hidden_size // base.head_dim):
+            back, start = LOOK_BACK[head % len(LOOK_BACK)], head * base.head_dim
+            low, high = slice(start, start + half), slice(start + half, start + base.head_dim)
             attention.k_proj.bias[low] = strength
             attention.q_proj.bias[low] = strength * torch.cos(back * angle)
             attention.q_proj.bias[high] = -strength * torch.sin(back * angle)
@@ -212,7 +240,7 @@ def train_base(
     *,
     noise: Path,
     seed: int,
-    stages: Sequence[BaseStage] = BASE_STAGES,
+    base: BaseModel = BASES["tiny"],
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Train the base from scratch and write it as a checkpoint folder, whole or not at all.
@@ -221,7 +249,7 @@ def train_base(
         folder: where it goes; what is there already is returned as it is.
         noise: background text of its prompts; another one than is evaluated on.
         seed: decides weights, samples and their order.
-        stages: the curriculum.
+        base: its size, and the stages of its training.
         on_step: called with (steps done, steps in all) after each optimizer step.
     """
     if folder.is_dir():
@@ -230,11 +258,11 @@ def train_base(
 
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    write_untrained(part, seed=seed)
+    write_untrained(part, seed=seed, base=base)
     model = AutoModelForCausalLM.from_pretrained(part, local_files_only=True)
     encoder = Encoder.open(part)
-    total, done = sum(stage.steps for stage in stages), 0
-    for number, stage in enumerate(stages):
+    total, done = sum(stage.steps for stage in base.stages), 0
+    for number, stage in enumerate(base.stages):
         examples = _stage_examples(stage, encoder, noise, seed=_BASE_SEED + 10 * seed + number)
         num_items = stage.steps * stage.batch_size
         trainer = make_trainer(
@@ -249,7 +277,7 @@ def train_base(
                 seed=seed,
             ),
             stream=Stream(examples, num_items=num_items, seed=seed),
-            collator=Collator(PositionRule(), trained_length=LENGTH, num_items=num_items, seed=seed, pad_id=0),
+            collator=Collator(PositionRule(), trained_length=base.length, num_items=num_items, seed=seed, pad_id=0),
             lm_weight=0.1,
             on_step=partial(_report, on_step, done, total),
         )
@@ -260,9 +288,9 @@ def train_base(
     record = {
         "schema": 1,
         "recipe": "from scratch",
-        "trained_length": LENGTH,
+        "trained_length": base.length,
         "rope": rope.scaling.to_json() if rope and rope.scaling else None,
-        "stages": [asdict(stage) for stage in stages],
+        "stages": [asdict(stage) for stage in base.stages],
         "seed": seed,
         "final_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
     }
