@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from evalkit.lengths import parse_length
 from evalkit.report import stats
 from evalkit.report.arms import Arm, disagreements, make_arms
 from evalkit.report.load import Loaded, Run
-from evalkit.report.panel import Panel, make_panels
-from evalkit.report.resampling import Floats, Observations
+from evalkit.report.measure import Measure
+from evalkit.report.panel import Models, Panel, make_panels
 from evalkit.report.stats import Contrast, EffectiveLength, Interval
 
 AVERAGE = "avg"
@@ -81,6 +80,8 @@ class Comparison:
     primary: Contrast | None
     primary_p_holm: float | None = None
     """Over all pairs of this task and scorer."""
+    num_unpaired: int
+    """Samples of the primary endpoint that both were asked and one has no score for."""
     by_length: Mapping[str, Contrast]
     """Averaged over subsets."""
     by_length_p_holm: Mapping[str, float]
@@ -155,10 +156,12 @@ def analyse(
     for panel in panels:
         present = [arm for arm in arms if panel.rows(arm.name)]
         for arm in present:
-            own = _cell_scores(panel, arm.name, panel.rows(arm.name), seed)
+            models = panel.rows(arm.name)
+            measure = Measure(panel, models, seed=seed)
+            own = _cell_scores(panel, arm.name, models, measure)
             cells += own
             run_cells += _run_scores(panel, arm, own, seed)
-            summaries.append(_summary(panel, arm, _study_length(arm, arms), own, seed))
+            summaries.append(_summary(panel, arm, _study_length(arm, arms), own, measure))
         if panel.scorer in ("official", "corrected"):
             compared, others, why_not = _compare_all(panel, [arm for arm in present if not arm.control], arms, seed)
             comparisons += compared
@@ -190,36 +193,35 @@ def chance(task: str, subset: str, scorer: str) -> float | None:
 # -- estimates -----------------------------------------------------------------------------------------------------
 
 
-def _cell_scores(
-    panel: Panel, arm: str, models: Mapping[str, Sequence[int]], seed: int, run: str = ""
-) -> list[CellScore]:
+def _cell_scores(panel: Panel, arm: str, models: Models, measure: Measure, run: str = "") -> list[CellScore]:
     """Every cell that the models asked, then the averages over subsets, where all of them were asked."""
-    rows = [row for own in models.values() for row in own]
-    asked = panel.asked_cells(rows)
+    asked = panel.asked_cells(row for own in models.values() for row in own)
     subsets = [s for s in panel.subsets if any(subset == s for subset, _ in asked)]
-    make = partial(CellScore, run=run, arm=arm, task=panel.task, scorer=panel.scorer)
-
-    def estimate(subset: str, length: str, members: Sequence[str]) -> CellScore | None:
-        weights = panel.weights({length: 1.0}, members)
-        observed = panel.observe(models, weights)
-        if observed is None:
-            return None
-        guesses = [chance(panel.task, member, panel.scorer) for member in members]
-        return make(
-            subset=subset,
-            length=length,
-            n=len(observed.observations.cell),
-            n_unscored=observed.num_unscored,
-            num_models=observed.observations.num_seeds,
-            interval=_interval(panel, observed.observations, weights, seed),
-            chance=float(np.mean([g for g in guesses if g is not None])) if None not in guesses else None,
-        )
-
-    found = [estimate(s, length, [s]) for s in subsets for length in panel.lengths if (s, length) in asked]
+    places = [(s, length, [s]) for s in subsets for length in panel.lengths if (s, length) in asked]
     if len(subsets) > 1:
         complete = [length for length in panel.lengths if all((s, length) in asked for s in subsets)]
-        found += [estimate(AVERAGE, length, subsets) for length in complete]
-    return [cell for cell in found if cell is not None]
+        places += [(AVERAGE, length, subsets) for length in complete]
+    found = []
+    for subset, length, members in places:
+        mean = measure.mean(panel.weights({length: 1.0}, members))
+        if mean is None:
+            continue
+        guesses = [chance(panel.task, member, panel.scorer) for member in members]
+        cell = CellScore(
+            run=run,
+            arm=arm,
+            task=panel.task,
+            subset=subset,
+            length=length,
+            scorer=panel.scorer,
+            n=mean.n,
+            n_unscored=mean.n_unscored,
+            num_models=mean.num_models,
+            interval=mean.interval,
+            chance=float(np.mean([g for g in guesses if g is not None])) if None not in guesses else None,
+        )
+        found.append(cell)
+    return found
 
 
 def _run_scores(panel: Panel, arm: Arm, of_arm: list[CellScore], seed: int) -> list[CellScore]:
@@ -227,51 +229,38 @@ def _run_scores(panel: Panel, arm: Arm, of_arm: list[CellScore], seed: int) -> l
     rows = [row for own in panel.rows(arm.name).values() for row in own]
     if len(rows) == 1:
         return [replace(cell, run=panel.runs[rows[0]].name) for cell in of_arm]
-    names = {row: panel.runs[row].name for row in rows}
-    return [cell for row in rows for cell in _cell_scores(panel, arm.name, {names[row]: [row]}, seed, names[row])]
-
-
-def _interval(panel: Panel, observations: Observations, weights: Floats, seed: int) -> Interval:
-    """The interval, unless a cell with a weight has no scored sample: then the mean is not known."""
-    if len(np.unique(observations.cell)) < np.count_nonzero(weights):
-        return _NOTHING
-    return stats.mean_interval(observations, weights, seed=seed)
+    found = []
+    for row in rows:
+        models = {panel.runs[row].name: [row]}
+        found += _cell_scores(panel, arm.name, models, Measure(panel, models, seed=seed), panel.runs[row].name)
+    return found
 
 
 # -- summaries over lengths ----------------------------------------------------------------------------------------
 
 
-def _summary(panel: Panel, arm: Arm, trained_length: int | None, cells: Sequence[CellScore], seed: int) -> ArmSummary:
+def _summary(
+    panel: Panel, arm: Arm, trained_length: int | None, cells: Sequence[CellScore], measure: Measure
+) -> ArmSummary:
     subsets = tuple(dict.fromkeys(cell.subset for cell in cells if cell.subset != AVERAGE))
     whole = AVERAGE if len(subsets) > 1 else subsets[0]
-    by_length = {
-        cell.length: cell.interval for cell in cells if cell.subset == whole and cell.interval.mean is not None
-    }
-    lengths = tuple(by_length)
+    lengths = tuple(cell.length for cell in cells if cell.subset == whole and cell.interval.mean is not None)
     inside, outside = split_lengths(lengths, trained_length)
-    models = panel.rows(arm.name)
 
     def mean(chosen: Mapping[str, float]) -> Interval:
-        weights = panel.weights(chosen, subsets)
-        observed = panel.observe(models, weights) if chosen else None
-        return _interval(panel, observed.observations, weights, seed) if observed else _NOTHING
+        found = measure.mean(panel.weights(chosen, subsets)) if chosen else None
+        return found.interval if found else _NOTHING
 
-    measured = [length for length in lengths if parse_length(length)]  # "0k" has no place on a log axis
-    curve = len(measured) > 1
-    area = dict(zip(measured, stats.area_weights(tokens(measured)), strict=True)) if curve else {}
     retention = _NOTHING
     if inside and outside:
-        above, below = (panel.weights(octaves(part), subsets) for part in (outside, inside))
-        observed = panel.observe(models, above + below)
-        if observed:
-            retention = stats.ratio_interval(observed.observations, above, below, seed=seed)
-    outward = [*inside[-1:], *outside]
-    outward = [length for length in outward if parse_length(length)]
+        retention = measure.ratio(*(panel.weights(octaves(part), subsets) for part in (outside, inside)))
     slope = None
+    outward = [length for length in (*inside[-1:], *outside) if parse_length(length)]
     if len(outward) > 1:
-        weights = panel.weights(dict(zip(outward, stats.slope_weights(tokens(outward)), strict=True)), subsets)
-        observed = panel.observe(models, weights)
-        slope = stats.contrast(observed.observations, weights, seed=seed) if observed else None
+        steps = dict(zip(outward, stats.slope_weights(tokens(outward)), strict=True))
+        slope = measure.contrast(panel.weights(steps, subsets))
+    measured = [length for length in lengths if parse_length(length)]  # "0k" has no place on a log axis
+    area = dict(zip(measured, stats.area_weights(tokens(measured)), strict=True)) if len(measured) > 1 else {}
     whole_cells = [cell for cell in cells if cell.subset == whole]
     return ArmSummary(
         arm=arm.name,
@@ -372,15 +361,14 @@ def compare_arms(
 ) -> Comparison | None:
     """Return ``arm`` minus ``baseline`` on their common samples; None where there are none."""
     sides = panel.rows(arm.name), panel.rows(baseline.name)
+    measure = Measure(panel, *sides, seed=seed)
+
+    def contrast(by_length: Mapping[str, float], subsets: Sequence[str]) -> Contrast | None:
+        return measure.contrast(panel.weights(by_length, subsets)) if by_length else None
+
     asked = [panel.asked_cells(row for own in side.values() for row in own) for side in sides]
     common = [cell for cell in panel.cells if cell in asked[0] and cell in asked[1]]
-
-    def measure(by_length: Mapping[str, float], subsets: Sequence[str]) -> Contrast | None:
-        weights = panel.weights(by_length, subsets)
-        observations = panel.observe_pair(*sides, weights) if by_length else None
-        return stats.contrast(observations, weights, seed=seed) if observations else None
-
-    shared = [(s, n) for s, n in common if panel.observe_pair(*sides, panel.weights({n: 1.0}, [s])) is not None]
+    shared = [(s, n) for s, n in common if measure.is_known(panel.weights({n: 1.0}, [s]))]
     if not shared:
         return None
     subsets = tuple(s for s in panel.subsets if any(subset == s for subset, _ in shared))
@@ -389,8 +377,8 @@ def compare_arms(
     beyond = split_lengths(lengths, trained)[1]
     by_length, by_cell = {}, {}
     if not primary_only:
-        by_length = {n: c for n in lengths if (c := measure({n: 1.0}, subsets)) is not None}
-        by_cell = {(s, n): c for s, n in shared if (c := measure({n: 1.0}, [s])) is not None}
+        by_length = {n: c for n in lengths if (c := contrast({n: 1.0}, subsets)) is not None}
+        by_cell = {(s, n): c for s, n in shared if (c := contrast({n: 1.0}, [s])) is not None}
     return Comparison(
         arm=arm.name,
         baseline=baseline.name,
@@ -400,7 +388,8 @@ def compare_arms(
         lengths=tuple(octaves(beyond)),
         trained_length=trained,
         num_models=(len(sides[0]), len(sides[1])),
-        primary=measure(octaves(beyond), subsets) if beyond else None,
+        primary=contrast(octaves(beyond), subsets),
+        num_unpaired=measure.num_unscored(panel.weights(octaves(beyond), subsets)) if beyond else 0,
         by_length=by_length,
         by_length_p_holm=dict(zip(by_length, stats.holm([c.p for c in by_length.values()]), strict=True)),
         by_cell=by_cell,

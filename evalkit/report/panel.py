@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Models: TypeAlias = Mapping[str, Sequence[int]]
+"""Rows of a panel by trained model."""
+
+
 class Observed(NamedTuple):
-    """Observations of an arm in some cells, and what could not be used."""
+    """Observations of an arm, or of a pair of arms, in some cells, and what could not be used."""
 
     observations: Observations
     num_unscored: int
-    """Samples asked there that have no score under some of the arm's models."""
+    """Samples asked there that have no score under some of the models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +94,30 @@ class Panel:
         shares = {(s, length): w / len(subsets) for length, w in by_length.items() for s in subsets}
         return np.array([shares.get(cell, 0.0) for cell in self.cells])
 
-    def observe(self, models: Mapping[str, Sequence[int]], weights: Floats) -> Observed | None:
-        """Return an arm's scores in the cells that have a weight.
+    def able(self, models: Models, weights: Floats) -> dict[str, list[int]]:
+        """Return the models that asked every cell with a weight."""
+        wanted = np.flatnonzero(weights)
+        return {
+            name: list(rows)
+            for name, rows in models.items()
+            if len(wanted) and self._asked_in[list(rows)][:, wanted].any(axis=0).all()
+        }
+
+    def covered(self, models: Models) -> Floats:
+        """Return 1 for each cell that all of the models asked, else 0, shape (cells,)."""
+        asked = [self._asked_in[list(rows)].any(axis=0) for rows in models.values()]
+        everywhere: Floats = np.all(asked, axis=0).astype(float)
+        return everywhere
+
+    def observe(self, models: Models, weights: Floats) -> Observed | None:
+        """Return an arm's scores in the cells that have a weight; None where no model asked them all.
 
         Args:
             models: rows by trained model, from ``rows``. Runs of the same model are averaged. A model that did not ask
                 every cell is left out.
             weights: shape (cells,).
         """
-        able = self._able(models, weights)
+        able = self.able(models, weights)
         if not able:
             return None
         place = self._samples(weights)
@@ -110,39 +129,30 @@ class Panel:
         )
         return Observed(observations, int((asked & ~scored).sum()))
 
-    def observe_pair(
-        self, first: Mapping[str, Sequence[int]], second: Mapping[str, Sequence[int]], weights: Floats
-    ) -> Observations | None:
-        """Return the differences of two arms on the samples that both have a score for; None where there are none.
+    def observe_pair(self, first: Models, second: Models, weights: Floats) -> Observed | None:
+        """Return the differences of two arms on the samples that both have a score for; None as in ``observe``.
 
         Where both arms were trained with the same seeds, model is subtracted from model.
         """
-        sides = [self._able(models, weights) for models in (first, second)]
+        sides = [self.able(models, weights) for models in (first, second)]
         if not all(sides):
             return None
         place = self._samples(weights)
         a, b = (self._scores(side, place) for side in sides)
         both = ~(np.isnan(a).any(axis=0) | np.isnan(b).any(axis=0))
         cell, cluster = self.cell[place][both], self.cluster[place][both]
-        if len(np.unique(cell)) < np.count_nonzero(weights):
-            return None  # a cell without a common sample would drop out of the mean unseen
         left, right = (Observations(parts=(side[:, both],), cell=cell, cluster=cluster) for side in (a, b))
-        return difference(left, right, paired_seeds=list(sides[0]) == list(sides[1]))
-
-    def _able(self, models: Mapping[str, Sequence[int]], weights: Floats) -> dict[str, list[int]]:
-        """The models that asked every cell with a weight."""
-        wanted = np.flatnonzero(weights)
-        return {
-            name: list(rows)
-            for name, rows in models.items()
-            if len(wanted) and self._asked_in[list(rows)][:, wanted].any(axis=0).all()
-        }
+        everywhere = np.all(
+            [self.asked[rows][:, place].any(axis=0) for side in sides for rows in side.values()], axis=0
+        )
+        pairs = difference(left, right, paired_seeds=list(sides[0]) == list(sides[1]))
+        return Observed(pairs, int((everywhere & ~both).sum()))
 
     def _samples(self, weights: Floats) -> NDArray[np.int64]:
         """Places of the samples of the cells with a weight."""
         return np.concatenate([np.arange(self._slices[c].start, self._slices[c].stop) for c in np.flatnonzero(weights)])
 
-    def _scores(self, models: Mapping[str, Sequence[int]], place: NDArray[np.int64]) -> Floats:
+    def _scores(self, models: Models, place: NDArray[np.int64]) -> Floats:
         """Scores of each model, averaged over its runs, shape (models, places)."""
         return np.stack([_mean_of_known(self.values[list(rows)][:, place]) for rows in models.values()])
 

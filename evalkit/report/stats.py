@@ -17,6 +17,7 @@ import numpy as np
 from evalkit.report.resampling import (
     CONFIDENCE,
     RESAMPLES,
+    Draws,
     Floats,
     Observations,
     Resampled,
@@ -25,7 +26,7 @@ from evalkit.report.resampling import (
     clustered_variance,
     linear,
     normal,
-    resample,
+    num_clusters_with,
     resampling_fails,
     tail,
     with_seeds,
@@ -57,8 +58,10 @@ class Contrast(NamedTuple):
     method: str
 
 
-def mean_interval(obs: Observations, weights: Floats, *, seed: int = 0) -> Interval:
+def mean_interval(obs: Observations, weights: Floats, *, draws: Draws | None = None, seed: int = 0) -> Interval:
     """Return the weighted mean of cell means with its interval, for one arm and weights that add up to 1.
+
+    ``draws``: of the same observations and possibly more cells; made here where none are given.
 
     - right or wrong, every sample its own story, one seed, one cell: Wilson.
     - right or wrong otherwise: Wilson at the effective sample size n / design effect, where the design effect (never
@@ -76,9 +79,9 @@ def mean_interval(obs: Observations, weights: Floats, *, seed: int = 0) -> Inter
     num_clusters = len(statistic.influence)
 
     if not obs.is_binary and obs.num_seeds == 1 and not resampling_fails(values, obs, statistic.acceleration):
-        draws = resample(obs, weights[:, None], seed)[:, 0]
+        drawn = (draws or Draws(obs, seed)).statistic(weights)
         stretch = clustered_variance(statistic.influence).stretch
-        low, high = Resampled.corrected(point, draws, statistic.acceleration).interval(stretch)
+        low, high = Resampled.corrected(point, drawn, statistic.acceleration).interval(stretch)
         return Interval(point, low, high, "bca")
     if obs.is_binary and obs.num_seeds == 1 and num_clusters == len(values) and np.count_nonzero(weights) == 1:
         return Interval(point, *wilson(point, len(values)), "wilson")
@@ -101,8 +104,10 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
     return max(0.0, min(float(low), mean)), min(1.0, max(float(high), mean))
 
 
-def contrast(obs: Observations, weights: Floats, *, seed: int = 0) -> Contrast:
+def contrast(obs: Observations, weights: Floats, *, draws: Draws | None = None, seed: int = 0) -> Contrast:
     """Return the weighted sum of cell means of paired differences, with interval, p-value and detectable difference.
+
+    ``draws``: of the same observations and possibly more cells; made here where none are given.
 
     - interval: BCa over clusters; with several seeds, percentiles over seeds and clusters; both stretched by t/z, for
       few clusters or seeds. Where the sample cannot carry resampling, the adjusted interval of Bonett and Price,
@@ -129,11 +134,11 @@ def contrast(obs: Observations, weights: Floats, *, seed: int = 0) -> Contrast:
         t = centre / float(np.sqrt(total.value))
         p = tail(t, total.dof) if obs.num_seeds > 1 else _sign_flip_p(obs, weights, seed)
     else:
-        draws = resample(obs, weights[:, None], seed)[:, 0]
+        drawn = (draws or Draws(obs, seed)).statistic(weights)
         if obs.num_seeds == 1:
-            resampled, method = Resampled.corrected(statistic.point, draws, statistic.acceleration), "bca"
+            resampled, method = Resampled.corrected(statistic.point, drawn, statistic.acceleration), "bca"
         else:
-            resampled, method = Resampled(statistic.point, draws), "bootstrap over seeds and stories"
+            resampled, method = Resampled(statistic.point, drawn), "bootstrap over seeds and stories"
         (low, high), p = resampled.interval(total.stretch), resampled.p_value(total.dof)
     one_each = len(statistic.influence) == len(values) and np.count_nonzero(weights) == 1
     if obs.is_binary and obs.num_seeds == 1 and one_each:
@@ -159,19 +164,28 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order given: the family is everything passed at once."""
-    from statsmodels.stats.multitest import multipletests
+    """Return Holm's adjusted p-values, in the order given: the family is everything passed at once.
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    These are the values of statsmodels' ``multipletests``, which collects all garbage at every call: a tenth of a
+    second each, and a report makes hundreds.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted_p = np.empty_like(p)
+    adjusted_p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return [float(value) for value in adjusted_p]
 
 
-def ratio_interval(obs: Observations, above: Floats, below: Floats, *, seed: int = 0) -> Interval:
+def ratio_interval(
+    obs: Observations, above: Floats, below: Floats, *, draws: Draws | None = None, seed: int = 0
+) -> Interval:
     """Return (weighted mean under ``above``) / (under ``below``), resampled together: for retention.
 
     Where resampling cannot carry it, the widest range of ratios that the two intervals allow.
     """
     obs = obs.only(np.abs(above) + np.abs(below))
-    top, bottom = mean_interval(obs, above, seed=seed), mean_interval(obs, below, seed=seed)
+    draws = draws or Draws(obs, seed)
+    top, bottom = mean_interval(obs, above, draws=draws), mean_interval(obs, below, draws=draws)
     if top.mean is None or not bottom.mean or top.low is None or top.high is None:
         return Interval(None, None, None, "none")
     assert bottom.low is not None
@@ -182,9 +196,9 @@ def ratio_interval(obs: Observations, above: Floats, below: Floats, *, seed: int
     statistic = linear(values, obs, above)._replace(influence=(parts[0] - point * parts[1]) / bottom.mean)
     if resampling_fails(values, obs, statistic.acceleration) or bottom.low <= 0:
         return Interval(point, top.low / bottom.high, top.high / bottom.low if bottom.low > 0 else None, "bounds")
-    draws = resample(obs, np.stack([above, below], axis=1), seed)
     stretch = with_seeds(clustered_variance(statistic.influence), obs, above).stretch
-    low, high = Resampled(point, draws[:, 0] / np.maximum(draws[:, 1], 1e-9)).interval(stretch)
+    ratios = draws.statistic(above) / np.maximum(draws.statistic(below), 1e-9)
+    low, high = Resampled(point, ratios).interval(stretch)
     return Interval(point, low, high, "bootstrap")
 
 
@@ -239,7 +253,7 @@ def effective_length(lengths: Sequence[int], lower_bounds: Sequence[float], thre
 def _variance_of_mean(obs: Observations, values: Floats, weights: Floats) -> Variance:
     """Variance over clusters; right-or-wrong scores never vary less than as many independent samples would."""
     statistic = linear(values, obs, weights)
-    rarer = min(len(np.unique(obs.cluster[values > 0])), len(np.unique(obs.cluster[values < 1])))
+    rarer = min(num_clusters_with(values > 0, obs), num_clusters_with(values < 1, obs))
     variance = clustered_variance(statistic.influence, dof=min(len(statistic.influence) - 1, rarer + 2))
     if not obs.is_binary:
         return variance

@@ -152,11 +152,10 @@ def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
         label = f"{c.arm} − {c.baseline}"
         primary = _difference(c.primary, c.primary_p_holm)
         p, n = _p_value(c.primary_p_holm), c.primary.n if c.primary else 0
-        rows.append(
-            Row(group=label, entries=(Entry(label), *cells, primary, p, Entry(str(n) if n else NOT_RUN, number=n)))
-        )
+        num_pairs = Entry(str(n) if n else NOT_RUN, number=n), Entry(str(c.num_unpaired), number=c.num_unpaired)
+        rows.append(Row(group=label, entries=(Entry(label), *cells, primary, p, *num_pairs)))
         if any(n in c.by_length for n in lengths):
-            quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), Entry(""), Entry(""))
+            quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), *[Entry("")] * 3)
             rows.append(Row(group=label, entries=quiet, kind="detail"))
     return Table(
         name=f"differences-{task}-{scorer}",
@@ -165,9 +164,10 @@ def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
             "Points of the first arm above the second on the samples that both answered, averaged over subsets, with "
             f"95 % intervals. Primary endpoint: {endpoint(compared)}. * marks p < 0.05 after Holm's correction, over "
             "the lengths of a row and over the primary endpoints of this table. Smallest detectable: the true "
-            "difference that these samples would show with 80 % power."
+            "difference that these samples would show with 80 % power. Unpaired: samples of the primary endpoint that "
+            "were asked of both, and have no score on one side."
         ),
-        columns=("Arms", *(length_name(parse_length(n)) for n in lengths), "Primary", "p (Holm)", "Pairs"),
+        columns=("Arms", *(length_name(parse_length(n)) for n in lengths), "Primary", "p (Holm)", "Pairs", "Unpaired"),
         num_labels=1,
         rows=tuple(rows),
     )
