@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +47,8 @@ class Experiment:
     evaluation: Mapping[str, Any]
     """Settings of ``RunConfig`` that all curves share."""
     curves: tuple[Curve, ...]
-    budget: Mapping[str, float] = field(default_factory=dict)
-    """train_tokens_per_second and eval_tokens_per_second of one worker, for the estimate of time."""
+    budget: Mapping[str, float]
+    """For the estimate of costs: parameters, train_tokens_per_second and eval_tokens_per_second of one worker."""
 
     def __post_init__(self) -> None:
         for name, arm in self.arms.items():
@@ -57,6 +57,8 @@ class Experiment:
         for curve in self.curves:
             if curve.arm != BASE and curve.arm not in self.arms:
                 raise BadInput(f"Experiment {self.name}: curve {curve.label!r} is of no arm: {curve.arm!r}.")
+        if missing := {"parameters", "train_tokens_per_second", "eval_tokens_per_second"} - set(self.budget):
+            raise BadInput(f"Experiment {self.name}: its budget lacks {min(missing)}.")
         if len({curve.label for curve in self.curves}) < len(self.curves):
             raise BadInput(f"Experiment {self.name}: two curves have the same name.")
 

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from threading import Thread
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from evalkit.benchmarks.cards import load_card
 from evalkit.experiment import BASE, Curve, Experiment
@@ -193,7 +194,7 @@ def reproduce(
                 on_step(step, carry_out(step))
             continue
         threads = max(cores // workers, 1)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
             running = {pool.submit(carry_out, step, threads=threads): step for step in todo}
             try:
                 for future in as_completed(running):
@@ -204,15 +205,32 @@ def reproduce(
     return plots
 
 
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it was killed, so that no run folder stays locked."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
 def describe(steps: Sequence[Step]) -> str:
-    """Return the plan as a table: what is done, and what the rest costs in tokens and time."""
-    lines = [f"{'':6} {'step':<44} {'state':>6} {'tokens':>14} {'time':>8}"]
+    """Return the plan as a table: what is done, and what each step costs in tokens, memory and time.
+
+    Memory is that of weights, gradients and optimizer; activations and the KV cache come on top.
+    """
+    lines = [f"{'':6} {'step':<44} {'state':>6} {'tokens':>14} {'memory':>9} {'time':>8}"]
     total = 0.0
     for step in steps:
-        done, (tokens, seconds) = is_done(step), _cost(step)
-        total += 0.0 if done else seconds
-        cost = f" {tokens:>14,} {_duration(seconds):>8}" if tokens else ""
-        lines.append(f"{step.kind:6} {step.title:<44} {'done' if done else 'to do':>6}{cost}")
+        line = f"{step.kind:6} {step.title:<44} {'done' if is_done(step) else 'to do':>6}"
+        if cost := _cost(step):
+            total += 0.0 if is_done(step) else cost.seconds
+            memory = f"{cost.memory / 2**30:,.1f} GiB" if cost.memory > 2**28 else f"{cost.memory / 2**20:,.0f} MiB"
+            line += f" {cost.tokens:>14,} {memory:>9} {_duration(cost.seconds):>8}"
+        lines.append(line)
         if command := command_of(step):
             lines.append(f"         {command}")
     lines.append(f"To do: about {_duration(total)} of one worker.")
@@ -321,23 +339,34 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _cost(step: Step) -> tuple[int, float]:
-    """Tokens that a step goes through, and its seconds on one worker, by the experiment's budget."""
+class _Cost(NamedTuple):
+    tokens: int
+    memory: float
+    """Bytes."""
+    seconds: float
+    """Of one worker."""
+
+
+def _cost(step: Step) -> _Cost | None:
+    """What a step costs by the experiment's budget: parameters, and tokens per second."""
     budget = step.experiment.budget
+    parameters = budget.get("parameters", 0.0)
     if step.kind == "base":
         stages = BASES[step.experiment.base].stages
         tokens = sum(s.steps * s.batch_size * (s.shortest + s.longest) // 2 for s in stages)
-        return tokens, tokens / budget.get("train_tokens_per_second", 1)
+        return _Cost(tokens, 16 * parameters, tokens / budget["train_tokens_per_second"])
     if step.kind == "train":
         config = train_config(step)
         mean = (config.data.shortest + config.data.longest) / 2
         tokens = round(config.epochs * config.data.samples * mean)
-        return tokens, tokens / budget.get("train_tokens_per_second", 1)
+        # Float32 weights, gradients and two moments; with LoRA a frozen bfloat16 base, and about a hundredth trained.
+        per_parameter = 2 + 0.16 if config.lora_rank else 16
+        return _Cost(tokens, per_parameter * parameters, tokens / budget["train_tokens_per_second"])
     if step.kind == "run":
         run = run_config(step)
         tokens = _num_prompts(run) // len(run.lengths) * sum(map(parse_length, run.lengths))
-        return tokens, tokens / budget.get("eval_tokens_per_second", 1)
-    return 0, 0.0
+        return _Cost(tokens, 2 * parameters, tokens / budget["eval_tokens_per_second"])
+    return None
 
 
 def _duration(seconds: float) -> str:

@@ -46,12 +46,12 @@ def base(world):
 def test_every_prompt_is_read_word_by_word_at_every_length(world):
     encoder = Encoder.open(world / "untrained")
     benchmark = open_benchmark(DataRecipe(subsets=("qa1",)), benchmark_options(world / "noise.txt"))
-    for length in ("96", "128", "4k"):
+    for length in ("64", "128", "4k"):
         for sample in benchmark.samples("qa1", length, 60):
             ids = benchmark.prompt(sample, length, encoder, 4096).token_ids
             assert encoder.tokenizer.unk_token_id not in ids
             text = encoder.decode(ids)
-            assert text.endswith(f"where is {sample.question.split()[-1][:-1].lower()} ?")
+            assert text.endswith(f": where is {sample.question.split()[-1][:-1].lower()} ?")
             assert all(re.sub(r"\W", " ", fact.lower()).split()[-1] in text for fact in sample.facts)
     assert encoder.decode(encoder.encode_after(" kitchen", before="?")) == "kitchen"
 
@@ -61,7 +61,8 @@ def test_the_background_repeats_no_sentence_and_names_nothing_of_the_task(world)
     assert len(set(sentences)) == len(sentences) == 500
     words = {word for sentence in sentences for word in re.findall(r"\w+", sentence.lower())}
     assert not words & {word.lower() for word in (*HOUSE, *HOUSE_PEOPLE, *OBJECTS)}
-    assert min(len(re.findall(r"\w+|[.]", sentence)) for sentence in sentences) >= MIN_SENTENCE_TOKENS
+    encoder = Encoder.open(world / "untrained")
+    assert min(len(encoder.encode_after(f" {sentence}")) for sentence in sentences) >= MIN_SENTENCE_TOKENS
 
 
 def test_a_base_has_biases_that_look_back_and_the_size_that_the_readme_gives(world):
@@ -78,7 +79,7 @@ def test_a_base_has_biases_that_look_back_and_the_size_that_the_readme_gives(wor
         turned = torch.polar(torch.ones(16), angle * distance) * torch.complex(*q)
         return float((turned * torch.complex(*k).conj()).real.sum())
 
-    for head, back in enumerate((1, 4, 5)):
+    for head, back in enumerate((1, 2, 3)):
         assert max(range(30), key=lambda distance, head=head: score(head, distance)) == back
 
 
