@@ -27,7 +27,6 @@ from evalkit.lengths import parse_length
 from evalkit.models.new_checkpoint import write_checkpoint
 from evalkit.models.prompts import Encoder
 
-
 REPEATS = 3
 
 
