@@ -100,8 +100,8 @@ def _prediction(
         "finish_reason": "stop",
     }
     if task == "mrcr":
-        target = f"abcdefghij{' '.join(f'word{index}{k}' for k in range(60))}"
-        output = target if right else f"abcdefghij{' '.join(f'other{index}{k}' for k in range(60))}"
+        target = f"abcdefghij{' '.join(f'word{index}{k}' for k in range(24))}"
+        output = target if right else f"abcdefghij{' '.join(f'other{index}{k}' for k in range(24))}"
         if index % 10 == 9 and not right:
             output = "I cannot do that."
         metadata = {"rule": "openai", "prefix": "abcdefghij", "wanted": 1 + index % 2, "num_needles": 2}

@@ -1,5 +1,6 @@
 """What the scores say: estimates by cell, summaries of each arm, and the comparison of arms."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -148,6 +149,8 @@ def analyse(
     notes = list(loaded.left_out)
     for arm in arms:
         notes += [f"Arm {arm.name!r} joins runs that differ: {what}." for what in disagreements(arm)[:1]]
+        leaks = {run.training.get("data", {}).get("leakage", {}).get("found") for run in arm.runs} - {None}
+        notes += [f"Training data of {arm.name!r} against the evaluation: {found}." for found in sorted(leaks)]
     cells: list[CellScore] = []
     run_cells: list[CellScore] = []
     summaries: list[ArmSummary] = []
@@ -166,7 +169,8 @@ def analyse(
             compared, others, why_not = _compare_all(panel, [arm for arm in present if not arm.control], arms, seed)
             comparisons += compared
             pairs += others
-            notes += why_not if panel.scorer == "official" else []
+            if panel.scorer == "official":
+                notes += why_not + [floor for arm in present for floor in _repeat_floor(panel, arm)]
     return Analysis(
         loaded=loaded,
         arms=arms,
@@ -395,6 +399,21 @@ def compare_arms(
         by_cell=by_cell,
         by_cell_p_holm=dict(zip(by_cell, stats.holm([c.p for c in by_cell.values()]), strict=True)),
     )
+
+
+def _repeat_floor(panel: Panel, arm: Arm) -> list[str]:
+    """Say how often runs of the very same model disagree: no difference below that means anything."""
+    found = []
+    for rows in panel.rows(arm.name).values():
+        for first, second in itertools.combinations(rows, 2):
+            both = ~np.isnan(panel.values[first]) & ~np.isnan(panel.values[second])
+            if both.any():
+                differ = np.count_nonzero(panel.values[first][both] != panel.values[second][both])
+                found.append(
+                    f"{panel.runs[first].name} and {panel.runs[second].name} asked the same model the same questions: "
+                    f"{differ} of {both.sum()} {panel.task} scores differ; smaller differences between arms are noise."
+                )
+    return found
 
 
 def _why(panel: Panel, arm: Arm, baseline: Arm) -> str:

@@ -137,17 +137,19 @@ def load_runs(paths: Iterable[Path | str]) -> Loaded:
     return Loaded(frame, tuple(runs), tuple(left_out))
 
 
-def score_table(folder: RunFolder) -> "pa.Table":
-    """Return the scores of a run folder: the stored ones where they fit its predictions, else computed now."""
+def _scores(folder: RunFolder) -> "tuple[pa.Table, list[str]]":
+    """The stored scores where they fit the predictions and the scoring rules of today, else those computed now."""
     version = benchmarks.scorer_version()
     stored = folder.read_scores(version)
     if stored is not None:
-        return stored
+        return stored, []
+    said = ["the stored scores do not fit its predictions or the rules of today, and were computed again."]
+    notice = said if (folder.path / "scores.parquet").exists() else []
     computed = [score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)]
     try:
-        return folder.write_scores(computed, version)
+        return folder.write_scores(computed, version), notice
     except RunFolderError:  # a folder that may only be read can be reported all the same
-        return folder.score_table(computed, version)
+        return folder.score_table(computed, version), notice
 
 
 def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
@@ -157,16 +159,16 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
     run = Run(
         name=name,
         path=path,
-        arm=folder.arm,
+        arm=_arm(folder),
         config=folder.config,
         fingerprint=folder.fingerprint,
         provenance=folder.provenance,
     )
-    table = score_table(folder)
+    table, rescored = _scores(folder)
     if not table.num_rows:
         raise BadInput("it has no answers yet.")
-    table, complaint = _only_sound(table)
-    left_out.extend(f"{name}: {notice}" for notice in [*folder.notices, *complaint, *_unfinished(run, table)])
+    table, wrong = _only_sound(table)
+    left_out.extend(f"{name}: {notice}" for notice in [*rescored, *folder.notices, *wrong, *_unfinished(run, table)])
     fixed = {"run": name, "arm": run.arm}
     columns = {
         label: pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), [text])
@@ -175,6 +177,13 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
     columns |= {label: table[label].combine_chunks() for label in _COLUMNS}
     columns["depth"] = pa.array(_depths(table), pa.float32())
     return run, pa.table(columns)
+
+
+def _arm(folder: RunFolder) -> str:
+    """The arm's name; a control bounds the arm it was made of, and must not be averaged with it."""
+    control = folder.config.get("control")
+    name = f"{control}".replace("-", " ")
+    return folder.arm if not control or name in folder.arm.replace("-", " ") else f"{folder.arm}, {name}"
 
 
 def _only_sound(table: "pa.Table") -> "tuple[pa.Table, list[str]]":

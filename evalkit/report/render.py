@@ -32,7 +32,7 @@ def terminal(table: Table, width: int = 120) -> str:
 
     Names are shortened, and free of control characters: a checkpoint may be called anything.
     """
-    lines = [_terminal_texts(table, row) for row in table.rows]
+    lines = _terminal_lines(table)
     below = [[entry.below for entry in row.entries] for row in table.rows]
     widths = [max(map(len, column)) for column in zip(table.columns, *lines, *below, strict=True)]
 
@@ -60,13 +60,19 @@ def terminal(table: Table, width: int = 120) -> str:
     return "\n".join(out)
 
 
-def _terminal_texts(table: Table, row: Row) -> list[str]:
-    return [_shortened(e.text) if i < table.num_labels else e.text for i, e in enumerate(row.entries)]
+def _terminal_lines(table: Table) -> list[list[str]]:
+    """The texts of all rows, names cut as short as leaves them different from each other."""
+    names = {_plain(e.text) for row in table.rows for e in row.entries[: table.num_labels]}
+    limit = next(n for n in (30, 40, 60, 100, 10**6) if len({_shortened(name, n) for name in names}) == len(names))
+    return [
+        [_shortened(_plain(e.text), limit) if i < table.num_labels else e.text for i, e in enumerate(row.entries)]
+        for row in table.rows
+    ]
 
 
-def _shortened(name: str, limit: int = 30) -> str:
+def _shortened(name: str, limit: int) -> str:
     """Cut the middle out of long names, on both sides of a minus."""
-    parts = _plain(name).split(" − ")
+    parts = name.split(" − ")
     return " − ".join(p if len(p) <= limit else f"{p[: limit // 2]}…{p[-(limit // 2) + 1 :]}" for p in parts)
 
 

@@ -190,10 +190,15 @@ function runs() {
   const task = at("cell-subset").value.split("/")[0];
   const own = index.runs.flatMap((run, i) => (run.tasks.includes(task) ? [i] : []));
   own.sort((i, j) => index.arms.indexOf(index.runs[i].arm) - index.arms.indexOf(index.runs[j].arm));
-  const options = own.map((i) => [String(i), longName(i)]), a = at("run-a").value, b = at("run-b").value;
-  const other = own.findLast((i) => index.runs[i].arm !== index.runs[own[0]].arm);
-  fill(at("run-a"), options, a);
-  fill(at("run-b"), [["", "(none)"], ...options], options.some(([value]) => value === b) ? b : String(other ?? ""));
+  const options = own.map((i) => [String(i), longName(i)]), b = at("run-b").value;
+  fill(at("run-a"), options, at("run-a").value);
+  fill(at("run-b"), [["", "(none)"], ...options], b);
+  if (b === "") beside(own);
+}
+
+function beside(own) {
+  const arm = index.runs[at("run-a").value].arm;
+  at("run-b").value = String(own.findLast((i) => index.runs[i].arm !== arm) ?? "");
 }
 
 function lengths(keep) {
@@ -209,6 +214,7 @@ function follow() {
   runs();
   const run = index.runs.findIndex((one) => one.arm === arm && one.tasks.includes(task));
   if (run >= 0) at("run-a").value = String(run);
+  if (at("run-b").value === at("run-a").value) beside([...at("run-a").options].map((option) => Number(option.value)));
   at("samples").scrollIntoView();
   list();
 }

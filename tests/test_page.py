@@ -1,0 +1,221 @@
+"""The page opens from disk, runs only its own script, asks no network, and shows what a model wrote as text."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalkit.report import samples as samples_module
+from evalkit.report.analysis import analyse
+from evalkit.report.build import build
+from evalkit.report.load import load_runs
+from evalkit.report.page import json_in_html
+from evalkit.report.samples import collect_samples
+from evalkit.types import Prediction
+from tests.report_runs import holds_to, training, write_run
+
+K = 1024
+NASTY = "<script>window.hacked = 1</script> </script><img src=x onerror='window.hacked = 2'> {{ 7 * 7 }} & \u2028 é 中"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def reply(prediction: Prediction) -> str:
+    return NASTY if prediction.sample_id == "00003" else str(prediction.output)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    for recipe, hold, arm in (("plain", 8 * K, "plain <b>arm</b>"), ("yarn", 64 * K, "yarn")):
+        write_run(
+            root / recipe, arm=arm, accuracy=holds_to(hold), samples=120, lengths=("8k", "32k"), subsets=("qa1", "qa2"),
+            training=training(recipe), reply=reply,
+        )  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plots")
+    build([results], out)
+    return out / "report.html"
+
+
+def test_nothing_that_a_model_wrote_stands_in_the_page_as_markup(html: Path) -> None:
+    text = html.read_text(encoding="utf-8")
+    assert "window.hacked" not in text
+    assert "<b>arm</b>" not in text
+    assert "plain &lt;b&gt;arm&lt;/b&gt;" in text
+    assert text.count("<script") == text.count("</script>")
+
+
+def test_the_policy_allows_this_script_and_this_style_and_nothing_else(html: Path) -> None:
+    text = html.read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    assert "default-src &#39;none&#39;" in policy[1]
+    assert "unsafe" not in policy[1]
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
+    assert " style=" not in text
+    assert " onclick=" not in text
+
+
+def test_slices_hold_question_reply_scores_and_positions(results: Path) -> None:
+    found = collect_samples(analyse(load_runs([results])))
+    cell = next(c for c in found.index["cells"] if (c["subset"], c["length"]) == ("qa2", "32k"))
+    content = json.loads(gzip.decompress(base64.b64decode(found.slices[cell["slices"][0]])))
+    assert cell["count"] == len(content["samples"]) == 120
+    assert content["samples"][3][:4] == ["00003", "qa2-00003", "Where is Mary?", "hallway"]
+    text, error, finish, prompt_tokens, output_tokens, positions, needed, scores = content["runs"]["0"][3]
+    assert text == NASTY
+    assert (error, finish, prompt_tokens, output_tokens) == (None, "stop", 32 * K - 20, 5)
+    assert len(positions) == 2
+    assert needed == [1]
+    assert scores == [0.0, 0.0]
+
+
+def test_a_large_report_shows_the_first_samples_of_each_cell_and_says_so(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples_module, "MAX_PREDICTIONS", 400)
+    found = collect_samples(analyse(load_runs([results])))
+    assert {cell["count"] for cell in found.index["cells"]} == {50}
+    assert "50 samples of each cell, 200 of 480" in found.notes[0]
+
+
+def test_json_cannot_end_its_element() -> None:
+    assert json_in_html({"a": "</script><!--"}) == '{"a":"\\u003c/script\\u003e\\u003c!--"}'
+    assert json.loads(json_in_html({"a": NASTY})) == {"a": NASTY}
+
+
+@pytest.fixture(scope="module")
+def page(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the page")
+    with sync_api.sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=BROWSER,
+            args=list(FLAGS),
+            viewport={"width": 1366, "height": 900},
+        )
+        page = context.new_page()
+        page.complaints, page.requests = [], []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(html.as_uri())
+        yield page
+        context.close()
+
+
+@pytest.mark.browser
+def test_a_column_sorts_and_a_third_click_restores(page: Any) -> None:
+    table = page.locator("#table-scores-babilong-official")
+    cells = lambda: table.locator("tbody tr td:nth-child(6)").all_inner_texts()  # noqa: E731
+    before = cells()
+    table.locator("thead button", has_text="32K").click()
+    numbers = [float(text.split()[0]) for text in cells() if text and text[0].isdigit()]
+    assert numbers == sorted(numbers, reverse=True)
+    assert table.locator("th[aria-sort=descending]").count() == 1
+    table.locator("thead button", has_text="32K").click()
+    numbers = [float(text.split()[0]) for text in cells() if text and text[0].isdigit()]
+    assert numbers == sorted(numbers)
+    table.locator("thead button", has_text="32K").click()
+    assert cells() == before
+
+
+@pytest.mark.browser
+def test_a_filter_hides_other_rows(page: Any) -> None:
+    table = page.locator("#table-scores-babilong-official")
+    table.locator("input").fill("qa2 yarn")
+    assert table.locator("tbody tr:visible").count() == 1
+    table.locator("input").fill("")
+    assert table.locator("tbody tr:visible").count() > 5
+
+
+@pytest.mark.browser
+def test_a_score_leads_to_its_samples_and_a_sample_opens_by_keyboard(page: Any) -> None:
+    table = page.locator("#table-scores-babilong-official")
+    table.locator("tbody tr", has_text="yarn").filter(has_text="qa2").locator("td:nth-child(6) a").click()
+    page.locator("#status", has_text="120 of 120 samples of qa2 at 32K").wait_for()
+    assert page.locator("#run-a option:checked").inner_text() == "yarn"
+    button = page.locator("#list button", has_text="00003")
+    button.focus()
+    page.keyboard.press("Enter")
+    shown = page.locator("#sample")
+    assert NASTY.split("\u2028")[0].strip() in shown.inner_text()
+    assert "needed" in shown.inner_text()
+    assert "finish reason: stop" in shown.inner_text()
+    assert page.evaluate("document.activeElement.id") == "sample"
+    assert page.evaluate("window.hacked") is None
+    shown.locator("button", has_text="Next sample").click()
+    assert "sample 00004" in shown.inner_text()
+
+
+@pytest.mark.browser
+def test_samples_can_be_searched_and_paged(page: Any) -> None:
+    page.locator("#cell-subset").select_option("babilong/qa1")
+    page.locator("#status", has_text="of qa1").wait_for()
+    assert page.locator("#list tbody tr").count() == 50
+    page.locator("#on").click()
+    assert page.locator("#page").inner_text() == "51 to 100"
+    page.locator("#words").fill("window.hacked")
+    page.locator("#status", has_text="1 of 120").wait_for()
+    page.locator("#words").fill("")
+    page.locator("#which").select_option("differ")
+    page.locator("#status", has_not_text="1 of 120").get_by_text(re.compile(r"^\d+ of 120")).wait_for()
+    pairs = page.locator("#list tbody tr").evaluate_all(
+        "rows => rows.map(r => [r.cells[1].innerText, r.cells[2].innerText])"
+    )
+    assert pairs
+    assert all(a != b for a, b in pairs)
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1366, "height": 900})
+
+
+@pytest.mark.browser
+def test_dark_mode_and_print_change_the_colours(page: Any) -> None:
+    back = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    light = back()
+    page.emulate_media(color_scheme="dark")
+    assert back() != light
+    page.emulate_media(color_scheme="light", media="print")
+    assert back() == "rgb(255, 255, 255)"
+    assert page.locator("#samples").is_hidden()
+    page.emulate_media(media="screen")
+
+
+@pytest.mark.browser
+def test_every_control_has_a_name_and_every_image_a_description(page: Any) -> None:
+    assert page.evaluate("[...document.querySelectorAll('input, select')].every(e => e.labels.length)")
+    assert page.evaluate("[...document.querySelectorAll('button')].every(e => e.innerText.trim())")
+    assert page.evaluate("[...document.images].every(i => i.alt.length > 40)")
+
+
+@pytest.mark.browser
+def test_nothing_left_the_file_and_nothing_complained(page: Any, html: Path) -> None:
+    assert page.complaints == []
+    assert {url.split("#")[0] for url in page.requests if not url.startswith("data:")} == {html.as_uri()}

@@ -1,0 +1,333 @@
+"""From run folders to a report: what is read, what is left out, what is compared, and that it can be made again."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit import benchmarks
+from evalkit.compare import compare
+from evalkit.errors import BadInput
+from evalkit.records.store import RunFolder
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.build import SUMMARY_COLUMNS, build, load_runs
+from evalkit.report.words import findings
+from evalkit.types import Prediction, Score
+from tests.report_runs import LENGTHS, holds_to, training, write_run
+
+K = 1024
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms on both tasks; the second holds further out."""
+    root = tmp_path_factory.mktemp("results")
+    for recipe, hold in (("plain", 8 * K), ("randomized-yarn", 64 * K)):
+        for task, subsets in (("babilong", ("qa1", "qa2")), ("mrcr", ("2needle",))):
+            write_run(
+                root / f"{recipe}-{task}",
+                arm=recipe.replace("-", " "),
+                accuracy=holds_to(hold),
+                task=task,
+                subsets=subsets,
+                lengths=LENGTHS if task == "babilong" else ("8k", "32k"),
+                samples=30,
+                training=training(recipe),
+            )
+    return root
+
+
+@pytest.fixture(scope="module")
+def analysis(results: Path) -> Analysis:
+    return analyse(load_runs([results]))
+
+
+@pytest.fixture(scope="module")
+def report(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plots")
+    build([results], out)
+    return out
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_summary_csv_is_long_form_with_the_agreed_columns_first(report: Path, results: Path) -> None:
+    rows = rows_of(report / "summary.csv")
+    assert list(rows[0]) == list(SUMMARY_COLUMNS)
+    assert " ".join(SUMMARY_COLUMNS[:11]) == "run arm task subset length scorer n n_unscored score ci_low ci_high"
+    cell = next(
+        row
+        for row in rows
+        if (row["run"], row["subset"], row["length"], row["scorer"]) == ("plain-babilong", "qa1", "64k", "official")
+    )
+    predictions = RunFolder.open(results / "plain-babilong").predictions()
+    scored = [benchmarks.score(p)[0].value for p in predictions if (p.subset, p.length) == ("qa1", "64k")]
+    assert float(cell["score"]) == pytest.approx(100 * float(np.mean(scored)), abs=1e-9)
+    assert float(cell["ci_low"]) < float(cell["score"]) < float(cell["ci_high"])
+    assert (cell["n"], cell["n_unscored"]) == ("30", "0")
+
+
+def test_the_average_is_the_plain_mean_of_the_subsets(report: Path) -> None:
+    rows = [r for r in rows_of(report / "summary.csv") if (r["run"], r["scorer"]) == ("plain-babilong", "official")]
+    for length in ("4k", "32k"):
+        scores = {row["subset"]: float(row["score"]) for row in rows if row["length"] == length}
+        assert scores["avg"] == pytest.approx((scores["qa1"] + scores["qa2"]) / 2)
+
+
+def test_the_same_runs_give_the_same_bytes(report: Path, results: Path, tmp_path: Path) -> None:
+    again = build([results], tmp_path / "again")
+    assert len(again.files) > 20
+    for path in again.files:
+        assert path.read_bytes() == (report / path.name).read_bytes(), path.name
+
+
+def test_the_order_in_which_runs_are_named_does_not_matter(results: Path) -> None:
+    folders = sorted(results.iterdir())
+    forward, backward = load_runs(folders), load_runs(folders[::-1])
+    assert forward.runs == backward.runs
+    assert forward.frame.equals(backward.frame)
+
+
+def test_every_artefact_says_which_runs_it_is_made_of(report: Path) -> None:
+    record = json.loads((report / "report.json").read_text())
+    identity = record["runs"][0]["fingerprint"][:12]
+    for name in ("report.md", "tables.tex", "curve-babilong.svg", "report.html", "curve-babilong.png"):
+        assert identity.encode() in (report / name).read_bytes(), name
+    assert (
+        identity.encode("utf-16-be") in (report / "curve-babilong.pdf").read_bytes()
+        or identity.encode() in (report / "curve-babilong.pdf").read_bytes()
+    )
+
+
+def test_the_primary_endpoint_is_the_mean_paired_difference_beyond_the_trained_length(analysis: Analysis) -> None:
+    comparison = next(c for c in analysis.comparisons if (c.task, c.scorer) == ("babilong", "official"))
+    assert (comparison.arm, comparison.baseline) == ("randomized yarn", "plain")
+    assert comparison.lengths == ("16k", "32k", "64k", "128k")
+    each = [comparison.by_length[length].mean for length in comparison.lengths]
+    assert comparison.primary is not None
+    assert comparison.primary.mean == pytest.approx(np.mean(each))
+    assert comparison.primary.low > 0.1
+    assert comparison.primary.p < 0.001
+
+
+def test_an_arm_that_holds_everywhere_has_a_censored_effective_length(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=lambda *_: 2.0, training=training("plain"))
+    write_run(tmp_path / "b", arm="b", accuracy=lambda *_: 0.0, training=training("yarn"))
+    summaries = {s.arm: s for s in analyse(load_runs([tmp_path])).summaries if s.scorer == "official"}
+    assert summaries["a"].effective == (128 * K, ">=")
+    assert summaries["a"].retention.mean == pytest.approx(1.0)
+    assert summaries["a"].area.mean == pytest.approx(1.0)
+    assert summaries["b"].effective is None  # 0.85 of nothing is nothing
+    assert summaries["b"].effective_ruler == (4 * K, "<")
+
+
+def test_all_right_and_all_wrong_still_have_intervals(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=lambda *_: 2.0, samples=20, lengths=("4k",), subsets=("qa1",))
+    write_run(tmp_path / "b", arm="b", accuracy=lambda *_: 2.0, samples=20, lengths=("4k",), subsets=("qa1",))
+    found = analyse(load_runs([tmp_path]))
+    assert all(0.01 < 1 - cell.interval.low < 0.3 for cell in found.cells)
+    difference = found.comparisons[0].by_length["4k"]
+    assert difference.mean == 0
+    assert difference.low < -0.01
+    assert difference.high > 0.01
+    assert difference.p == 1
+
+
+def test_one_sample_in_a_cell_is_reported_with_all_its_doubt(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=lambda *_: 2.0, samples=1, lengths=("4k",), subsets=("qa1",))
+    interval = analyse(load_runs([tmp_path])).cells[0].interval
+    assert interval.mean == 1
+    assert interval.low < 0.3
+
+
+def test_several_seeds_make_one_arm_and_one_seed_is_called_a_checkpoint(tmp_path: Path) -> None:
+    for recipe, hold in (("plain", 8 * K), ("yarn", 32 * K)):
+        for seed in range(3):
+            name = f"{recipe}-{seed}"
+            write_run(
+                tmp_path / name,
+                arm=recipe,
+                accuracy=holds_to(hold),
+                samples=40,
+                subsets=("qa1",),
+                training=training(recipe, seed=seed),
+            )
+    several = analyse(load_runs([tmp_path]))
+    assert {cell.num_models for cell in several.cells} == {3}
+    assert several.comparisons[0].num_models == (3, 3)
+    assert "training seeds (3" in " ".join(findings(several)[0].sentences)
+    assert len({cell.run for cell in several.run_cells}) == 6
+    one = analyse(load_runs([tmp_path / "plain-0", tmp_path / "yarn-0"]))
+    assert "these two checkpoints" in " ".join(findings(one)[0].sentences)
+
+
+def test_two_runs_of_the_same_model_show_the_noise_floor(tmp_path: Path) -> None:
+    for name, hold in (("first", 8 * K), ("second", 16 * K)):
+        write_run(tmp_path / name, arm="plain", accuracy=holds_to(hold), training=training("plain"))
+    notes = analyse(load_runs([tmp_path])).notes
+    assert any("asked the same model the same questions" in note for note in notes)
+
+
+def test_controls_are_arms_of_their_own_and_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="plain", accuracy=holds_to(8 * K))
+    write_run(
+        tmp_path / "b",
+        arm="plain",
+        accuracy=lambda *_: 0.2,
+        config={"control": "no-context"},
+        fingerprint={"data.control": "no-context"},
+    )
+    found = analyse(load_runs([tmp_path]))
+    assert [arm.name for arm in found.arms] == ["plain", "plain, no context"]
+    assert not found.comparisons
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_no_runs_are_refused_with_the_place_that_was_searched(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no run folder"):
+        load_runs([tmp_path])
+
+
+def test_a_damaged_run_is_left_out_and_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", arm="good", accuracy=holds_to(8 * K))
+    write_run(tmp_path / "bad", arm="bad", accuracy=holds_to(8 * K))
+    file = tmp_path / "bad" / "predictions.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[:300] + b"XX" + content[302:])
+    loaded = load_runs([tmp_path])
+    assert [run.name for run in loaded.runs] == ["good"]
+    assert any(note.startswith("bad is left out") and "damaged" in note for note in loaded.left_out)
+
+
+def test_a_torn_tail_and_an_unfinished_run_are_reported_on_and_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "half", arm="half", accuracy=holds_to(8 * K))
+    file = tmp_path / "half" / "predictions.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * 0.6)])
+    loaded = load_runs([tmp_path])
+    assert any("cut off" in note for note in loaded.left_out)
+    assert any("samples are recorded so far" in note for note in loaded.left_out)
+    assert analyse(loaded).cells
+
+
+def test_a_run_without_answers_is_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", arm="good", accuracy=holds_to(8 * K))
+    write_run(tmp_path / "empty", arm="empty", accuracy=holds_to(8 * K), samples=0)
+    assert any("empty is left out: it has no answers" in note for note in load_runs([tmp_path]).left_out)
+
+
+def test_scores_that_do_not_fit_their_predictions_are_computed_again(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", arm="a", accuracy=lambda *_: 0.0)
+    with_scores = load_runs([folder]).frame
+    other = write_run(tmp_path / "b", arm="b", accuracy=lambda *_: 2.0)
+    load_runs([other])
+    (folder / "scores.parquet").write_bytes((other / "scores.parquet").read_bytes())
+    again = load_runs([folder])
+    assert again.frame["value"].equals(with_scores["value"])
+    assert any("computed again" in note for note in again.left_out)
+
+
+def test_values_that_are_no_scores_count_as_unscored(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", arm="a", accuracy=lambda *_: 2.0, samples=10, lengths=("4k",), subsets=("qa1",))
+    with RunFolder.start(folder, **reopened(folder)) as run:
+        scores = [score for p in run.recorded().values() for score in benchmarks.score(p)]
+        scores[0] = Score(key=scores[0].key, scorer=scores[0].scorer, value=float("nan"))
+        scores[2] = Score(key=scores[2].key, scorer=scores[2].scorer, value=7.0)
+        run.write_scores(scores, benchmarks.scorer_version())
+    found = analyse(load_runs([folder]))
+    official = next(cell for cell in found.cells if cell.scorer == "official")
+    assert (official.n, official.n_unscored, official.interval.mean) == (8, 2, 1.0)
+    assert any("not a number from 0 to 1" in note for note in found.notes)
+
+
+def test_failures_are_counted_and_left_out_of_the_mean(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", arm="a", accuracy=lambda *_: 2.0, samples=10, lengths=("4k",), subsets=("qa1",))
+    failed = Prediction(
+        task="babilong",
+        subset="qa1",
+        length="4k",
+        sample_id="99999",
+        story_id="x",
+        question="?",
+        target="garden",
+        prompt_tokens=0,
+        prompt_sha256="",
+        max_new_tokens=0,
+        fact_positions=(),
+        output=None,
+        output_tokens=0,
+        finish_reason="error",
+        error="context_overflow: too long",
+    )
+    with RunFolder.start(folder, **reopened(folder)) as run:
+        run.append(failed)
+    cell = next(c for c in analyse(load_runs([folder])).cells if c.scorer == "official")
+    assert (cell.n, cell.n_unscored, cell.interval.mean) == (10, 1, 1.0)
+
+
+def test_runs_on_different_data_are_shown_but_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K))
+    write_run(tmp_path / "b", arm="b", accuracy=holds_to(32 * K), data_seed=1)
+    found = analyse(load_runs([tmp_path]))
+    assert {cell.arm for cell in found.cells} == {"a", "b"}
+    assert not found.comparisons
+    assert any("different data (data.seed is" in note for note in found.notes)
+
+
+def test_arms_without_common_samples_are_shown_and_the_report_says_why_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K), lengths=("4k", "8k"))
+    write_run(tmp_path / "b", arm="b", accuracy=holds_to(8 * K), lengths=("64k",))
+    report = build([tmp_path], tmp_path / "plots")
+    assert any("no samples in common" in note for note in report.notices)
+    assert (tmp_path / "plots" / "report.html").exists()
+
+
+def test_an_unknown_baseline_is_refused_with_the_arms_there_are(results: Path) -> None:
+    with pytest.raises(BadInput, match=r"'nobody'.*'plain'"):
+        analyse(load_runs([results]), baseline="nobody")
+
+
+def reopened(folder: Path) -> dict[str, object]:
+    run = RunFolder.open(folder)
+    return {"arm": run.arm, "config": run.config, "fingerprint": run.fingerprint, "provenance": {}}
+
+
+# -- compare -------------------------------------------------------------------------------------------------------
+
+
+def test_compare_ends_with_a_plain_sentence(results: Path) -> None:
+    compared = compare(results / "randomized-yarn-babilong", results / "plain-babilong")
+    last = compared.text.splitlines()[-1]
+    assert "randomized yarn is" in last
+    assert "above plain at 16K to 128K" in last
+    assert "these two checkpoints" in last
+
+
+def test_compare_refuses_different_data_and_names_the_field(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K))
+    write_run(tmp_path / "b", arm="b", accuracy=holds_to(8 * K), data_seed=1)
+    with pytest.raises(BadInput, match=r"data\.seed is 0 in a and 1 in b"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_compare_tells_two_runs_of_the_same_arm_apart_by_their_folders(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", arm="same", accuracy=holds_to(8 * K))
+    write_run(tmp_path / "two", arm="same", accuracy=holds_to(32 * K), fingerprint={"backend": "vllm"})
+    assert [arm.name for arm in compare(tmp_path / "one", tmp_path / "two").analysis.arms] == ["two", "one"]
+
+
+def test_compare_refuses_a_run_and_itself(results: Path) -> None:
+    with pytest.raises(BadInput, match="the same run"):
+        compare(results / "plain-mrcr", results)
+
+
+def test_compare_refuses_runs_that_share_no_sample(results: Path) -> None:
+    with pytest.raises(BadInput, match="no sample in common"):
+        compare(results / "plain-mrcr", results / "plain-babilong")

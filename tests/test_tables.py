@@ -1,0 +1,131 @@
+"""Tables say the same in every form, and a checkpoint may be called anything."""
+
+from pathlib import Path
+
+import pytest
+
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.load import load_runs
+from evalkit.report.render import latex, markdown, terminal
+from evalkit.report.tables import Entry, Row, Table, all_tables, score_table, summary_table, terminal_tables
+from tests.report_runs import holds_to, training, write_run
+
+K = 1024
+ODD = "50% & up_to {8k} <b>\x1b[31m|$\\"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    write_run(root / "plain", arm="plain", accuracy=holds_to(8 * K), training=training("plain"))
+    write_run(root / "yarn", arm=ODD, accuracy=holds_to(64 * K), training=training("yarn"), lengths=("4k", "16k"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def analysis(results: Path) -> Analysis:
+    return analyse(load_runs([results]))
+
+
+def row_of(table: Table, subset: str, arm: str) -> Row:
+    return next(row for row in table.rows if row.group == subset and row.entries[1].text == arm)
+
+
+def test_lengths_stand_from_left_to_right_with_avg_and_effective_last(analysis: Analysis) -> None:
+    columns = score_table(analysis, "babilong", "official").columns
+    assert columns == ("Subset", "Arm", "n", "Unscored", "4K", "8K", "16K", "32K", "64K", "128K", "Avg", "Effective")
+
+
+def test_what_was_not_run_is_a_dash_and_has_no_average(analysis: Analysis) -> None:
+    row = row_of(score_table(analysis, "babilong", "official"), "qa1", ODD)
+    by_column = dict(zip(score_table(analysis, "babilong", "official").columns, row.entries, strict=True))
+    assert by_column["32K"].text == "-"
+    assert by_column["Avg"].text == "-"
+    assert by_column["16K"].text != "-"
+
+
+def test_the_best_arm_of_a_column_is_bold(analysis: Analysis) -> None:
+    table = score_table(analysis, "babilong", "official")
+    at = table.columns.index("16K")
+    best = [row.entries[1].text for row in table.rows if row.group == "qa1" and row.entries[at].best]
+    scores = {
+        row.entries[1].text: row.entries[at].number for row in table.rows if row.group == "qa1" and row.kind == "arm"
+    }
+    assert best == [max(scores, key=lambda arm: scores[arm] or 0)]
+    text = row_of(table, "qa1", best[0]).entries[at].text
+    assert rf"\textbf{{{text}}}" in latex(table)
+    assert f"**{text}** [" in markdown(table)
+
+
+def test_chance_stands_below_the_arms(analysis: Analysis) -> None:
+    rows = [row for row in score_table(analysis, "babilong", "official").rows if row.kind == "chance"]
+    assert {row.group for row in rows} == {"avg", "qa1", "qa2"}
+    assert all(0 < (row.entries[4].number or 0) < 60 for row in rows)
+
+
+def test_scores_have_one_decimal_and_an_interval(analysis: Analysis) -> None:
+    entry = row_of(score_table(analysis, "babilong", "official"), "qa2", "plain").entries[4]
+    whole, _, decimals = entry.text.partition(".")
+    assert whole.isdigit()
+    assert len(decimals) == 1
+    assert entry.below.startswith("[")
+    assert "n = 40, 0 unscored" in entry.explanation
+
+
+def test_published_means_stand_beside_ours_and_say_so(analysis: Analysis) -> None:
+    rows = [row for row in summary_table(analysis, "babilong", "official").rows if row.kind == "published"]
+    assert len(rows) == 4
+    assert all("(published, arXiv 2606.23687)" in row.entries[0].text for row in rows)
+    assert {row.entries[4].text for row in rows} == {"81.3", "90.3", "83.2", "88.0"}
+
+
+def test_published_means_are_left_out_where_no_length_meets_theirs(tmp_path: Path) -> None:
+    write_run(tmp_path / "tiny", arm="tiny", accuracy=holds_to(128), lengths=("64", "128", "256"))
+    table = summary_table(analyse(load_runs([tmp_path])), "babilong", "official")
+    assert not [row for row in table.rows if row.kind == "published"]
+
+
+def test_odd_names_are_escaped_in_latex_and_markdown(analysis: Analysis) -> None:
+    for table in all_tables(analysis):
+        text = latex(table)
+        assert "50% &" not in text
+        assert text.count("{") == text.count("}")
+        assert "<b>" not in markdown(table).replace("\\<b\\>", "")
+
+
+def test_every_latex_row_has_as_many_cells_as_columns(analysis: Analysis) -> None:
+    for table in all_tables(analysis):
+        body = latex(table).split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+        for line in body.splitlines():
+            if line.endswith(r"\\"):
+                assert line.replace(r"\&", "").count("&") == len(table.columns) - 1, line
+
+
+def test_a_terminal_is_not_driven_by_the_name_of_an_arm(analysis: Analysis) -> None:
+    assert "\x1b[31m" not in terminal(score_table(analysis, "babilong", "official"))
+
+
+def test_terminal_columns_line_up() -> None:
+    rows = (
+        Row(group="a", entries=(Entry("arm"), Entry("9.5", "[1.0, 20.0]", best=True))),
+        Row(group="b", entries=(Entry("a longer arm"), Entry("100.0"))),
+    )
+    table = Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
+    plain = terminal(table).replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
+    ends = {len(line) for line in plain[2:] if line}
+    assert ends == {len("a longer arm") + 2 + len("[1.0, 20.0]")}
+
+
+def test_long_names_stay_different_when_they_are_shortened() -> None:
+    names = ["organisation/model-128k (instruction+examples) (published)", "organisation/model-128k (none) (published)"]
+    rows = tuple(Row(group="g", entries=(Entry(name), Entry("1.0"))) for name in names)
+    lines = terminal(
+        Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
+    ).splitlines()
+    assert lines[-1] != lines[-2]
+
+
+def test_run_tables_need_no_second_arm(results: Path) -> None:
+    text = terminal_tables(*load_runs([results / "plain"]))
+    assert "BABILong" in text
+    assert "plain" in text
