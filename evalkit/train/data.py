@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -213,11 +212,6 @@ def open_benchmark(recipe: DataRecipe, options: Mapping[str, Any]) -> Benchmark:
     from evalkit.benchmarks.babilong import BABILong
 
     return BABILong(card, seed=recipe.seed, **options)
-
-
-def read_noise(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """Return the files as absolute paths, so that a record can be read from anywhere."""
-    return tuple(path.resolve() for path in paths)
 
 
 def _fitting_prompt(
