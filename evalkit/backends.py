@@ -24,6 +24,8 @@ class OpenBackend:
         self._logprobs = logprobs
         self._backend: Any = None
         self.found = {"rope": {}}
+        self.warnings: list[str] = []
+        """What the backend says a person should know before trusting its answers."""
 
     def serving(self, served: ServedRope, lengths: tuple[str, ...]) -> Backend:
         """Return the backend, serving the rule of some lengths. Ask for the group of the longest lengths first.
@@ -103,6 +105,7 @@ class OpenBackend:
             options=options,
             logprobs=self._logprobs,
         )
+        self.warnings += [warning for warning in self._backend.warnings if warning not in self.warnings]
         self.found.setdefault("engine", {})[" ".join(lengths)] = self._backend.settings()
         return "a server's rope rule cannot be read"
 

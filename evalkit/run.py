@@ -19,6 +19,7 @@ from evalkit.plan import Plan
 from evalkit.records.store import RunFolder
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
 
+_OVERFLOW = "context_overflow"
 _VERSIONED = (
     "evalkit",
     "torch",
@@ -48,6 +49,10 @@ class RunResult:
     """Those of the failed that the same command would ask again."""
     unfitting: int
     """Samples of the plan that do not fit their length: recorded, never asked."""
+    failed_example: str
+    """The error of one of the failed, "" where there is none."""
+    unfitting_example: str
+    """The arithmetic of one of the unfitting, "" where there is none."""
     notices: tuple[str, ...]
 
 
@@ -99,7 +104,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                     asked += 1
                     observer.answered(prediction)
         score_folder(folder)
-        return _result(plan, folder, asked)
+        return _result(plan, folder, asked, opened.warnings)
 
 
 def score_folder(folder: RunFolder) -> None:
@@ -124,7 +129,7 @@ def _prompts(plan: Plan, folder: RunFolder, todo: list[tuple[Sample, str]], obse
         try:
             yield plan.build(sample, length)
         except (ContextOverflow, BadInput) as error:
-            kind = "context_overflow" if isinstance(error, ContextOverflow) else "prompt"
+            kind = _OVERFLOW if isinstance(error, ContextOverflow) else "prompt"
             prediction = _unasked(sample, length, f"{kind}: {error}")
             folder.append(prediction)
             observer.answered(prediction)
@@ -177,7 +182,7 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
     )
 
 
-def _result(plan: Plan, folder: RunFolder, asked: int) -> RunResult:
+def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
     recorded = folder.recorded()
     keys = [
         Key(sample.task, sample.subset, cell.length, sample.sample_id)
@@ -185,15 +190,18 @@ def _result(plan: Plan, folder: RunFolder, asked: int) -> RunResult:
         for sample in plan.samples_of(cell)
     ]
     errors = [recorded[key] for key in keys if recorded[key].error]
-    unfitting = [p for p in errors if (p.error or "").startswith("context_overflow")]
+    unfitting = [p for p in errors if (p.error or "").startswith(_OVERFLOW)]
+    failed = [p for p in errors if not (p.error or "").startswith(_OVERFLOW)]
     return RunResult(
         folder=folder.path,
         asked=asked,
         recorded=len(keys),
-        failed=len(errors) - len(unfitting),
+        failed=len(failed),
         retried=sum(folder.needs_asking(p.key) for p in errors),
         unfitting=len(unfitting),
-        notices=tuple(folder.notices),
+        failed_example=next((p.error or "" for p in failed), ""),
+        unfitting_example=next(((p.error or "").removeprefix(f"{_OVERFLOW}: ") for p in unfitting), ""),
+        notices=(*folder.notices, *warnings),
     )
 
 

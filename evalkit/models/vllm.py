@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+
 from evalkit.errors import EngineError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.flight import Flight, failed
@@ -116,7 +118,9 @@ class VLLMBackend:
         """
         rules = expected_frequencies(self.checkpoint, served)
         started = expected_frequencies(self.checkpoint, self._started_with)
-        return served.scaling is not None and rules.keys() == started.keys() == {""} and length <= self.max_model_len
+        has_table = any("rows" in entry for entry in self.read_back)
+        one_rule = served.scaling is not None and rules.keys() == started.keys() == {""}
+        return has_table and one_rule and length <= self.max_model_len
 
     def switch_to(self, served: ServedRope) -> None:
         """Serve the loaded weights under another rule: the table is rewritten in place, the prefix cache emptied.
@@ -262,12 +266,13 @@ class VLLMBackend:
         """
         try:
             tables = [table for worker in self._engine.call("evalkit_rope_tables") for table in worker]
-            return compare_tables(
-                tables,
-                expected_frequencies(self.checkpoint, self._served),
-                positions=self.max_model_len,
-                tolerance=TOLERANCE if self.device == "cpu" else GPU_TOLERANCE,
-            )
+            expected = expected_frequencies(self.checkpoint, self._served)
+            tolerance = TOLERANCE if self.device == "cpu" else GPU_TOLERANCE
+            if tables:
+                return compare_tables(tables, expected, positions=self.max_model_len, tolerance=tolerance)
+            modules = [module for worker in self._engine.call("evalkit_rope_modules") for module in worker]
+            effective = [EffectiveRope(**{**m, "inv_freq": np.asarray(m["inv_freq"])}) for m in modules]
+            return [e.to_json() for e in compare_model(expected, effective, tolerance=tolerance)] if expected else []
         except EngineDied as error:
             self._engine.close()
             raise EngineError("vLLM's engine process died while its rotary table was read back.") from error

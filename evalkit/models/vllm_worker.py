@@ -47,6 +47,24 @@ class WorkerExtension:
             )
         return found
 
+    def evalkit_rope_modules(self) -> list[dict[str, Any]]:
+        """Describe the rotary modules of a model that vLLM runs through transformers' own code (Olmo 3, for one).
+
+        Such a model computes its angles from frequencies at each step: it has no table, and no last position. Each
+        entry has the fields of ``rope_readback.EffectiveRope``.
+        """
+        from evalkit.models.rope_readback import read_back_transformers
+
+        return [
+            {
+                "where": module.where,
+                "layer_type": module.layer_type,
+                "inv_freq": module.inv_freq.tolist(),
+                "attention_factor": module.attention_factor,
+            }
+            for module in read_back_transformers(self.get_model())  # type: ignore[attr-defined]  # vLLM's worker has it
+        ]
+
     def evalkit_write_rope(self, inv_freq: list[float], attention_factor: float) -> int:
         """Overwrite every rotary table in place and return how many there are.
 
