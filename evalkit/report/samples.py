@@ -7,7 +7,6 @@ when somebody looks at it. Base64 also means that nothing a model wrote can end 
 import base64
 import gzip
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,6 @@ MAX_BYTES = 256 * 2**20
 """Of the lines that are read: answers to MRCR are long."""
 SLICE = 250
 """Samples to a slice."""
-
-# The start of a line of predictions.jsonl: enough to know whether it is wanted without reading the reply.
-_KEY = re.compile(rb'\{"task":("[^"]*"),"subset":("[^"]*"),"length":("[^"]*"),"sample_id":("[^"]*"),')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,31 +111,32 @@ def _first_samples(panel: Panel, per_cell: int) -> dict[int, list[int]]:
 
 
 def _replies(panel: Panel, wanted: Mapping[int, Sequence[int]], notes: list[str]) -> dict[tuple[int, int], Prediction]:
-    """Return the wanted predictions by row and place of the panel."""
-    number = {cell: i for i, cell in enumerate(panel.cells)}
-    places = {
-        (int(panel.cell[i]), int(panel.data[i]), str(panel.sample_ids[i])): i for own in wanted.values() for i in own
-    }
+    """Return the wanted predictions by row and place of the panel.
+
+    A line says which sample it is about in its first bytes, so that most lines of a large run need not be decoded.
+    """
+    heads: dict[int, dict[bytes, int]] = {}
+    for i in (i for places in wanted.values() for i in places):
+        subset, length = panel.cells[panel.cell[i]]
+        heads.setdefault(int(panel.data[i]), {})[_head(panel.task, subset, length, str(panel.sample_ids[i]))] = i
     found: dict[tuple[int, int], Prediction] = {}
     for row, run in enumerate(panel.runs):
-        data = int(panel.data_of_run[row])
-
-        def place(task: str, subset: str, length: str, sample_id: str, data: int = data) -> int | None:
-            cell = number.get((subset, length)) if task == panel.task else None
-            return None if cell is None else places.get((cell, data, sample_id))
-
+        places = heads.get(int(panel.data_of_run[row]), {})
         try:
             for line in _lines(run):
-                key = _KEY.match(line)
-                if key is not None and place(*map(json.loads, key.groups())) is None:
-                    continue
-                p = lines.decode(line)
-                at = place(*p.key) if p is not None else None
-                if p is not None and at is not None:
-                    found[row, at] = p  # a later attempt stands later in the file
+                place = places.get(line[: line.find(b',"story_id":')])
+                prediction = lines.decode(line) if place is not None else None
+                if place is not None and prediction is not None:
+                    found[row, place] = prediction  # a later attempt stands later in the file
         except RunFolderError as error:
             notes.append(f"Samples of {run.name} are not shown: {error}")
     return found
+
+
+def _head(task: str, subset: str, length: str, sample_id: str) -> bytes:
+    """The start of a line of predictions.jsonl, up to the story."""
+    key = {"task": task, "subset": subset, "length": length, "sample_id": sample_id}
+    return json.dumps(key, separators=(",", ":")).encode("ascii")[:-1]
 
 
 def _lines(run: Run) -> Iterable[bytes]:

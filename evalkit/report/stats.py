@@ -157,10 +157,9 @@ def contrast(obs: Observations, weights: Floats, *, draws: Draws | None = None, 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return McNemar's exact two-sided p-value from the two counts of samples on which the sides differ."""
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
