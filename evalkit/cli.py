@@ -91,10 +91,11 @@ def run(dry_run: bool, **options: Any) -> None:
     _print_tables([result.folder])
     click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
     if result.unfitting:
-        click.echo(f"{result.unfitting} samples do not fit their length and stay unscored.", err=True)
+        example = result.unfitting_example.rstrip(".")
+        click.echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
     if result.failed:
         again = f"; the same command asks {result.retried} of them again" if result.retried else ""
-        click.echo(f"{result.failed} samples failed{again}.", err=True)
+        click.echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
         sys.exit(FAILED_SAMPLES)
 
 
@@ -310,12 +311,11 @@ def tasks(task: str | None) -> None:
     if task is None:
         for name in card_names():
             card = load_card(name)
-            click.echo(
-                f"{name:10} {card.title}: {card.description} ({len(card.subsets)} subsets, card v{card.version})"
-            )
+            about = " ".join(card.description.split())
+            click.echo(f"{name:10} {card.title}: {about} ({len(card.subsets)} subsets, card v{card.version})")
         return
     card = load_card(task)
-    click.echo(f"{card.title}, card v{card.version}. {card.description}\n{card.paper}")
+    click.echo(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}\n{card.paper}")
     default = ", ".join(card.default_subsets)
     click.echo(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
     for name, subset in card.subsets.items():

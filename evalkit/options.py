@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from evalkit.errors import BadInput
 from evalkit.lengths import parse_length, parse_lengths
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -145,7 +146,11 @@ run_options = _together(
         "--backend", type=click.Choice(["auto", "hf", "vllm", "server", "scripted"]), default="auto", show_default=True
     ),
     click.option(
-        "--script", default="oracle", show_default=True, help="Scripted backend: oracle, wrong, empty, slow, failing."
+        "--script",
+        type=click.Choice(["oracle", "wrong", "empty", "slow", "failing"]),
+        default="oracle",
+        show_default=True,
+        help="How the scripted backend answers.",
     ),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
@@ -164,6 +169,8 @@ def run_config(options: dict[str, Any]) -> Any:
     without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
     rope, engine = rope_request(options), engine_settings(options)
     needles = tuple(f"{n.removesuffix('needle')}needle" for n in options.pop("needles"))
+    if needles and options["subsets"]:
+        raise BadInput("--needles and --subsets both name subsets; give one of the two.")
     options["subsets"] = options["subsets"] or needles
     options |= {"without": without, "rope": rope, "engine": engine, "samples": options["samples"] or 0}
     return RunConfig(**options)

@@ -121,11 +121,21 @@ def test_failed_samples_are_asked_again_and_end_in_exit_code_1_while_they_last(c
     arguments = ("--lengths", "1k", "--subsets", "qa1", "--samples", 7)
     shown = run(checkpoint, tmp_path / "r", *arguments, script="failing")
     assert shown.exit_code == 1
-    assert "2 samples failed" in shown.output
+    assert "2 samples failed (scripted: this prompt was chosen to fail)" in shown.output
     assert RunFolder.open(tmp_path / "r").read_scores.__doc__  # the folder opens
     shown = run(checkpoint, tmp_path / "r", *arguments, script="failing")
     assert shown.exit_code == 0, shown.output
     assert [r["attempt"] for r in lines(tmp_path / "r")].count(2) == 2
+
+
+def test_samples_that_do_not_fit_are_counted_with_the_arithmetic_of_one(checkpoint, tmp_path):
+    shown = evalkit(
+        *("run", "--model", checkpoint, "--task", "mrcr", "--backend", "scripted", "--lengths", "256"),
+        *("--needles", "2", "--samples", 1, "--out", tmp_path / "r"),
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "1 samples do not fit their length and stay unscored: MRCR 2needle sample 00000 at 256:" in shown.output
+    assert "for the answer > 256" in shown.output
 
 
 def test_repeating_a_finished_run_asks_nothing(checkpoint, tmp_path):
@@ -241,6 +251,8 @@ def _complete_lines(file: Path) -> list[bytes]:
         (("--task", "babilong", "--lengths", "1k", "--depth", "2"), "between 0 and 1"),
         (("--task", "babilong", "--lengths", "1k", "--prompts", "nowhere"), "nowhere"),
         (("--task", "babilong", "--lengths", "1k", "--source", "nowhere"), "nowhere"),
+        (("--task", "babilong", "--lengths", "1k", "--script", "nonsense"), "'nonsense'"),
+        (("--task", "mrcr", "--lengths", "1k", "--needles", "2", "--subsets", "8needle"), "give one of the two"),
     ],
 )
 def test_wrong_use_gets_one_sentence_and_exit_code_2(checkpoint, tmp_path, monkeypatch, arguments, message):
