@@ -150,7 +150,9 @@ def analyse(
     for arm in arms:
         notes += [f"Arm {arm.name!r} joins runs that differ: {what}." for what in disagreements(arm)[:1]]
         leaks = {run.training.get("data", {}).get("leakage", {}).get("found") for run in arm.runs} - {None}
-        notes += [f"Training data of {arm.name!r} against the evaluation: {found}." for found in sorted(leaks)]
+        notes += [
+            f"Training data of {arm.name!r} against the evaluation: {found.rstrip('.')}." for found in sorted(leaks)
+        ]
     cells: list[CellScore] = []
     run_cells: list[CellScore] = []
     summaries: list[ArmSummary] = []

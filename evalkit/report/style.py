@@ -1,7 +1,9 @@
 """How figures look: one colour and marker per arm everywhere, and files that are byte-identical for the same input."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ _OF_RECIPE = {
 }
 _OTHERS = ("#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00", "#D55E00", "#000000")
 _MARKERS = "osD^vPX<>*"
+_LINES = ("-", "--", "-.", ":")
+_PUBLISHED_LINES = ("--", ":", "-.")
 _GREY = "#777777"
 
 RC = {
@@ -57,19 +61,20 @@ class Look:
 
 
 def looks(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Return the look of each arm by its name."""
+    """Return the look of each arm by its name.
+
+    The colour is the recipe's, so that a method is seen at once; arms of one recipe, such as two ways of serving it,
+    differ in line and marker.
+    """
     taken = {_OF_RECIPE[arm.recipe] for arm in arms if arm.recipe in _OF_RECIPE}
-    free = [colour for colour in _OTHERS if colour not in taken] or list(_OTHERS)
+    free = cycle([colour for colour in _OTHERS if colour not in taken] or _OTHERS)
     found: dict[str, Look] = {}
-    used: set[str] = set()
+    used: Counter[str] = Counter()
     for i, arm in enumerate(arms):
-        colour = _OF_RECIPE.get(arm.recipe, "")
-        if arm.control:
-            colour = _GREY
-        elif not colour or colour in used:  # two arms of one recipe, such as two ways of serving it
-            colour = free[len(used - taken) % len(free)]
-        used.add(colour)
-        line = ":" if arm.control else "--" if arm.published else "-"
+        colour = _GREY if arm.control else _OF_RECIPE.get(arm.recipe) or next(free)
+        lines = _PUBLISHED_LINES if arm.published else _LINES
+        line = lines[used[colour] % len(lines)]
+        used[colour] += 1
         label = f"{arm.name} (published)" if arm.published else arm.name
         found[arm.name] = Look(colour, _MARKERS[i % len(_MARKERS)], line, label)
     return found
