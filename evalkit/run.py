@@ -116,10 +116,21 @@ def score_folder(folder: RunFolder) -> None:
 
 
 def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:
-    """Yield what is not recorded, with its length, longest first."""
+    """Yield what is not recorded, with its length, longest first.
+
+    Raises:
+        BadInput: a published row is another one than the one that was answered.
+    """
     for cell in plan.cells(lengths):
         for sample in plan.samples_of(cell):
-            if folder.needs_asking(Key(sample.task, sample.subset, cell.length, sample.sample_id)):
+            key = Key(sample.task, sample.subset, cell.length, sample.sample_id)
+            before = folder.recorded().get(key)
+            if before and before.metadata.get("row_sha256") != sample.metadata.get("row_sha256"):
+                raise BadInput(
+                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} in {plan.config.source} is another one "
+                    f"than {folder.path} holds an answer to; use another --out, or the rows of that time."
+                )
+            if folder.needs_asking(key):
                 yield sample, cell.length
 
 

@@ -128,6 +128,20 @@ def test_failed_samples_are_asked_again_and_end_in_exit_code_1_while_they_last(c
     assert [r["attempt"] for r in lines(tmp_path / "r")].count(2) == 2
 
 
+def test_an_answer_to_a_published_row_is_not_reused_for_another_row(checkpoint, tmp_path):
+    row = {"input": "Mary went to the garden. It rained.", "question": "Where is Mary? ", "target": "garden"}
+    file = tmp_path / "rows" / "qa1" / "1k.json"
+    file.parent.mkdir(parents=True)
+    arguments = ("--lengths", "1k", "--subsets", "qa1", "--source", tmp_path / "rows")
+    file.write_text(json.dumps([row]))
+    assert run(checkpoint, tmp_path / "r", *arguments).exit_code == 0
+    file.write_text(json.dumps([{**row, "input": "Mary went to the garden. It snowed."}]))
+    shown = run(checkpoint, tmp_path / "r", *arguments)
+    assert shown.exit_code == 2
+    assert "Row 00000 of qa1 at 1k" in shown.output
+    assert len(lines(tmp_path / "r")) == 1
+
+
 def test_samples_that_do_not_fit_are_counted_with_the_arithmetic_of_one(checkpoint, tmp_path):
     shown = evalkit(
         *("run", "--model", checkpoint, "--task", "mrcr", "--backend", "scripted", "--lengths", "256"),

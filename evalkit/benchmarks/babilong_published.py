@@ -5,6 +5,7 @@ length and task (``4k/qa1-00000-of-00001.parquet``, about 1,000 rows). Both have
 A row has no facts of its own: context and facts come mixed, at the published length.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,13 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
             question=row["question"].strip(),
             target=row["target"],
             context=row["input"],
-            metadata={"published_length": length},
+            metadata={"published_length": length, "row_sha256": _sha256(row)},
         )
+
+
+def _sha256(row: dict[str, str]) -> str:
+    """Return what tells a row from another one: a local file can change under the same name."""
+    return hashlib.sha256("\n".join(row[column] for column in COLUMNS).encode()).hexdigest()
 
 
 def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Any:
