@@ -169,6 +169,8 @@ def run_config(options: dict[str, Any]) -> Any:
     without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
     rope, engine = rope_request(options), engine_settings(options)
     needles = tuple(f"{n.removesuffix('needle')}needle" for n in options.pop("needles"))
+    if needles and options["task"] != "mrcr":
+        raise BadInput(f"--needles: an option of MRCR; the task is {options['task']}.")
     if needles and options["subsets"]:
         raise BadInput("--needles and --subsets both name subsets; give one of the two.")
     options["subsets"] = options["subsets"] or needles

@@ -50,7 +50,10 @@ def test_a_broken_file_is_named(tmp_path):
     path = tmp_path / "data" / "qa1" / "4k.json"
     path.parent.mkdir(parents=True)
     path.write_text('[{"input": "x"')
-    with pytest.raises(BadInput, match=r"4k\.json is not a json file of rows"):
+    with pytest.raises(BadInput, match=r"4k\.json is not a json file of rows .*: line 1, Expecting"):
+        read(tmp_path)
+    path.write_text("[]")
+    with pytest.raises(BadInput, match="it holds no rows"):
         read(tmp_path)
 
 

@@ -6,6 +6,7 @@ A row has no facts of its own: context and facts come mixed, at the published le
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Any:
 
 
 def _local_rows(folder: str, subset: str, length: str) -> Any:
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, load_dataset
 
     root = Path(folder)
     if not root.is_dir():
@@ -77,11 +78,24 @@ def _local_rows(folder: str, subset: str, length: str) -> Any:
     for kind, globs in patterns.items():
         files = sorted({str(path) for pattern in globs for path in root.glob(pattern)})
         if files:
+            disable_progress_bars()
             try:
                 return load_dataset(kind, data_files=files, split="train")
             except Exception as error:  # datasets wraps pyarrow and JSON errors in its own
-                cause = str(error.__cause__ or error).splitlines()[0]
+                cause = _json_problem(Path(files[0])) if kind == "json" else None
+                cause = cause or str(error.__cause__ or error).splitlines()[0]
                 raise BadInput(f"{files[0]} is not a {kind} file of rows {', '.join(COLUMNS)}: {cause}") from error
     raise BadInput(
         f"{root} has no rows for {subset} at {length}: expected {subset}/{length}.json or {length}/{subset}-*.parquet."
     )
+
+
+def _json_problem(path: Path) -> str | None:
+    """Say what is wrong with a JSON list of rows, with the line; None where that does not show here."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        return f"line {error.lineno}, {error.msg}."
+    except UnicodeDecodeError:
+        return "it is not UTF-8."
+    return "it holds no rows." if rows == [] else None

@@ -185,7 +185,8 @@ def _tokenize(text: str, encoder: PromptEncoder) -> TokenizedHaystack:
     haystack = _join([part for chunk in chunks if (part := _tokenize_chunk(chunk, encoder)).num_tokens])
     if not haystack.num_tokens:
         raise BadInput(
-            f"The background text has no sentence of {MIN_SENTENCE_TOKENS} tokens or more; give a longer text."
+            f"The background text has no sentence of {MIN_SENTENCE_TOKENS} tokens or more; give prose with at least as "
+            "many tokens as the longest length."
         )
     return haystack
 
