@@ -212,7 +212,9 @@ class Draws:
             # Single precision is exact for right and wrong, and halves the time of most of a large report's work.
             block = np.concatenate([s[np.ix_(clusters, cells)] for s in sums], axis=1).astype(np.float32)
             times = _times_drawn(num_clusters, self.seed)[clusters].astype(np.float32)
-            drawn[:, :, cells] = (block.T @ times).T.reshape(RESAMPLES, len(rows), -1)
+            # Not "@": on a machine that is busy with other work, BLAS threads wait for each other far longer than this.
+            products = np.einsum("gc,gd->cd", block, times).T
+            drawn[:, :, cells] = products.reshape(RESAMPLES, len(rows), -1)
         counts = np.maximum(sums[0].sum(axis=0), 1)
         observed = np.stack([s.sum(axis=0) / counts for s in sums[1:]])
         with np.errstate(invalid="ignore"):  # a small cell may be missed by a draw: it keeps its mean then
