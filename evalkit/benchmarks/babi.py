@@ -9,7 +9,6 @@ qa8 the objects in the order of taking ("milk,apple"), for qa19 two directions (
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,11 +103,6 @@ def files_hash(path: Path) -> str:
     for file in files:
         digest.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def fingerprint(sample: Sample) -> str:
-    """Return a hash of facts, question and answer: equal for equal items, whatever surrounds and names them."""
-    return hashlib.sha256(json.dumps([*sample.facts, sample.question, sample.target]).encode()).hexdigest()
 
 
 def _sample_seed(subset: str, seed: int, index: int) -> int:
