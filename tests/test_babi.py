@@ -160,15 +160,6 @@ def test_an_unknown_task_is_named():
         babi.generate("qa21", 0, 0)
 
 
-def test_a_fingerprint_is_of_facts_question_and_answer_alone():
-    first, second = babi.generate("qa1", 0, 0), babi.generate("qa1", 0, 1)
-    renamed = babi.Sample(
-        task="other", subset="qa1", sample_id="9", story_id="9", question=first.question, target=first.target,
-        facts=first.facts,
-    )  # fmt: skip
-    assert babi.fingerprint(renamed) == babi.fingerprint(first) != babi.fingerprint(second)
-
-
 STORY = """1 Mary moved to the bathroom.
 2 John went to the hallway.
 3 Where is Mary? \tbathroom\t1
