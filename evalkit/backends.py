@@ -156,13 +156,22 @@ def check_engine_options(backend: str, options: dict[str, Any]) -> None:
     Raises:
         BadInput: the option and the backends it belongs to.
     """
-    from evalkit.models.server import ServerOptions
-    from evalkit.models.vllm_engine import VLLMOptions
-
-    known = {"vllm": {f.name for f in fields(VLLMOptions)}, "server": {f.name for f in fields(ServerOptions)}}
     for name in options:
-        if name not in known.get(backend, set()):
-            owners = [owner for owner, names in known.items() if name in names]
+        if name not in _engine_options(backend):
+            owners = [owner for owner in ("vllm", "server") if name in _engine_options(owner)]
             raise BadInput(f"The option {name} is for the backend {' or '.join(owners)}, and this run uses {backend}.")
     if backend == "server" and not options.get("base_url"):
         raise BadInput("The server backend needs an address: --base-url http://localhost:8000/v1.")
+
+
+def engine_options_of(backend: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of several backends' options that this one takes."""
+    return {name: value for name, value in options.items() if name in _engine_options(backend)}
+
+
+def _engine_options(backend: str) -> set[str]:
+    from evalkit.models.server import ServerOptions
+    from evalkit.models.vllm_engine import VLLMOptions
+
+    kind = {"vllm": VLLMOptions, "server": ServerOptions}.get(backend)
+    return {field.name for field in fields(kind)} if kind else set()

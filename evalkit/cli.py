@@ -12,6 +12,8 @@ from evalkit.options import (
     ANY_PATH,
     DTYPES,
     FOLDER,
+    engine_options,
+    engine_settings,
     lengths,
     names,
     rope_options,
@@ -128,21 +130,33 @@ def check(model: Path, wanted: tuple[str, ...], gpu_memory: float | None, as_jso
 
 
 @main.command()
+@click.argument("model", type=ANY_PATH)
 @click.option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
-@run_options
+@click.option("--task", default="babilong", show_default=True, help="A task card; see 'evalkit tasks'.")
+@click.option("--lengths", type=lengths, default="1k", show_default=True, help="Such as 1k,4k.")
+@click.option("--subsets", type=names, default="", help="Default: the card's.")
+@click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True, help="Per subset and length.")
+@rope_options
+@click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top.")
+@click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def crosscheck(backends: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Ask two backends the same prompts, by id, and say how often and how early their answers part.
 
     \b
-    Example:
-      evalkit crosscheck --model ckpt/ --task babilong --lengths 1k,4k --samples 2 --backends hf,vllm
+    Examples:
+      evalkit crosscheck ckpt/ --lengths 1k,4k
+      evalkit crosscheck ckpt/ --rope yarn --factor 4 --backends hf,server --base-url http://localhost:8000/v1
     """
     import json
 
     from evalkit.crosscheck import crosscheck_plans
+    from evalkit.plan import RunConfig
 
-    report = crosscheck_plans(run_config(options), backends)
+    options |= {"rope": rope_request(options), "engine": engine_settings(options)}
+    report = crosscheck_plans(RunConfig(**options), backends)
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
 
 

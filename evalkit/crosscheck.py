@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from evalkit.backends import OpenBackend
+from evalkit.backends import OpenBackend, engine_options_of
 from evalkit.errors import BadInput
 from evalkit.plan import RunConfig, make_plan
 from evalkit.types import Backend, Completion, Key, Prompt
@@ -118,7 +118,7 @@ def crosscheck_plans(config: RunConfig, backends: Sequence[str]) -> CrosscheckRe
     named: list[NamedAnswers] = []
     prompts: list[Prompt] = []
     for name in backends:
-        plan = make_plan(replace(config, backend=name))
+        plan = make_plan(replace(config, backend=name, engine=engine_options_of(name, config.engine)))
         completions: dict[Key, Completion] = {}
         prompts = []
         with OpenBackend(plan, logprobs=True) as opened:
