@@ -1,5 +1,6 @@
 """The figures: how scores hold over length, where in the prompt they break, and what each arm was trained on."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
             below.axhline(0, color=style[compared[0].baseline].colour, linewidth=1)
             length_axis(below, lengths)
             mark_trained(below, _trained(analysis, task), label=False)
-            below.set_ylabel(f"minus {_shorten(compared[0].baseline)}")
+            below.set_ylabel(f"minus {_shorten(compared[0].baseline, 16)}")
         _legend(top)
         return figure
 
@@ -117,6 +118,7 @@ def curves_by_subset(analysis: Analysis, task: str, scorer: str) -> Drawing:
     def draw() -> "Figure":
         across = min(len(panel.subsets), 3 if len(panel.subsets) < 10 else 4)
         figure, axes = _panels(len(panel.subsets), across, 2.3, 1.9)
+        _title(figure, f"{task_title(task)}, {_words(scorer)} score")
         for i, (place, subset) in enumerate(zip(axes, panel.subsets, strict=True)):
             places = length_axis(place, panel.lengths, label=False)
             _scores(place, [c for c in cells if c.subset == subset], places, style, label=i % across == 0)
@@ -126,7 +128,8 @@ def curves_by_subset(analysis: Analysis, task: str, scorer: str) -> Drawing:
         named = {
             label: handle for place in axes for handle, label in zip(*place.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=min(len(named), 4), fontsize=8)
+        columns = max(1, min(len(named), 160 // (8 + max(map(len, named)))))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(columns, 5), fontsize=8)
         return figure
 
     return Drawing(
@@ -306,6 +309,10 @@ def _panels(count: int, across: int, width: float, height: float) -> "tuple[Figu
     return figure, list(axes.flat)[:count]
 
 
+def _title(figure: "Figure", title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+
+
 def _scores(
     axes: "Axes",
     cells: Sequence[CellScore],
@@ -370,6 +377,7 @@ def _heatmaps(
     def draw() -> "Figure":
         across = min(len(shown), 3)
         figure, axes = _panels(len(shown), across, 0.42 * len(columns) + 0.3, 0.24 * len(rows) + 0.5)
+        _title(figure, title)
         for i, (place, arm) in enumerate(zip(axes, shown, strict=True)):
             image = place.imshow(values[arm], cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (row, column), value in np.ndenumerate(values[arm]):
@@ -391,7 +399,10 @@ def _heatmaps(
 def _legend(axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, ncols=1 + len(labels) // 24)
+        wrapped = [textwrap.fill(label, 34, break_long_words=False) for label in labels]
+        axes.legend(
+            handles, wrapped, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, ncols=1 + len(labels) // 24
+        )
 
 
 def _trained(analysis: Analysis, task: str) -> list[int]:

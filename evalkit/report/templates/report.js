@@ -146,7 +146,9 @@ function open(i) {
   const runs = [at("run-a").value, at("run-b").value].filter((run, k, both) => run !== "" && both.indexOf(run) === k);
   const some = rows[runs[0]] ?? Object.values(rows)[0];
   box.replaceChildren(make("h3", `${cell.subset} at ${cell.length.toUpperCase()}, sample ${sample[0]}`));
-  box.append(make("p", `Story ${sample[1]}. To see the whole prompt: evalkit show ${index.runs[runs[0]].name} ${cell.subset}/${cell.length}/${sample[0]}`, "quiet"));
+  const own = index.runs[runs[0]];
+  const whole = own.published ? "" : ` The whole prompt: evalkit show ${own.name} ${cell.subset}/${cell.length}/${sample[0]}`;
+  box.append(make("p", `Story ${sample[1]}.${whole}`, "quiet"));
   box.append(make("h4", "Question"), make("pre", sample[2]), make("h4", "Target"), make("pre", sample[3]));
   const positions = some[5], needed = new Set(some[6]);
   if (positions.length || sample[4].length) {
@@ -167,7 +169,8 @@ function open(i) {
       const scores = index.scorers[cell.task].map((name, k) => `${name.replaceAll("_", " ")} ${row[7][k] === null ? "unscored" : (100 * row[7][k]).toFixed(1)}`);
       part.append(make("p", scores.join(" · ")));
       part.append(row[1] === null ? make("pre", row[0] === "" ? "(an empty reply)" : row[0]) : make("p", row[1], "wrong"));
-      part.append(make("p", `finish reason: ${row[2]} · ${row[3].toLocaleString("en")} prompt tokens · ${row[4].toLocaleString("en")} reply tokens`, "quiet"));
+      const tokens = row[3] ? `${row[3].toLocaleString("en")} prompt tokens · ${row[4].toLocaleString("en")} reply tokens` : "tokens not known";
+      part.append(make("p", `finish reason: ${row[2]} · ${tokens}`, "quiet"));
     }
     replies.append(part);
   }
