@@ -66,7 +66,7 @@ class RunConfig:
     """Options of the chosen backend alone: ``VLLMOptions`` or ``ServerBackend`` arguments."""
 
     arm: str | None = None
-    """Name in tables and figures; None: the checkpoint's name and its rope rule, if one was named."""
+    """Name in tables and figures; None: the checkpoint's name, with its rope rule if one was named."""
     out: Path | None = None
     """Run folder; None: ``results/<arm>-<task>-<fingerprint>``."""
 
@@ -180,7 +180,8 @@ def make_plan(config: RunConfig) -> Plan:
         **{f"data.{name}": value for name, value in benchmark.recipe().items()},
     }
     rule = "" if config.rope.rule == "checkpoint" else f" {config.rope.label()}"
-    arm = config.arm or f"{checkpoint.name}{rule}"
+    rehearsal = f" (scripted: {config.script})" if backend == "scripted" else ""  # never one arm with real answers
+    arm = config.arm or f"{checkpoint.name}{rule}{rehearsal}"
     name = f"{_slug(arm)}-{card.task}-{fingerprint_sha(fingerprint)[:8]}"
     return Plan(
         config=config,
