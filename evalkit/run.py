@@ -34,6 +34,10 @@ _VERSIONED = (
 )
 
 
+MAX_FACT_CHARS = 4000
+"""Facts longer than this together (MRCR's needles) are not repeated in every record; ``evalkit show`` rebuilds them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a run left behind."""
@@ -168,8 +172,15 @@ def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Predict
         attempt=attempt,
         error=completion.error,
         passing=completion.passing,
-        metadata=sample.metadata,
+        metadata=_metadata(sample),
     )
+
+
+def _metadata(sample: Sample) -> dict[str, Any]:
+    """Return the sample's own metadata, and its facts where they are short statements, for a report to show."""
+    if not sample.facts or sum(map(len, sample.facts)) > MAX_FACT_CHARS:
+        return dict(sample.metadata)
+    return {"facts": list(sample.facts), "supporting": list(sample.supporting), **sample.metadata}
 
 
 def _unasked(sample: Sample, length: str, error: str) -> Prediction:
@@ -189,7 +200,7 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
         output_tokens=0,
         finish_reason="error",
         error=error,
-        metadata=sample.metadata,
+        metadata=_metadata(sample),
     )
 
 

@@ -198,9 +198,11 @@ def test_resamples_of_clusters_vary_as_clusters_do() -> None:
     assert spread == pytest.approx(values.std() / 10, rel=0.05)
 
 
-def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs() -> None:
-    assert stats.mcnemar(9, 1) == pytest.approx(2 * sum(scipy_stats.binom.pmf([9, 10], 10, 0.5)))
-    assert stats.mcnemar(0, 0) == 1.0
+@given(st.integers(0, 200), st.integers(0, 200))
+@settings(max_examples=50, deadline=None)
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(better: int, worse: int) -> None:
+    expected = scipy_stats.binomtest(better, better + worse, 0.5).pvalue if better + worse else 1.0
+    assert stats.mcnemar(better, worse) == pytest.approx(expected)
 
 
 def test_flipping_signs_of_stories_is_mcnemar_when_each_story_is_one_pair() -> None:
