@@ -179,15 +179,6 @@ def test_samples_can_be_searched_and_paged(page: Any) -> None:
     assert page.locator("#page").inner_text() == "51 to 100"
     page.locator("#words").fill("window.hacked")
     page.locator("#status", has_text="1 of 120").wait_for()
-    page.locator("#words").fill("")
-    page.locator("#which").select_option("differ")
-    # The page waits for a pause in typing: in between, none of the samples that differ has the words of before.
-    page.locator("#status").get_by_text(re.compile(r"^\d{2,} of 120")).wait_for()
-    pairs = page.locator("#list tbody tr").evaluate_all(
-        "rows => rows.map(r => [r.cells[1].innerText, r.cells[2].innerText])"
-    )
-    assert pairs
-    assert all(a != b for a, b in pairs)
 
 
 @pytest.mark.browser

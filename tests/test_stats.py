@@ -213,7 +213,7 @@ def test_flipping_signs_of_stories_is_mcnemar_when_each_story_is_one_pair() -> N
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
     from statsmodels.stats.multitest import multipletests
 
