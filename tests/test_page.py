@@ -157,6 +157,9 @@ def test_a_score_leads_to_its_samples_and_a_sample_opens_by_keyboard(page: Any) 
     table.locator("tbody tr", has_text="yarn").filter(has_text="qa2").locator("td:nth-child(6) a").click()
     page.locator("#status", has_text="120 of 120 samples of qa2 at 32K").wait_for()
     assert page.locator("#run-a option:checked").inner_text() == "yarn"
+    table.locator("tbody tr", has_text="plain").filter(has_text="qa2").locator("td:nth-child(6) a").click()
+    page.wait_for_function("document.querySelector('#run-a option:checked').textContent === 'plain <b>arm</b>'")
+    page.locator("#status", has_text="120 of 120 samples of qa2 at 32K").wait_for()
     button = page.locator("#list button", has_text="00003")
     button.focus()
     page.keyboard.press("Enter")
@@ -178,7 +181,19 @@ def test_samples_can_be_searched_and_paged(page: Any) -> None:
     page.locator("#on").click()
     assert page.locator("#page").inner_text() == "51 to 100"
     page.locator("#words").fill("window.hacked")
-    page.locator("#status", has_text="1 of 120").wait_for()
+    page.locator("#status", has_text=re.compile("^1 of 120")).wait_for()
+
+
+@pytest.mark.browser
+def test_the_samples_on_which_two_runs_differ_can_be_picked(page: Any) -> None:
+    page.locator("#words").fill("")
+    page.locator("#status", has_text=re.compile("^120 of 120")).wait_for()  # nothing is pending any more
+    page.locator("#which").select_option("differ")
+    page.locator("#status", has_text=re.compile(r"^(?!120)\d+ of 120")).wait_for()
+    rows = "rows => rows.map(r => [r.cells[1].innerText, r.cells[2].innerText])"
+    pairs = page.locator("#list tbody tr").evaluate_all(rows)
+    assert pairs
+    assert all(a != b for a, b in pairs)
 
 
 @pytest.mark.browser

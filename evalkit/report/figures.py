@@ -228,7 +228,7 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
             xs, ys, _ = zip(*points, strict=True)
             axes.plot(xs, ys, color=look.colour, linestyle=look.line, linewidth=1, alpha=0.6)
             axes.scatter(xs, ys, s=16, color=look.colour, marker=look.marker, label=look.label, zorder=3)
-            for x, y, n in {points[0], points[-1]}:
+            for x, y, n in dict.fromkeys((points[0], points[-1])):
                 axes.annotate(
                     length_name(parse_length(n)), (x, y), xytext=(4, -8), textcoords="offset points", fontsize=7,
                     color=look.colour,

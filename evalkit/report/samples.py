@@ -20,7 +20,7 @@ from evalkit.report.load import Run, needed_facts
 from evalkit.report.panel import Panel, natural
 from evalkit.types import Prediction
 
-MAX_PREDICTIONS = 100_000
+MAX_PREDICTIONS = 200_000
 MAX_BYTES = 256 * 2**20
 """Of the lines that are read: answers to MRCR are long."""
 SLICE = 250

@@ -122,7 +122,7 @@ def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
             f"0 to 100, with 95 % intervals ({'; '.join(intervals)}) and the best arm in bold. "
             f"{_tokens_note(analysis, task)} n: scored samples per cell. Avg: mean over the lengths. Effective: the "
             "longest length up to which the interval stays above 0.85 of the in-distribution score (of the shortest "
-            f"length, where no trained length is known). {NOT_RUN}: not run."
+            f"length, where no trained length is known): few samples prove only short ones. {NOT_RUN}: not run."
         ),
         columns=(
             "Subset",
@@ -180,7 +180,7 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
         arm = next(arm for arm in analysis.arms if arm.name == s.arm)
         entries = (
             Entry(s.arm + (" (published)" if arm.published else "")),
-            Entry(length_name(s.trained_length) if s.trained_length else NOT_RUN, number=s.trained_length),
+            Entry(length_name(arm.trained_length) if arm.trained_length else NOT_RUN, number=arm.trained_length),
             Entry(str(arm.num_models), number=arm.num_models),
             _interval(s.in_distribution),
             _interval(s.out_of_distribution),

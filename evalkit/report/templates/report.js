@@ -150,16 +150,6 @@ function open(i) {
   const whole = own.published ? "" : ` The whole prompt: evalkit show ${own.name} ${cell.subset}/${cell.length}/${sample[0]}`;
   box.append(make("p", `Story ${sample[1]}.${whole}`, "quiet"));
   box.append(make("h4", "Question"), make("pre", sample[2]), make("h4", "Target"), make("pre", sample[3]));
-  const positions = some[5], needed = new Set(some[6]);
-  if (positions.length || sample[4].length) {
-    box.append(make("h4", "Facts, and their depth in the prompt"));
-    const facts = make("ol");
-    for (let k = 0; k < Math.max(positions.length, sample[4].length); k++) {
-      const depth = k < positions.length && some[3] ? ` at ${(100 * positions[k] / some[3]).toFixed(1)} % (token ${positions[k].toLocaleString("en")})` : "";
-      facts.append(make("li", `${sample[4][k] ?? `fact ${k + 1}`}${depth}${needed.has(k) ? ", needed" : ""}`, needed.has(k) ? "needed" : ""));
-    }
-    box.append(facts);
-  }
   const replies = make("div", undefined, "replies");
   for (const run of runs) {
     const row = rows[run], part = make("div");
@@ -182,7 +172,19 @@ function open(i) {
     button.addEventListener("click", () => open(to));
     step.append(button);
   }
-  box.append(replies, step);
+  box.append(replies);
+  const positions = some[5], needed = new Set(some[6]);
+  if (positions.length || sample[4].length) {
+    const facts = make("ol");
+    facts.tabIndex = 0;
+    for (let k = 0; k < Math.max(positions.length, sample[4].length); k++) {
+      const depth = k < positions.length && some[3] ? `${(100 * positions[k] / some[3]).toFixed(1)} % (token ${positions[k].toLocaleString("en")})` : "";
+      const text = [depth, sample[4][k], needed.has(k) ? "needed" : ""].filter(Boolean).join(" · ");
+      facts.append(make("li", text, needed.has(k) ? "needed" : ""));
+    }
+    box.append(make("h4", "Facts by their depth in the prompt"), facts);
+  }
+  box.append(step);
   box.hidden = false;
   box.focus();
   box.scrollIntoView({ block: "nearest" });
@@ -210,8 +212,9 @@ function lengths(keep) {
 
 // A score's link: #samples/task/subset/length/arm
 function follow() {
-  const [place, task, subset, length, arm] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  if (place !== "samples" || arm === undefined) return;
+  const [place, task, subset, length, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponent);
+  const arm = rest.join("/"); // an arm may be named after organisation/model
+  if (place !== "samples" || !arm) return;
   at("cell-subset").value = `${task}/${subset}`;
   lengths(length);
   runs();
