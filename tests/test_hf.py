@@ -70,6 +70,15 @@ def test_batches_respect_the_padded_size_and_keep_the_order():
     assert [[len(p.token_ids) for p in batch] for batch in batches] == [[100, 90], [10, 10], [500]]
 
 
+def test_on_a_cpu_a_long_prompt_with_a_short_answer_shares_no_batch(backend):
+    long = random_prompts([600, 600])
+    talkative = [prompt(p.token_ids, name=p.sample.sample_id, max_new_tokens=100) for p in long]
+    sizes = lambda prompts: [len(b) for b in _batches(prompts, 8_192, alone=backend._goes_alone)]  # noqa: E731
+    assert sizes(long) == [1, 1]
+    assert sizes(talkative) == [2]
+    assert sizes([*long, *random_prompts([500, 500])]) == [1, 1, 2]
+
+
 def test_changing_the_rope_rule_in_place_equals_loading_with_it(checkpoint, backend):
     rope = {
         "rope_parameters": {
