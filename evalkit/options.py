@@ -185,6 +185,7 @@ _DATA_RECIPE = (  # flag, field of ``train.data.DataRecipe``, type, help
     ("--shortest", "shortest", int, "Shortest sample, tokens with answer [0]."),
     ("--longest", "longest", int, "Longest sample: the trained length, tokens with answer [8192]."),
     ("--data-seed", "seed", int, "Draws stories and background; far from those of evaluation by default."),
+    ("--rows", "rows", lengths, "Of a --source, the lengths to train on, such as 4k,8k [that of --longest]."),
 )
 _TRAINING = (  # flag, field of ``train.finetune.TrainConfig``, type, help
     ("--on-leak", "on_leak", click.Choice(["refuse", "drop", "allow"]), "Items that evaluation asks too [refuse]."),
@@ -220,26 +221,35 @@ train_options = _together(
         click.option(flag, f"data_{name}", type=kind, default=None, help=text)
         for flag, name, kind, text in _DATA_RECIPE
     ),
-    click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files."),
+    click.option(
+        "--source", default="generated", help="'generated', a data set of the task card, or published rows' folder."
+    ),
+    click.option("--facts", type=FOLDER, help="BABILong: folder of bAbI v1.2 text files; its train files are read."),
     click.option("--noise", type=ANY_PATH, multiple=True, help="BABILong: background text file (repeatable)."),
+    click.option("--prompts", default="own", help="BABILong's wording: 'own', 'official' (hub), or a local path."),
     click.option("--no-instruction", is_flag=True, help="Leave the instruction out."),
     click.option("--no-examples", is_flag=True, help="Leave the worked examples out."),
     click.option("--no-post-prompt", is_flag=True, help="Leave the answer-format sentence out."),
     click.option("--max-new-tokens", type=click.IntRange(min=1), help="Room for the answer; default: the card's."),
     click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the base has one."),
+    click.option("--system-prompt", help="System message in front of every prompt."),
+    click.option("--against", type=FOLDER, multiple=True, help="Run folder whose questions are held out (repeatable)."),
     *(click.option(flag, name, type=kind, default=None, help=text) for flag, name, kind, text in _TRAINING),
 )
 
 
 def train_config(options: dict[str, Any]) -> Any:
     """Gather what ``train_options`` gave into a ``train.finetune.TrainConfig``; the rest keeps its default."""
+    from evalkit.plan import asked_samples
+    from evalkit.records.store import RunFolder
+    from evalkit.show import config_of
     from evalkit.train.data import DataRecipe
     from evalkit.train.finetune import TrainConfig
 
     given = {name: options[f"data_{name}"] for _, name, _, _ in _DATA_RECIPE if options[f"data_{name}"] is not None}
     without = tuple(p for p in ("instruction", "examples", "post_prompt") if options[f"no_{p}"])
-    benchmark = {"facts": options["facts"], "noise": options["noise"], "without": without}
-    benchmark |= {"max_new_tokens": options["max_new_tokens"]}
+    benchmark = {name: options[name] for name in ("facts", "noise", "max_new_tokens")} | {"without": without}
+    benchmark |= {name: options[name] for name in ("source", "prompts") if options[name] not in ("generated", "own")}
     training = {name: options[name] for _, name, _, _ in _TRAINING if options[name] is not None}
     return TrainConfig(
         base=options["base"],
@@ -248,5 +258,9 @@ def train_config(options: dict[str, Any]) -> Any:
         data=DataRecipe(**given),
         options={name: value for name, value in benchmark.items() if value},
         chat=options["chat"],
+        system_prompt=options["system_prompt"],
+        evaluation=tuple(
+            sample for run in options["against"] for sample in asked_samples(config_of(RunFolder.open(run)))
+        ),
         **training,
     )

@@ -198,6 +198,15 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
+def asked_samples(config: RunConfig) -> Iterator[Sample]:
+    """Yield what a run asks, each sample once: generated ones are the same at every length, published rows are not."""
+    card = load_card(config.task)
+    benchmark = make_benchmark(config, card)
+    for length in config.lengths[:1] if config.source == "generated" else config.lengths:
+        for subset in config.subsets or card.default_subsets:
+            yield from benchmark.samples(subset, length, config.samples or card.default_samples)
+
+
 def make_benchmark(config: RunConfig, card: TaskCard, count_tokens: Callable[[str], int] | None = None) -> Benchmark:
     """Return the benchmark of a card, set up from a run's data options.
 

@@ -13,7 +13,7 @@ it was when the same command is repeated. Steps of one kind do not depend on eac
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -27,11 +27,10 @@ from evalkit.experiment import BASE, Curve, Experiment
 from evalkit.lengths import parse_length, parse_lengths
 from evalkit.models.checkpoint import TRAINING_RECORD
 from evalkit.models.serving import RopeRequest
-from evalkit.plan import RunConfig, make_benchmark, make_plan
+from evalkit.plan import RunConfig, asked_samples, make_plan
 from evalkit.train.data import TRAINING_SEED, DataRecipe
 from evalkit.train.finetune import TrainConfig
 from evalkit.train.tiny import BASES, train_base, write_noise
-from evalkit.types import Sample
 
 Kind: TypeAlias = Literal["noise", "base", "train", "run", "report"]
 KINDS: tuple[Kind, ...] = ("noise", "base", "train", "run", "report")
@@ -74,7 +73,9 @@ def train_config(step: Step) -> TrainConfig:
     experiment = step.experiment
     settings = _settings({**experiment.training, **experiment.arms[step.arm]})
     data = {
-        name: settings.pop(name) for name in ("task", "subsets", "samples", "shortest", "longest") if name in settings
+        name: settings.pop(name)
+        for name in ("task", "subsets", "samples", "shortest", "longest", "rows")
+        if name in settings
     }
     options = _settings(settings.pop("options", {}))
     if experiment.base in BASES:
@@ -84,7 +85,7 @@ def train_config(step: Step) -> TrainConfig:
         out=_seed_folder(step) / _slug(step.arm),
         data=replace(DataRecipe(**data), seed=TRAINING_SEED + step.seed),
         options=options,
-        evaluation=tuple(_asked_samples(experiment, step)),
+        evaluation=tuple(asked_samples(run_config(replace(step, kind="run", curve=Curve(arm=step.arm, rope="none"))))),
         seed=step.seed,
         **settings,
     )
@@ -309,16 +310,6 @@ def _settings(written: Mapping[str, Any]) -> dict[str, Any]:
     if "facts" in settings:
         settings["facts"] = Path(settings["facts"])
     return settings
-
-
-def _asked_samples(experiment: Experiment, step: Step) -> Iterator[Sample]:
-    """The questions of the evaluation, for the leakage check of a training."""
-    curve = Curve(arm=step.arm, rope="none")
-    config = run_config(replace(step, kind="run", curve=curve))
-    card = load_card(config.task)
-    benchmark = make_benchmark(config, card)
-    for subset in config.subsets or card.default_subsets:
-        yield from benchmark.samples(subset, config.lengths[0], config.samples or card.default_samples)
 
 
 def _num_prompts(config: RunConfig) -> int:

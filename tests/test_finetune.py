@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from evalkit.benchmarks import babi
+from evalkit.cli import main
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.new_checkpoint import write_checkpoint
@@ -281,3 +283,19 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(base, tmp_path):
     (tmp_path / "notes" / "todo.txt").write_text("x")
     with pytest.raises(BadInput, match="is not empty and holds no training"):
         finetune(config(base, tmp_path / "notes", recipe="plain"))
+
+
+def test_questions_of_a_run_are_held_out_of_a_training(base, tmp_path):
+    def evalkit(*words):
+        return CliRunner().invoke(main, [*map(str, words)])
+
+    ask = ("--task", "babilong", "--subsets", "qa1", "--lengths", "240", "--no-instruction", "--no-examples")
+    asked = evalkit("run", "--model", base, *ask, "--samples", 3, "--seed", 5, "--backend", "scripted", "--out",
+                    tmp_path / "asked")  # fmt: skip
+    assert asked.exit_code == 0, asked.output
+    train = ("train", "--base", base, "--out", tmp_path / "arm", "--recipe", "plain", "--subsets", "qa1",
+             "--longest", 240, "--no-instruction", "--no-examples", "--data-seed", 5)  # fmt: skip
+    refused = evalkit(*train, "--samples", 8, "--against", tmp_path / "asked")
+    assert refused.exit_code == 2
+    assert "3 of 3 evaluation items recur among 8 training items" in refused.output
+    assert not (tmp_path / "arm").exists()

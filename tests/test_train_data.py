@@ -1,5 +1,6 @@
 """Training examples come from the evaluation's own prompt builder, and share no item with it."""
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from evalkit.train.data import (
     item_fingerprint,
     leakage,
     make_examples,
+    open_benchmark,
 )
 from evalkit.types import Prompt, Sample
 
@@ -127,6 +129,34 @@ def test_an_evaluation_with_the_training_seed_cannot_be_dropped_around():
     asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 200))
     with pytest.raises(BadInput, match="Most training items recur"):
         choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
+
+
+def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
+    for length in ("1k", "2k", "4k"):
+        file = tmp_path / "data" / "qa1" / f"{length}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"input": f"{length} noise {i}.", "question": "Where is Mary?", "target": "garden"} for i in range(3)]
+        file.write_text(json.dumps(rows))
+    data = recipe(rows=("1k", "4k"), longest=4096)
+    samples, _ = choose_samples(open_benchmark(data, {"source": str(tmp_path)}), data, ())
+    assert [s.context for s in samples] == [f"{n} noise {i}." for i in range(3) for n in ("1k", "4k")]
+    assert len(make_examples(samples, open_benchmark(data, {"source": str(tmp_path)}), Letters(), data, stop_id=0)) == 6
+
+
+@pytest.mark.skipif(not BABI_FILES.is_dir(), reason="the bAbI text files are not beside this checkout")
+def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
+    data = recipe(subsets=("qa4",), samples=1000)
+    trained = list(islice(draw_samples(open_benchmark(data, {"facts": BABI_FILES}), data), 1000))
+    asked = babi.read_babi(BABI_FILES, "qa4")
+    assert [s.facts for s in trained] == [
+        s.facts for s in babi.read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")
+    ]
+    assert leakage(trained, asked).shared == 134
+
+
+def test_mrcr_refuses_what_only_babilong_has():
+    with pytest.raises(BadInput, match="noise: an option of BABILong"):
+        open_benchmark(recipe(task="mrcr"), {"noise": (Path("novel.txt"),)})
 
 
 def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():

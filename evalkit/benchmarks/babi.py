@@ -11,6 +11,7 @@ qa8 the objects in the order of taking ("milk,apple"), for qa19 two directions (
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from evalkit.benchmarks.babi_puzzles import PUZZLES
 from evalkit.benchmarks.babi_worlds import WORLDS
 from evalkit.errors import BadInput
 from evalkit.types import Sample
+
+Part: TypeAlias = Literal["test", "train"]
 
 SUBSETS = tuple(f"qa{number}" for number in range(1, 21))
 
@@ -56,21 +59,21 @@ def generate(subset: str, seed: int, index: int) -> Sample:
     )
 
 
-def read_babi(path: Path, subset: str, seed: int = 0) -> list[Sample]:
+def read_babi(path: Path, subset: str, seed: int = 0, part: Part = "test") -> list[Sample]:
     """Read the questions of a bAbI text file, in file order.
 
     The facts of a question are all statements of its story in front of it, without the earlier questions.
 
     Args:
-        path: a file such as ``qa3_three-supporting-facts_test.txt``, or a folder with one such file for the subset
-            (of a test and a train file, the test file is read).
+        path: a file such as ``qa3_three-supporting-facts_test.txt``, or a folder with one such file for the subset.
         subset: "qa1" to "qa20".
         seed: for what is drawn around a question later (background, placement).
+        part: of a test and a train file in the folder, which one is read.
 
     Raises:
         BadInput: no file or several for the subset, or a line that is not of the format; names file and line.
     """
-    file = _file_of(path, subset)
+    file = _file_of(path, subset, part)
     samples = [
         Sample(
             task="babilong",
@@ -110,16 +113,16 @@ def _sample_seed(subset: str, seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"babilong {subset} {seed} {index}".encode()).digest()[:6], "big")
 
 
-def _file_of(path: Path, subset: str) -> Path:
+def _file_of(path: Path, subset: str, part: Part) -> Path:
     if path.is_file():
         if not path.name.startswith(f"{subset}_"):
             raise BadInput(f"{path} is not a file of {subset}: its name does not begin with {subset}_; name a folder.")
         return path
     found = sorted(path.glob(f"{subset}_*.txt"))
-    files = [file for file in found if file.name.endswith("_test.txt")] or found
+    files = [file for file in found if file.name.endswith(f"_{part}.txt")] or found
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise BadInput(f"{path} must hold one file {subset}_*_test.txt for {subset}; found {names}.")
+        raise BadInput(f"{path} must hold one file {subset}_*_{part}.txt for {subset}; found {names}.")
     return files[0]
 
 

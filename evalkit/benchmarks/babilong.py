@@ -59,6 +59,7 @@ class BABILong:
         seed: int = 0,
         source: str = "generated",
         facts: Path | None = None,
+        part: babi.Part = "test",
         noise: Sequence[Path] = (),
         depths: Sequence[float] = (),
         control: str | None = None,
@@ -66,7 +67,7 @@ class BABILong:
         without: Sequence[str] = (),
         max_new_tokens: int | None = None,
     ) -> None:
-        """Set up the data; the arguments are those of ``plan.RunConfig``.
+        """Set up the data; the arguments are those of ``plan.RunConfig``, and ``part`` of the bAbI files in ``facts``.
 
         Raises:
             BadInput: options that contradict each other, or files that cannot be used.
@@ -82,6 +83,7 @@ class BABILong:
         self.seed = seed
         self.source = source
         self.facts = facts
+        self.part = part
         self.noise = tuple(noise)
         self.depths = tuple(depths)
         self.control = control
@@ -155,7 +157,7 @@ class BABILong:
 
     def _stories(self, subset: str) -> Iterator[Sample]:
         if self.facts is not None:
-            yield from babi.read_babi(self.facts, subset)
+            yield from babi.read_babi(self.facts, subset, part=self.part)
             return
         index = 0
         while True:

@@ -7,7 +7,7 @@ question and answer, and no item of the evaluation may be among those of the tra
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -38,6 +38,8 @@ class DataRecipe:
     longest: int = 8_192
     """To here, tokens with answer."""
     seed: int = TRAINING_SEED
+    rows: tuple[str, ...] = ()
+    """Labels of the published rows that are trained on, such as ("4k", "8k"); empty: that of ``longest``."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or not self.subsets:
@@ -49,7 +51,7 @@ class DataRecipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return flat JSON values for the training record."""
-        return asdict(self) | {"subsets": list(self.subsets)}
+        return asdict(self) | {"subsets": list(self.subsets), "rows": list(self.rows)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ def leakage(training: Iterable[Sample], evaluation: Iterable[Sample]) -> Leakage
 
 def draw_samples(benchmark: Benchmark, recipe: DataRecipe) -> Iterator[Sample]:
     """Yield samples without end for generated data, subsets in turn; published rows end where they end."""
-    streams = [benchmark.samples(name, format_length(recipe.longest), 10**9) for name in recipe.subsets]
+    labels = recipe.rows or (format_length(recipe.longest),)
+    streams = [benchmark.samples(name, label, 10**9) for label in labels for name in recipe.subsets]
     while streams:
         for stream in list(streams):
             sample = next(iter(stream), None)
@@ -195,12 +198,16 @@ def data_hash(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def open_benchmark(recipe: DataRecipe, options: Mapping[str, Any]) -> Benchmark:
+def open_benchmark(
+    recipe: DataRecipe, options: Mapping[str, Any], count_tokens: Callable[[str], int] | None = None
+) -> Benchmark:
     """Return the benchmark that a recipe draws from, seeded for training.
 
     Args:
         recipe: names task and seed.
-        options: the benchmark's own, as for evaluation (BABILong: facts, noise, source, prompts, without, ...).
+        options: the benchmark's own, as for evaluation (BABILong: facts, noise, source, prompts, without, ...). Of bAbI
+            files, the train files are read.
+        count_tokens: the base's own count, for published MRCR rows where o200k tokens cannot be counted.
     """
     from evalkit.benchmarks.cards import load_card
 
@@ -208,10 +215,12 @@ def open_benchmark(recipe: DataRecipe, options: Mapping[str, Any]) -> Benchmark:
     if recipe.task == "mrcr":
         from evalkit.benchmarks.mrcr import MRCR
 
-        return MRCR(card, seed=recipe.seed, **options)
+        if unknown := set(options) - {"source", "control", "max_new_tokens"}:
+            raise BadInput(f"{min(unknown)}: an option of BABILong; MRCR's conversations have no such part.")
+        return MRCR(card, seed=recipe.seed, count_tokens=count_tokens, **options)
     from evalkit.benchmarks.babilong import BABILong
 
-    return BABILong(card, seed=recipe.seed, **options)
+    return BABILong(card, seed=recipe.seed, part="train", **options)
 
 
 def _fitting_prompt(

@@ -148,7 +148,7 @@ def prepare(config: TrainConfig) -> Prepared:
     stop_id = encoder.tokenizer.eos_token_id
     if stop_id is None:
         raise BadInput(f"The tokenizer in {config.base} has no EOS token, so an answer could not be ended; name one.")
-    benchmark = open_benchmark(config.data, config.options)
+    benchmark = open_benchmark(config.data, config.options, lambda text: len(encoder.encode_after(text, before="")))
     samples, leakage = choose_samples(benchmark, config.data, config.evaluation, config.on_leak)
     examples = make_examples(samples, benchmark, encoder, config.data, stop_id=stop_id)
     return Prepared(config=config, recipe=recipe, checkpoint=checkpoint, rope=rope, examples=examples, leakage=leakage)
