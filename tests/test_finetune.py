@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +138,18 @@ def test_every_epoch_is_a_permutation_and_none_depends_on_the_recipe():
     assert shown == [id(Stream(examples, num_items=21, seed=3)[k][1]) for k in range(21)]
 
 
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_samples_of_a_batch_share_their_draw_only_when_asked(per_batch):
+    rng = np.random.default_rng(0)
+    collator = Collator(
+        PositionRule(kind="randomized", stages=(4.0,), per_batch=per_batch),
+        trained_length=64, num_items=3, seed=0, pad_id=0,
+    )  # fmt: skip
+    short, first, second = collator([(k, example(rng, n, 4)) for k, n in enumerate((36, 60, 60))])["position_ids"]
+    assert torch.equal(first, second) == per_batch
+    assert torch.equal(short[-40:], first[:40]) == per_batch
+
+
 def test_an_item_draws_the_same_positions_whenever_it_is_reached():
     rng = np.random.default_rng(0)
     stream = Stream([example(rng, 20, 1) for _ in range(10)], num_items=40, seed=0)
@@ -145,6 +160,7 @@ def test_an_item_draws_the_same_positions_whenever_it_is_reached():
     once = collator(late)
     collator([stream[0]])
     assert torch.equal(once["position_ids"], collator(late)["position_ids"])
+    assert torch.equal(once["position_ids"][1:2], collator(late[1:2])["position_ids"]), "whatever shares its batch"
     assert collator([stream[0], stream[1]])["position_ids"].max() < 32 < once["position_ids"].max() < 256
 
 
@@ -225,6 +241,23 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(base, tmp_path):
     whole = finetune(config(base, tmp_path / "whole", recipe="randomized-yarn"))
     assert steps == [3, 4, 5, 6]  # the checkpoint of step 2 is where it went on
     torch.testing.assert_close(logits_of(resumed), logits_of(whole), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(base, tmp_path):
+    words = "train --recipe randomized-yarn --subsets qa1 --samples 12 --longest 240 --epochs 1 --accumulation 1"
+    words = [*words.split(), "--lora-rank", 2, "--no-instruction", "--no-examples", "--base", base]
+    alone = finetune_by_command(words, "--out", tmp_path / "one", "--batch-size", 4)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "evalkit"]
+    both = finetune_by_command(words, "--out", tmp_path / "two", "--batch-size", 2, launcher=launcher)
+    # Each device takes the mean over its own answer tokens, so answers of unequal length weigh a little differently.
+    apart, learned = logits_of(both) - logits_of(alone), logits_of(alone) - logits_of(base)
+    assert apart.abs().max() < 0.05 * learned.abs().max(), (apart.abs().max(), learned.abs().max())
+
+
+def finetune_by_command(words, *more, launcher=("evalkit",)):
+    subprocess.run([sys.executable, "-m", *launcher, *map(str, words), *map(str, more)], check=True, timeout=240)
+    return Path(more[1])
 
 
 def test_a_finished_arm_is_not_trained_again_and_another_one_not_over_it(base, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import BadInput
-from evalkit.train.positions import PAPER_STAGES, POSITION_KINDS, PositionRule, draw_batch, draw_positions
+from evalkit.train.positions import PAPER_STAGES, POSITION_KINDS, PositionRule, draw_positions
 
 rules = st.builds(
     PositionRule,
@@ -86,22 +86,6 @@ def test_a_pose_sample_is_two_runs():
         drawn = draw_positions(rule, 32, trained_length=32, progress=0, rng=rng)
         assert drawn[0] == 0
         assert (np.diff(drawn) > 1).sum() <= 1
-
-
-def test_samples_of_a_batch_share_their_draw_only_when_asked():
-    own, shared = (
-        draw_batch(
-            PositionRule(kind="randomized", stages=(4.0,), per_batch=per_batch),
-            [40, 64, 64],
-            trained_length=64,
-            progress=0,
-            rng=np.random.default_rng(0),
-        )
-        for per_batch in (False, True)
-    )
-    assert not np.array_equal(own[1], own[2])
-    assert np.array_equal(shared[1], shared[2])
-    assert np.array_equal(shared[0], shared[1][:40])
 
 
 @pytest.mark.parametrize(

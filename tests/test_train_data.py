@@ -10,6 +10,7 @@ import pytest
 
 from evalkit.benchmarks import babi
 from evalkit.errors import BadInput, ContextOverflow
+from evalkit.models.prompts import Encoder
 from evalkit.train.data import (
     TRAINING_SEED,
     DataRecipe,
@@ -97,6 +98,17 @@ def test_a_sample_that_needs_more_than_its_drawn_length_gets_what_it_needs():
     texts = [Letters().decode(e.prompt_ids) for e in examples_of(recipe(shortest=0, longest=450))]
     assert sum(not text.startswith(".") for text in texts) > 10
     assert max(map(len, texts)) <= 450 - 12
+
+
+def test_a_sample_that_fits_no_length_is_left_out_even_where_its_drawn_length_is_below_the_wording(
+    tmp_path, checkpoint
+):
+    (tmp_path / "noise.txt").write_text(" ".join(f"The lamp of room {i} was old." for i in range(200)))
+    data, encoder = recipe(subsets=("qa3",), samples=60, shortest=0, longest=400), Encoder.open(checkpoint)
+    options = {"noise": (tmp_path / "noise.txt",), "without": ("instruction", "examples", "post_prompt")}
+    benchmark = open_benchmark(data, options)
+    samples, _ = choose_samples(benchmark, data, ())
+    assert 5 < len(make_examples(samples, benchmark, encoder, data, stop_id=0)) < 50
 
 
 def test_subsets_take_turns_and_the_recipe_alone_decides():

@@ -227,14 +227,18 @@ def _fitting_prompt(
     sample: Sample, benchmark: Benchmark, encoder: PromptEncoder, length: int, longest: int
 ) -> TokenIds | None:
     """The prompt at its drawn length, or as short as it can be where that is too short; None if nothing fits."""
-    for tokens in (0, length, longest):  # 0: statements only, where the benchmark has such prompts
+    fits = None
+    for tokens in (longest, 0, length):  # 0: statements only, where the benchmark has such prompts
         try:
             prompt = benchmark.prompt(sample, format_length(tokens), encoder, longest)
         except ContextOverflow:
+            if tokens == longest:
+                return None
             continue
-        if tokens or len(prompt.token_ids) + prompt.max_new_tokens >= length:
-            return prompt.token_ids
-    return None
+        fits = prompt.token_ids
+        if tokens == 0 and len(fits) + prompt.max_new_tokens >= length:
+            break
+    return fits
 
 
 def _answer_ids(target: str, encoder: PromptEncoder) -> TokenIds:

@@ -13,7 +13,6 @@ model still has to read off.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -93,17 +92,6 @@ def draw_positions(
         ratio **= rng.random()  # 1 to ratio, log-uniform
     reach = int(ratio * trained_length)
     return _randomized(num_tokens, reach, rng) if rule.kind == "randomized" else _pose(num_tokens, reach, rng)
-
-
-def draw_batch(
-    rule: PositionRule, num_tokens: Sequence[int], *, trained_length: int, progress: float, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Return the positions of each sample of a batch; with ``per_batch`` shorter samples take a prefix of one draw."""
-    longest = max(num_tokens)
-    if rule.per_batch:
-        shared = draw_positions(rule, longest, trained_length=trained_length, progress=progress, rng=rng)
-        return [shared[:n] for n in num_tokens]
-    return [draw_positions(rule, n, trained_length=trained_length, progress=progress, rng=rng) for n in num_tokens]
 
 
 def _randomized(num_tokens: int, reach: int, rng: np.random.Generator) -> NDArray[np.int64]:

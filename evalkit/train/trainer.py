@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalkit.train.data import Example
-from evalkit.train.positions import PositionRule, draw_batch
+from evalkit.train.positions import PositionRule, draw_positions
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,11 @@ class Stream:
 
 
 class Collator:
-    """Pads examples on the left, so that answers end together, and draws their positions."""
+    """Pads examples on the left, so that answers end together, and draws their positions.
+
+    An item's draw depends on its place in the stream alone, not on the batch that it comes in: a resume, another batch
+    size and another number of devices show it at the same positions. With ``per_batch`` a batch's first item decides.
+    """
 
     def __init__(self, rule: PositionRule, *, trained_length: int, num_items: int, seed: int, pad_id: int) -> None:
         """Draw by ``rule``; the part of the training that is done is an item's place among ``num_items``."""
@@ -50,14 +55,11 @@ class Collator:
         import torch
 
         sizes = [len(example.prompt_ids) + len(example.answer_ids) for _, example in items]
-        place = items[0][0]
-        positions = draw_batch(
-            self.rule,
-            sizes,
-            trained_length=self.trained_length,
-            progress=place / self.num_items,
-            rng=np.random.default_rng([self.seed, _POSITIONS, place]),
-        )
+        if self.rule.per_batch:
+            shared = self._positions(items[0][0], max(sizes))  # shorter samples take its first ones
+            positions = [shared[:size] for size in sizes]
+        else:
+            positions = [self._positions(place, size) for (place, _), size in zip(items, sizes, strict=True)]
         shape = (len(items), max(sizes))
         ids, position_ids = np.full(shape, self.pad_id, np.int64), np.zeros(shape, np.int64)
         mask, is_answer = np.zeros(shape, np.int64), np.zeros(shape, bool)
@@ -74,6 +76,15 @@ class Collator:
             "position_ids": torch.from_numpy(position_ids),
             "is_answer": torch.from_numpy(is_answer),
         }
+
+    def _positions(self, place: int, num_tokens: int) -> NDArray[np.int64]:
+        return draw_positions(
+            self.rule,
+            num_tokens,
+            trained_length=self.trained_length,
+            progress=place / self.num_items,
+            rng=np.random.default_rng([self.seed, _POSITIONS, place]),
+        )
 
 
 def answer_loss(model: Any, batch: dict[str, "torch.Tensor"], *, lm_weight: float) -> "torch.Tensor":
@@ -164,6 +175,7 @@ def training_arguments(
         seed=seed,
         train_sampling_strategy="sequential",  # the stream has its own order, the same for all arms
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to="none",
     )
