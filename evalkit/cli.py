@@ -271,6 +271,7 @@ def reproduce(
       evalkit reproduce paper --base Qwen2.5-7B-Instruct/ --dry-run
     """
     from evalkit.experiment import experiment_names, load_experiment
+    from evalkit.progress import StudyProgress
     from evalkit.reproduce import describe, plan_steps
     from evalkit.reproduce import reproduce as carry_out
 
@@ -281,12 +282,12 @@ def reproduce(
     loaded = load_experiment(experiment, base=base)
     chosen = tuple(range(seeds)) if seeds else loaded.seeds
     root, plots = out or Path("results") / loaded.name, plots or Path("plots") / loaded.name
+    steps = plan_steps(loaded, seeds=chosen, root=root, plots=plots)
     if dry_run:
-        click.echo(describe(plan_steps(loaded, seeds=chosen, root=root, plots=plots)))
+        click.echo(describe(steps))
         return
-    carry_out(
-        loaded, seeds=chosen, root=root, plots=plots, on_step=lambda step, what: click.echo(f"{step.title}: {what}")
-    )
+    with StudyProgress(steps) as progress:
+        carry_out(loaded, seeds=chosen, root=root, plots=plots, on_step=progress.is_finished, on_share=progress.goes_on)
     click.echo(f"tables and figures: {plots}", err=True)
 
 

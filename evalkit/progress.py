@@ -1,14 +1,17 @@
-"""A progress bar that counts prompt tokens, since a 128K prompt takes longer than a 1K one."""
+"""Progress bars: of a run, in prompt tokens, since a 128K prompt takes longer than a 1K one; and of a whole study."""
 
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from evalkit.lengths import parse_length
 from evalkit.run import Observer
 from evalkit.types import Prediction
+
+if TYPE_CHECKING:
+    from evalkit.reproduce import Step
 
 
 class Progress(Observer):
@@ -41,6 +44,46 @@ class Progress(Observer):
         self._bar.set_description_str(f"{prediction.length} {self._samples}/{self._total_samples}", refresh=False)
         self._bar.set_postfix_str(f"{rate:.2f} samples/s", refresh=False)
         self._bar.update(max(1, parse_length(prediction.length)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+class StudyProgress:
+    """Shows how much of a study's estimated work is done, and the time left. Silent where there is no terminal."""
+
+    def __init__(self, steps: "Sequence[Step]") -> None:
+        """Take the steps of the plan; those that are done already count as nothing."""
+        from tqdm import tqdm
+
+        from evalkit.reproduce import estimated_seconds, is_done
+
+        self._seconds = {(step.kind, step.title): 0.0 if is_done(step) else estimated_seconds(step) for step in steps}
+        self._shares = dict.fromkeys(self._seconds, 0.0)
+        self._bar: Any = tqdm(
+            total=sum(self._seconds.values()),
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
+        )
+
+    def goes_on(self, step: "Step", share: float) -> None:
+        """Draw a step of which this share is done."""
+        key = (step.kind, step.title)
+        if share > self._shares[key]:
+            self._bar.set_description_str(f"{step.kind} {step.title}", refresh=False)
+            self._bar.update((share - self._shares[key]) * self._seconds[key])
+            self._shares[key] = share
+
+    def is_finished(self, step: "Step", what: str) -> None:
+        """Write a line about a finished step."""
+        self.goes_on(step, 1.0)
+        self._bar.write(f"{step.kind} {step.title}: {what}")
 
     def __enter__(self) -> Self:
         return self

@@ -31,6 +31,7 @@ from evalkit.plan import RunConfig, asked_samples, make_plan
 from evalkit.train.data import TRAINING_SEED, DataRecipe
 from evalkit.train.finetune import TrainConfig
 from evalkit.train.tiny import BASES, train_base, write_noise
+from evalkit.types import Prediction
 
 Kind: TypeAlias = Literal["noise", "base", "train", "run", "report"]
 KINDS: tuple[Kind, ...] = ("noise", "base", "train", "run", "report")
@@ -151,9 +152,19 @@ def carry_out(step: Step, *, threads: int = 0, on_part: Callable[[int, int], Non
 
         return f"in {finetune(train_config(step), on_step=on_part)}"
     if step.kind == "run":
-        from evalkit.run import run
+        from evalkit.run import Observer, run
 
-        result = run(make_plan(run_config(step)))
+        class Parts(Observer):
+            done = total = 0
+
+            def starts(self, lengths: Sequence[str]) -> None:
+                self.total = sum(map(parse_length, lengths))
+
+            def answered(self, prediction: Prediction) -> None:
+                self.done += parse_length(prediction.length)
+                on_part(self.done, self.total)
+
+        result = run(make_plan(run_config(step)), Parts())
         return f"{result.recorded} samples, {result.asked} asked now, {result.failed} failed"
     from evalkit.report.build import build
 
@@ -170,6 +181,7 @@ def reproduce(
     plots: Path | None = None,
     jobs: int = 0,
     on_step: Callable[[Step, str], None] = lambda step, what: None,
+    on_share: Callable[[Step, float], None] = lambda step, share: None,
 ) -> Path:
     """Carry out what is missing of an experiment, and report.
 
@@ -180,6 +192,7 @@ def reproduce(
         plots: folder of the report; None: ``plots/NAME``.
         jobs: steps side by side; 0: one a core without a GPU, one with.
         on_step: called with each step when it is finished, and what came of it.
+        on_share: called with a step and the share of it that is done (0 to 1), now and then while it goes on.
 
     Returns:
         The folder of the report.
@@ -192,22 +205,68 @@ def reproduce(
         workers = min(jobs or (1 if _has_gpu() else cores), len(todo))
         if workers < 2:
             for step in todo:
-                on_step(step, carry_out(step))
+                on_step(step, carry_out(step, on_part=partial(_tell, on_share, step)))
             continue
-        threads = max(cores // workers, 1)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-            running = {pool.submit(carry_out, step, threads=threads): step for step in todo}
+        _side_by_side(todo, workers, threads=max(cores // workers, 1), on_step=on_step, on_share=on_share)
+    return plots
+
+
+def _tell(on_share: Callable[[Step, float], None], step: Step, done: int, total: int) -> None:
+    on_share(step, done / total)
+
+
+def _side_by_side(
+    steps: Sequence[Step],
+    workers: int,
+    *,
+    threads: int,
+    on_step: Callable[[Step, str], None],
+    on_share: Callable[[Step, float], None],
+) -> None:
+    """Carry out independent steps in processes of their own; the workers send the shares that are done."""
+    context = get_context("spawn")
+    shares = context.SimpleQueue()
+
+    def pass_on() -> None:
+        while (share := shares.get()) is not None:
+            on_share(steps[share[0]], share[1])
+
+    listener = Thread(target=pass_on, daemon=True)
+    listener.start()
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shares,)) as pool:
+            running = {pool.submit(_work, number, step, threads): step for number, step in enumerate(steps)}
             try:
                 for future in as_completed(running):
                     on_step(running[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return plots
+    finally:
+        shares.put(None)
+        listener.join()
 
 
-def _end_with_parent() -> None:
+_shares: Any = None
+"""In a worker: where it tells what share of its step is done."""
+
+
+def _work(number: int, step: Step, threads: int) -> str:
+    told = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if done / total >= told + 0.01:
+            told = done / total
+            _shares.put((number, told))
+
+    return carry_out(step, threads=threads, on_part=tell)
+
+
+def _start_worker(shares: Any) -> None:
     """Let a worker end when the process that started it was killed, so that no run folder stays locked."""
+    global _shares
+    _shares = shares
     parent = parent_process()
 
     def wait() -> None:
@@ -328,6 +387,12 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def estimated_seconds(step: Step) -> float:
+    """Return what a step may take one worker by the experiment's budget; a second where the budget says nothing."""
+    cost = _cost(step)
+    return cost.seconds if cost else 1.0
 
 
 class _Cost(NamedTuple):

@@ -125,14 +125,17 @@ def study(base):
 
 
 def test_a_reproduction_trains_evaluates_reports_and_does_nothing_twice(study, tmp_path):
-    did = []
+    did, shares = [], []
     plots = reproduce(
         study,
         root=tmp_path / "r",
         plots=tmp_path / "p",
         jobs=1,
         on_step=lambda step, what: did.append((step.kind, what)),
+        on_share=lambda step, share: shares.append((step.kind, share)),
     )
+    assert shares[:2] == [("train", 0.5), ("train", 1.0)], "two optimizer steps"
+    assert shares[-1] == ("run", 1.0)
     assert [kind for kind, _ in did] == ["train", "train", "run", "run", "report"]
     assert did[3][1] == "6 samples, 6 asked now, 0 failed"
     assert (plots / "summary.csv").read_text().count("Randomized YaRN") >= 2
@@ -170,9 +173,18 @@ def test_arms_share_their_data_and_no_item_with_the_evaluation(study, tmp_path):
 
 @pytest.mark.slow
 def test_steps_of_one_kind_can_be_shared_by_processes(study, tmp_path):
-    done = []
-    reproduce(study, root=tmp_path / "r", plots=tmp_path / "p", jobs=2, on_step=lambda step, _: done.append(step.title))
+    done, shares = [], {}
+    reproduce(
+        study,
+        root=tmp_path / "r",
+        plots=tmp_path / "p",
+        jobs=2,
+        on_step=lambda step, _: done.append(step.title),
+        on_share=lambda step, share: shares.setdefault((step.kind, step.arm), []).append(share),
+    )
     assert len(done) == 5
+    assert set(shares) == {(kind, arm) for kind in ("train", "run") for arm in study.arms}
+    assert all(told == sorted(told) and told[-1] == 1 for told in shares.values())
     assert carry_out(plan_steps(study, seeds=(0,), root=tmp_path / "r", plots=tmp_path / "p")[2]).startswith(
         "6 samples, 0"
     )

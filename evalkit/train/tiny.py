@@ -259,7 +259,9 @@ def train_base(
     if folder.is_dir():
         return folder
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     write_untrained(part, seed=seed, base=base)
