@@ -14,7 +14,21 @@ if TYPE_CHECKING:
     from evalkit.reproduce import Step
 
 
-class Progress(Observer):
+class _Bar:
+    """Something that draws one bar, and takes it away at the end."""
+
+    _bar: Any
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+class Progress(_Bar, Observer):
     """Shows samples done, tokens and samples per second, and the time left. Silent where there is no terminal."""
 
     def __init__(self) -> None:
@@ -22,7 +36,7 @@ class Progress(Observer):
 
         self._samples = self._total_samples = 0
         self._started = time.monotonic()
-        self._bar: Any = tqdm(
+        self._bar = tqdm(
             total=0,
             unit="tok",
             unit_scale=True,
@@ -45,16 +59,8 @@ class Progress(Observer):
         self._bar.set_postfix_str(f"{rate:.2f} samples/s", refresh=False)
         self._bar.update(max(1, parse_length(prediction.length)))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-
-class StudyProgress:
+class StudyProgress(_Bar):
     """Shows how much of a study's estimated work is done, and the time left. Silent where there is no terminal."""
 
     def __init__(self, steps: "Sequence[Step]") -> None:
@@ -65,7 +71,7 @@ class StudyProgress:
 
         self._seconds = {(step.kind, step.title): 0.0 if is_done(step) else estimated_seconds(step) for step in steps}
         self._shares = dict.fromkeys(self._seconds, 0.0)
-        self._bar: Any = tqdm(
+        self._bar = tqdm(
             total=sum(self._seconds.values()),
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
@@ -84,11 +90,3 @@ class StudyProgress:
         """Write a line about a finished step."""
         self.goes_on(step, 1.0)
         self._bar.write(f"{step.kind} {step.title}: {what}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
