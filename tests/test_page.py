@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_a_large_report_shows_the_first_samples_of_each_cell_and_says_so(
     found = collect_samples(analyse(load_runs([results])))
     assert {cell["count"] for cell in found.index["cells"]} == {50}
     assert "50 samples of each cell, 200 of 480" in found.notes[0]
+
+
+def with_a_control(folder: Path) -> Path:
+    for arm, config in (("plain", {}), ("yarn", {}), ("plain", {"control": "no-context"})):
+        write_run(
+            folder / f"{arm} {config.get('control', '')}".strip(), arm=arm, accuracy=holds_to(8 * K), samples=20,
+            lengths=("8k",), subsets=("qa1",), config=config, fingerprint={"data.control": config.get("control")},
+        )  # fmt: skip
+    return folder
+
+
+def test_a_control_takes_no_place_from_the_samples_of_others(tmp_path: Path) -> None:
+    found = collect_samples(analyse(load_runs([with_a_control(tmp_path / "runs")])))
+    content = json.loads(gzip.decompress(base64.b64decode(found.slices[0])))
+    answered = {int(run): sum(row is not None for row in rows) for run, rows in content["runs"].items()}
+    assert answered == {0: 20, 1: 20, 2: 20}
+    assert not found.notes
+
+
+def test_the_command_that_shows_a_whole_prompt_names_the_folder_for_a_shell(tmp_path: Path) -> None:
+    runs = collect_samples(analyse(load_runs([with_a_control(tmp_path / "my runs")]))).index["runs"]
+    assert [shlex.split(run["folder"]) for run in runs if run["name"] == "yarn"] == [[f"{tmp_path}/my runs/yarn"]]
 
 
 def test_json_cannot_end_its_element() -> None:
@@ -194,6 +217,16 @@ def test_the_samples_on_which_two_runs_differ_can_be_picked(page: Any) -> None:
     pairs = page.locator("#list tbody tr").evaluate_all(rows)
     assert pairs
     assert all(a != b for a, b in pairs)
+
+
+@pytest.mark.browser
+def test_beside_a_run_stands_one_that_was_asked_the_same_questions(page: Any, tmp_path: Path) -> None:
+    build([with_a_control(tmp_path / "runs")], tmp_path / "plots")
+    other = page.context.new_page()
+    other.goto((tmp_path / "plots" / "report.html").as_uri())
+    chosen = [other.locator(f"#{name} option:checked").inner_text() for name in ("run-a", "run-b")]
+    other.close()
+    assert chosen == ["plain", "yarn"]
 
 
 @pytest.mark.browser

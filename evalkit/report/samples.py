@@ -7,6 +7,8 @@ when somebody looks at it. Base64 also means that nothing a model wrote can end 
 import base64
 import gzip
 import json
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +34,8 @@ class Samples:
     """What the page's browser shows."""
 
     index: dict[str, Any]
-    """``runs``: name, arm, tasks. ``arms`` in order. ``scorers`` by task. ``cells``: task, subset, length, number of
+    """``runs``: name, folder (for a shell), arm, data (a number that runs of the same data share), published, tasks.
+    ``arms`` in order. ``scorers`` by task. ``cells``: task, subset, length, number of
     samples, their slices."""
     slices: tuple[str, ...]
     """Base64 of gzipped JSON: {"samples": [[id, story, question, target, facts]], "runs": {run: [row or null]}}; a row
@@ -43,6 +46,7 @@ class Samples:
 def collect_samples(analysis: Analysis) -> Samples:
     """Read questions and replies of the samples that fit the limits: the same ones of each cell for every run."""
     numbers = {run.name: number for number, run in enumerate(analysis.loaded.runs)}
+    data = [run.data for run in analysis.loaded.runs]
     slices: list[str] = []
     cells: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -64,7 +68,14 @@ def collect_samples(analysis: Analysis) -> Samples:
         notes.append(f"The page holds {per_cell} samples of each cell, {shown:,} of {asked:,}, to stay quick.")
     index = {
         "runs": [
-            {"name": run.name, "arm": run.arm, "published": run.published, "tasks": _tasks(analysis, run)}
+            {
+                "name": run.name,
+                "folder": shlex.quote(run.path.as_posix()),
+                "arm": run.arm,
+                "data": data.index(run.data),
+                "published": run.published,
+                "tasks": _tasks(analysis, run),
+            }
             for run in analysis.loaded.runs
         ],
         "arms": [arm.name for arm in analysis.arms],
@@ -101,13 +112,16 @@ def _samples_per_cell(analysis: Analysis) -> int:
 
 
 def _first_samples(panel: Panel, per_cell: int) -> dict[int, list[int]]:
-    """Places of the first samples of each cell, in the order of their names."""
-    found: dict[int, list[int]] = {}
-    for place, cell in enumerate(panel.cell.tolist()):
-        found.setdefault(cell, []).append(place)
-    return {
-        c: sorted(places, key=lambda i: natural(str(panel.sample_ids[i])))[:per_cell] for c, places in found.items()
-    }
+    """Places of the first samples of each cell, in the order of their names; of each data, where runs differ in it."""
+    order = sorted(range(len(panel.cell)), key=lambda i: natural(str(panel.sample_ids[i])))
+    found: dict[int, list[int]] = {cell: [] for cell in range(len(panel.cells))}
+    taken: Counter[tuple[int, int]] = Counter()
+    for place in order:
+        cell, data = int(panel.cell[place]), int(panel.data[place])
+        if taken[cell, data] < per_cell:
+            taken[cell, data] += 1
+            found[cell].append(place)
+    return found
 
 
 def _replies(panel: Panel, wanted: Mapping[int, Sequence[int]], notes: list[str]) -> dict[tuple[int, int], Prediction]:

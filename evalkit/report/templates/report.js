@@ -147,7 +147,7 @@ function open(i) {
   const some = rows[runs[0]] ?? Object.values(rows)[0];
   box.replaceChildren(make("h3", `${cell.subset} at ${cell.length.toUpperCase()}, sample ${sample[0]}`));
   const own = index.runs[runs[0]];
-  const whole = own.published ? "" : ` The whole prompt: evalkit show ${own.name} ${cell.subset}/${cell.length}/${sample[0]}`;
+  const whole = own.published ? "" : ` The whole prompt: evalkit show ${own.folder} ${cell.subset}/${cell.length}/${sample[0]}`;
   box.append(make("p", `Story ${sample[1]}.${whole}`, "quiet"));
   box.append(make("h4", "Question"), make("pre", sample[2]), make("h4", "Target"), make("pre", sample[3]));
   const replies = make("div", undefined, "replies");
@@ -190,7 +190,7 @@ function open(i) {
   box.scrollIntoView({ block: "nearest" });
 }
 
-// The runs of a task in the order of the arms; beside the first one stands one of another arm.
+// The runs of a task in the order of the arms; beside the first one stands one of another arm with the same questions.
 function runs() {
   const task = at("cell-subset").value.split("/")[0];
   const own = index.runs.flatMap((run, i) => (run.tasks.includes(task) ? [i] : []));
@@ -202,8 +202,8 @@ function runs() {
 }
 
 function beside(own) {
-  const arm = index.runs[at("run-a").value].arm;
-  at("run-b").value = String(own.findLast((i) => index.runs[i].arm !== arm) ?? "");
+  const { arm, data } = index.runs[at("run-a").value];
+  at("run-b").value = String(own.findLast((i) => index.runs[i].arm !== arm && index.runs[i].data === data) ?? "");
 }
 
 function lengths(keep) {
