@@ -173,6 +173,69 @@ def test_several_seeds_make_one_arm_and_one_seed_is_called_a_checkpoint(tmp_path
     assert "these two checkpoints" in " ".join(findings(one)[0].sentences)
 
 
+def test_arms_of_one_checkpoint_are_named_beside_arms_of_several_seeds(tmp_path: Path) -> None:
+    for seed in range(2):
+        for recipe in ("plain", "yarn"):
+            name = f"{recipe}-{seed}"
+            write_run(tmp_path / name, arm=recipe, accuracy=holds_to(8 * K), training=training(recipe, seed=seed))
+    write_run(tmp_path / "zero-shot", arm="zero-shot", accuracy=holds_to(4 * K))
+    *_, seeds, alone = findings(analyse(load_runs([tmp_path])))[0].sentences
+    assert seeds == "The intervals are over training seeds (2 to an arm) and questions."
+    assert alone == "One checkpoint only: zero-shot. What is said of it is about checkpoints, not methods."
+
+
+def test_one_sample_shows_no_difference_and_does_not_say_what_it_could_have_seen(tmp_path: Path) -> None:
+    for arm in ("a", "b"):
+        write_run(tmp_path / arm, arm=arm, accuracy=lambda *_: 2.0, samples=1, lengths=("4k",), subsets=("qa1",))
+    sentence = findings(analyse(load_runs([tmp_path])))[0].sentences[0]
+    assert sentence.endswith(
+        "from too few samples for any true difference to be seen; effective length <4K against <4K."
+    )
+
+
+def test_arms_that_share_lengths_only_in_some_subsets_are_said_to_share_no_whole_length(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K), training=training("plain"))
+    for subset, lengths in (("qa1", LENGTHS), ("qa2", ("8k",))):
+        write_run(tmp_path / subset, arm="b", accuracy=holds_to(8 * K), subsets=(subset,), lengths=lengths)
+    sentence = findings(analyse(load_runs([tmp_path])))[0].sentences[0]
+    assert (
+        sentence == "b and a have no length beyond the trained 8K with scores of both in every subset that they share."
+    )
+
+
+def test_facts_alone_are_no_length_to_hold_to(tmp_path: Path) -> None:
+    better = lambda subset, tokens: 0.3 if tokens == 0 else 2.0  # noqa: E731
+    write_run(tmp_path / "a", arm="a", accuracy=better, lengths=("0k", "1k", "2k"))
+    write_run(tmp_path / "b", arm="b", accuracy=better, lengths=("0k",))
+    effective = {s.arm: s.effective for s in analyse(load_runs([tmp_path])).summaries if s.scorer == "official"}
+    assert effective == {"a": (2 * K, ">="), "b": None}
+
+
+def test_what_training_saw_of_the_evaluation_is_said_once_for_all_arms(tmp_path: Path) -> None:
+    for recipe in ("plain", "yarn"):
+        write_run(tmp_path / recipe, arm=recipe, accuracy=holds_to(8 * K), training=training(recipe))
+    control = {"control": "no-context"}
+    write_run(tmp_path / "c", arm="plain", accuracy=holds_to(8 * K), training=training("plain"), config=control)
+    notes = [note for note in analyse(load_runs([tmp_path])).notes if "Training data" in note]
+    assert notes == [
+        "Training data of 'plain', 'yarn' against the evaluation: no story of the evaluation is in the training data."
+    ]
+
+
+def test_other_weights_under_the_same_arm_and_seed_are_named(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_run(
+            tmp_path / name,
+            arm="plain",
+            accuracy=holds_to(8 * K),
+            training=training("plain"),
+            fingerprint={"checkpoint.weights": name},
+        )
+    notes = analyse(load_runs([tmp_path])).notes
+    assert "Arm 'plain' joins runs that differ: checkpoint.weights is first in first and second in second." in notes
+    assert not any("asked the same model" in note for note in notes)
+
+
 def test_two_runs_of_the_same_model_show_the_noise_floor(tmp_path: Path) -> None:
     for name, hold in (("first", 8 * K), ("second", 16 * K)):
         write_run(tmp_path / name, arm="plain", accuracy=holds_to(hold), training=training("plain"))
@@ -321,6 +384,19 @@ def test_compare_refuses_different_data_and_names_the_field(tmp_path: Path) -> N
     write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K))
     write_run(tmp_path / "b", arm="b", accuracy=holds_to(8 * K), data_seed=1)
     with pytest.raises(BadInput, match=r"data\.seed is 0 in a and 1 in b"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_compare_refuses_a_control_and_says_that_the_other_has_none(tmp_path: Path) -> None:
+    for name, control in (("a", None), ("b", "no-context")):
+        write_run(
+            tmp_path / name,
+            arm="plain",
+            accuracy=holds_to(8 * K),
+            config={"control": control},
+            fingerprint={"data.control": control},
+        )
+    with pytest.raises(BadInput, match=r"data\.control is absent in a and no-context in b"):
         compare(tmp_path / "a", tmp_path / "b")
 
 

@@ -10,7 +10,7 @@ from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import stats
-from evalkit.report.arms import Arm, disagreements, make_arms
+from evalkit.report.arms import Arm, disagreements, make_arms, said
 from evalkit.report.load import Loaded, Run
 from evalkit.report.measure import Measure
 from evalkit.report.panel import Models, Panel, make_panels
@@ -149,10 +149,7 @@ def analyse(
     notes = list(loaded.left_out)
     for arm in arms:
         notes += [f"Arm {arm.name!r} joins runs that differ: {what}." for what in disagreements(arm)[:1]]
-        leaks = {run.training.get("data", {}).get("leakage", {}).get("found") for run in arm.runs} - {None}
-        notes += [
-            f"Training data of {arm.name!r} against the evaluation: {found.rstrip('.')}." for found in sorted(leaks)
-        ]
+    notes += _leakage(arms)
     cells: list[CellScore] = []
     run_cells: list[CellScore] = []
     summaries: list[ArmSummary] = []
@@ -194,6 +191,16 @@ def chance(task: str, subset: str, scorer: str) -> float | None:
         return load_card(task).subsets[subset].chance
     except (BadInput, KeyError):
         return None
+
+
+def _leakage(arms: Sequence[Arm]) -> list[str]:
+    """Say what of the evaluation was found in training data, each finding once; a control has its arm's training."""
+    found: dict[str, list[str]] = {}
+    for arm in (arm for arm in arms if not arm.control):
+        for leak in sorted({run.training.get("data", {}).get("leakage", {}).get("found") or "" for run in arm.runs}):
+            found.setdefault(leak.rstrip("."), []).append(repr(arm.name))
+    found.pop("", None)
+    return [f"Training data of {', '.join(names)} against the evaluation: {leak}." for leak, names in found.items()]
 
 
 # -- estimates -----------------------------------------------------------------------------------------------------
@@ -292,9 +299,9 @@ def effective(
     """Return the effective length of one arm in one subset; None where nothing is scored, or nothing is right.
 
     Without ``threshold`` it is relative: 0.85 of the score up to the trained length, or at the shortest length where no
-    trained length is known or none of its lengths was asked.
+    trained length is known or none of its lengths was asked. "0k" is no length that a context could be held to.
     """
-    known = {cell.length: cell.interval for cell in cells if cell.interval.mean is not None}
+    known = {c.length: c.interval for c in cells if c.interval.mean is not None and parse_length(c.length)}
     if not known:
         return None
     if threshold is None:
@@ -409,7 +416,7 @@ def _repeat_floor(panel: Panel, arm: Arm) -> list[str]:
     for rows in panel.rows(arm.name).values():
         for first, second in itertools.combinations(rows, 2):
             both = ~np.isnan(panel.values[first]) & ~np.isnan(panel.values[second])
-            if both.any():
+            if both.any() and panel.runs[first].weights == panel.runs[second].weights:
                 differ = np.count_nonzero(panel.values[first][both] != panel.values[second][both])
                 found.append(
                     f"{panel.runs[first].name} and {panel.runs[second].name} asked the same model the same questions: "
@@ -429,7 +436,7 @@ def data_differences(first: Run, second: Run) -> list[str]:
     """Name the parts of the fingerprint in which the data of two runs differ, with both values."""
     a, b = first.data, second.data
     return [
-        f"{name} is {a.get(name, 'absent')} in {first.name} and {b.get(name, 'absent')} in {second.name}"
+        f"{name} is {said(a.get(name))} in {first.name} and {said(b.get(name))} in {second.name}"
         for name in sorted({*a, *b})
         if a.get(name) != b.get(name)
     ]

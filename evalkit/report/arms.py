@@ -1,5 +1,6 @@
 """The arms of a report: which runs belong together, in which order they stand, and what length they were trained to."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -72,18 +73,28 @@ def _place(arm: Arm) -> tuple[object, ...]:
 
 
 def disagreements(arm: Arm) -> list[str]:
-    """Name what differs between the runs of an arm beside seed, weights and task: a reader takes it for one method."""
+    """Name what differs between the runs of an arm beside seed and task: a reader takes it for one method.
+
+    Weights differ between seeds and between the trainings for two tasks; under one seed and task they should not.
+    """
     found = []
-    first = arm.runs[0]
-    for run in arm.runs[1:]:
+    for first, run in itertools.combinations(arm.runs, 2):
+        same_task = first.config.get("task") == run.config.get("task")
+        same_model = same_task and first.replicate == run.replicate
         for name in sorted({*first.fingerprint, *run.fingerprint}):
-            same_task = first.config.get("task") == run.config.get("task")
-            if name.startswith("checkpoint.") or (not same_task and (name.startswith("data.") or name == "card")):
+            if not same_model and name.startswith("checkpoint."):
                 continue
-            a, b = first.fingerprint.get(name, "absent"), run.fingerprint.get(name, "absent")
+            if not same_task and (name.startswith("data.") or name == "card"):
+                continue
+            a, b = first.fingerprint.get(name), run.fingerprint.get(name)
             if a != b:
-                found.append(f"{name} is {a} in {first.name} and {b} in {run.name}")
+                found.append(f"{name} is {said(a)} in {first.name} and {said(b)} in {run.name}")
     return found
+
+
+def said(value: object) -> object:
+    """Return a part of a fingerprint as a sentence names it."""
+    return "absent" if value is None else value
 
 
 def length_name(tokens: int) -> str:

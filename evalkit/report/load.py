@@ -89,12 +89,16 @@ class Run:
         return {name: value for name, value in parts if name.startswith("data.") or name == "card"}
 
     @property
+    def weights(self) -> dict[str, Any]:
+        """The fingerprint's parts that say which model answered."""
+        return {name: value for name, value in self.fingerprint.items() if name.startswith("checkpoint.")}
+
+    @property
     def replicate(self) -> str:
-        """Names the trained model within its arm: runs that share it asked the same weights."""
+        """Names the trained model within its arm; runs that share it count as one, so their weights should agree."""
         if "seed" in self.training:
             return f"seed {self.training['seed']}"
-        weights = {name: value for name, value in self.fingerprint.items() if name.startswith("checkpoint.")}
-        return fingerprint_sha(weights) if weights else "the only one"
+        return fingerprint_sha(self.weights) if self.weights else "the only one"
 
 
 class Loaded(NamedTuple):

@@ -34,8 +34,8 @@ def findings(analysis: Analysis) -> list[Finding]:
 def compared_sentence(c: Comparison, summaries: dict[str, ArmSummary]) -> str:
     """Return "Randomized YaRN is 12.4 points [8.1, 16.6] above plain at 16K to 128K; effective length ..."."""
     if c.primary is None:
-        trained = length_name(c.trained_length or 0)
-        return f"{c.arm} and {c.baseline} have no length in common beyond the trained {trained}."
+        beyond = f" beyond the trained {length_name(c.trained_length)}" if c.trained_length else ""
+        return f"{c.arm} and {c.baseline} have no length{beyond} with scores of both in every subset that they share."
     where = span(parse_length(n) for n in c.lengths)
     sentence = difference_sentence(c.arm, c.baseline, c.primary, c.primary_p_holm, where)
     own, theirs = summaries.get(c.arm), summaries.get(c.baseline)
@@ -52,10 +52,10 @@ def difference_sentence(arm: str, baseline: str, contrast: Contrast, p: float | 
         ahead = "above" if points > 0 else "below"
         low, high = sorted((abs(contrast.low), abs(contrast.high)))
         return f"{arm} is {abs(points):.1f} points [{100 * low:.1f}, {100 * high:.1f}] {ahead} {baseline} at {where}"
-    return (
-        f"{arm} is not shown to differ from {baseline} at {where}: {points:+.1f} points {interval}, "
-        f"where a true difference of {100 * contrast.detectable:.1f} would have been seen four times in five"
-    )
+    power = f"where a true difference of {100 * contrast.detectable:.1f} would have been seen four times in five"
+    if contrast.detectable >= 1:
+        power = "from too few samples for any true difference to be seen"
+    return f"{arm} is not shown to differ from {baseline} at {where}: {points:+.1f} points {interval}, {power}"
 
 
 def caveats(compared: Sequence[Comparison]) -> list[str]:
@@ -67,10 +67,18 @@ def caveats(compared: Sequence[Comparison]) -> list[str]:
             "One checkpoint to an arm: each difference is between these two checkpoints, not between methods; training "
             "again with other seeds could move it."
         ]
-    if any(1 in c.num_models for c in compared):
-        return ["Some arms are one checkpoint only, so part of this compares checkpoints, not methods."]
-    seeds = min(min(c.num_models) for c in compared)
-    return [f"The intervals are over training seeds ({seeds} or more to an arm) and questions."]
+    models = {name: n for c in compared for name, n in zip((c.arm, c.baseline), c.num_models, strict=True)}
+    seeds = sorted({n for n in models.values() if n > 1})
+    said = [
+        f"The intervals are over training seeds ({seeds[0]}{' or more' * (len(seeds) > 1)} to an arm) and questions."
+    ]
+    alone = [name for name, n in models.items() if n == 1]
+    if alone:
+        said.append(
+            f"One checkpoint only: {'; '.join(alone)}. What is said of {'it' if len(alone) == 1 else 'them'} is about "
+            "checkpoints, not methods."
+        )
+    return said
 
 
 def _alone(summary: ArmSummary) -> str:
