@@ -68,6 +68,20 @@ def test_accuracies_of_samples_that_share_stories_are_covered() -> None:
     check_clustered((5,), times=100, seed=0)
 
 
+def test_an_average_of_cells_near_0_and_near_100_is_covered() -> None:
+    p, n, times = np.array([0.99, 0.99, 0.99, 0.99, 0.01]), 100, 400
+    rng, cell, weights = np.random.default_rng(3), np.repeat(np.arange(5), n), np.full(5, 0.2)
+    found = []
+    for _ in range(times):
+        answers = (rng.random(5 * n) < p[cell]).astype(float)
+        found.append(
+            stats.mean_interval(Observations(parts=(answers[None],), cell=cell, cluster=np.arange(5 * n)), weights)
+        )
+    covered = np.mean([i.low <= p.mean() <= i.high for i in found])
+    assert covered >= 0.95 - slack(n)
+    assert np.mean([i.high - i.low for i in found]) <= 0.025  # the binomial says 0.0175
+
+
 @pytest.mark.slow
 def test_accuracies_of_samples_that_share_stories_are_covered_closely() -> None:
     check_clustered((2, 5, 10), times=1200, seed=1)
@@ -196,6 +210,19 @@ def test_resamples_of_clusters_vary_as_clusters_do() -> None:
     values = rng.random(100)[story]  # all samples of a story are the same: 100 pieces of information, not 600
     spread = Draws(single(values, story), seed=0).statistic(ONE).std()
     assert spread == pytest.approx(values.std() / 10, rel=0.05)
+
+
+@pytest.mark.parametrize("n", [10, 100, 1000])
+def test_the_smallest_detectable_difference_of_equal_arms_is_seen_four_times_in_five(n: int) -> None:
+    detectable = stats.contrast(single(np.zeros(n)), ONE).detectable
+    worse = np.arange(n + 1)
+    seen = np.array([stats.mcnemar(0, k) < 0.05 for k in worse])
+    assert scipy_stats.binom.pmf(worse, n, detectable)[seen].sum() == pytest.approx(0.8)
+
+
+def test_fewer_than_six_samples_can_show_no_difference() -> None:
+    assert stats.contrast(single(np.zeros(5)), ONE).detectable == 1
+    assert stats.contrast(single(np.zeros(6)), ONE).detectable < 1
 
 
 @given(st.integers(0, 200), st.integers(0, 200))

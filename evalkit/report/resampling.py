@@ -163,10 +163,11 @@ def adjusted(values: Floats, obs: Observations, weights: Floats) -> tuple[float,
     return float(weights @ means), add_variances([clustered_variance(influence), Variance(imagined, np.inf)])
 
 
-def clusters_per_cell(obs: Observations, num_cells: int) -> Integers:
-    """Return the number of clusters in each cell, shape (cells,)."""
+def clusters_per_cell(obs: Observations, num_cells: int, where: NDArray[np.bool_] | None = None) -> Integers:
+    """Return the number of clusters in each cell, shape (cells,): those in which ``where`` holds for some sample."""
     size = (int(obs.cluster.max()) + 1) * num_cells
-    met = np.bincount(obs.cluster * num_cells + obs.cell, minlength=size).reshape(-1, num_cells) > 0
+    places = obs.cluster * num_cells + obs.cell
+    met = np.bincount(places if where is None else places[where], minlength=size).reshape(-1, num_cells) > 0
     counts: Integers = met.sum(axis=0)
     return counts
 

@@ -24,15 +24,17 @@ from evalkit.report.resampling import (
     Variance,
     adjusted,
     clustered_variance,
+    clusters_per_cell,
     linear,
     normal,
-    num_clusters_with,
     resampling_fails,
     tail,
     with_seeds,
 )
 
 POWER = 0.80
+FEWEST_DISCORDANT = 6
+"""Samples that must differ, all in one direction, before the exact test gives p < 0.05: 2 * 0.5 ** 6 = 0.03."""
 
 
 class Interval(NamedTuple):
@@ -54,7 +56,7 @@ class Contrast(NamedTuple):
     n: int
     num_clusters: int
     detectable: float
-    """Smallest true difference that such data would show at 5 % with 80 % power."""
+    """Smallest true difference that such data would show at 5 % with 80 % power; the largest possible if none would."""
     method: str
 
 
@@ -66,7 +68,7 @@ def mean_interval(obs: Observations, weights: Floats, *, draws: Draws | None = N
     - right or wrong, every sample its own story, one seed, one cell: Wilson.
     - right or wrong otherwise: Wilson at the effective sample size n / design effect, where the design effect (never
       below 1) is the clustered variance over the binomial one, and the t quantile replaces the normal one with as many
-      degrees of freedom as clusters on the rarer side allow: a variance made of three events is itself uncertain.
+      degrees of freedom as clusters on the rarer side of their cell allow: a variance of three events is uncertain.
     - ratios: BCa over clusters, stretched by t/z; where the sample cannot carry it (``resampling_fails``), Wilson with
       the number of clusters as n, which holds for any score in 0..1.
     """
@@ -140,6 +142,9 @@ def contrast(obs: Observations, weights: Floats, *, draws: Draws | None = None, 
         else:
             resampled, method = Resampled(statistic.point, drawn), "bootstrap over seeds and stories"
         (low, high), p = resampled.interval(total.stretch), resampled.p_value(total.dof)
+    detectable = (normal(0.5 + CONFIDENCE / 2) + normal(POWER)) * error
+    if sparse and obs.is_binary:
+        detectable = max(detectable, _enough_discordant(len(statistic.influence)))
     one_each = len(statistic.influence) == len(values) and np.count_nonzero(weights) == 1
     if obs.is_binary and obs.num_seeds == 1 and one_each:
         p = mcnemar(int((values > 0).sum()), int((values < 0).sum()))
@@ -150,9 +155,18 @@ def contrast(obs: Observations, weights: Floats, *, draws: Draws | None = None, 
         p=p,
         n=len(values),
         num_clusters=len(statistic.influence),
-        detectable=min((normal(0.5 + CONFIDENCE / 2) + normal(POWER)) * error, reach),
+        detectable=min(detectable, reach),
         method=method,
     )
+
+
+def _enough_discordant(num_clusters: int) -> float:
+    """Return the share of clusters that must differ, all in one direction, for a significant result at 80 % power."""
+    from scipy.special import betaincinv
+
+    if num_clusters < FEWEST_DISCORDANT:
+        return 1.0
+    return float(betaincinv(FEWEST_DISCORDANT, num_clusters - FEWEST_DISCORDANT + 1, POWER))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -252,7 +266,8 @@ def effective_length(lengths: Sequence[int], lower_bounds: Sequence[float], thre
 def _variance_of_mean(obs: Observations, values: Floats, weights: Floats) -> Variance:
     """Variance over clusters; right-or-wrong scores never vary less than as many independent samples would."""
     statistic = linear(values, obs, weights)
-    rarer = min(num_clusters_with(values > 0, obs), num_clusters_with(values < 1, obs))
+    some, less = (clusters_per_cell(obs, len(weights), where) for where in (values > 0, values < 1))
+    rarer = int(np.minimum(some, less).sum())  # by cell: an average of all-right and all-wrong cells knows little
     variance = clustered_variance(statistic.influence, dof=min(len(statistic.influence) - 1, rarer + 2))
     if not obs.is_binary:
         return variance
