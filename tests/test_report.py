@@ -16,6 +16,7 @@ from evalkit.errors import BadInput
 from evalkit.records.store import RunFolder
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import SUMMARY_COLUMNS, build, load_runs
+from evalkit.report.provenance import provenance
 from evalkit.report.words import findings
 from evalkit.types import Prediction, Score
 from tests.report_runs import LENGTHS, holds_to, training, write_run
@@ -98,6 +99,7 @@ def test_the_order_in_which_runs_are_named_does_not_matter(results: Path) -> Non
     forward, backward = load_runs(folders), load_runs(folders[::-1])
     assert forward.runs == backward.runs
     assert forward.frame.equals(backward.frame)
+    assert provenance(forward.runs, folders, {}) == provenance(backward.runs, folders[::-1], {})
 
 
 def test_every_artefact_says_which_runs_it_is_made_of(report: Path) -> None:

@@ -93,6 +93,17 @@ def test_odd_names_are_escaped_in_latex_and_markdown(analysis: Analysis) -> None
         assert "<b>" not in markdown(table).replace("\\<b\\>", "")
 
 
+def test_latex_sets_signs_as_signs_and_leaves_names_alone() -> None:
+    entries = (Entry("Qwen2.5-7B - base"), Entry("-3.1", "[-5.0, +0.2]"), Entry(">=128K"))
+    table = Table(
+        name="t", title="T", caption="", columns=("Arm", "4K", "Effective"), num_labels=1,
+        rows=(Row(group="g", entries=entries),),
+    )  # fmt: skip
+    text = latex(table)
+    assert r"Qwen2.5-7B - base & $-$3.1 & $\geq$128K \\" in text
+    assert r"{\scriptsize [$-$5.0, +0.2]}" in text
+
+
 def test_every_latex_row_has_as_many_cells_as_columns(analysis: Analysis) -> None:
     for table in all_tables(analysis):
         body = latex(table).split(r"\midrule", 1)[1].split(r"\bottomrule")[0]

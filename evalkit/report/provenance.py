@@ -17,9 +17,9 @@ _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels")
 def provenance(runs: Sequence[Run], paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
     """Return command, versions, and each run's identity, data and origin, as JSON values without any date of today.
 
-    The output folder is left out of the command on purpose: the same runs give the same bytes anywhere.
+    The output folder and the order of the paths are left out on purpose: the same runs give the same bytes.
     """
-    words = ["evalkit", "report", *(path.as_posix() for path in paths)]
+    words = ["evalkit", "report", *sorted(path.as_posix() for path in paths)]
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return {

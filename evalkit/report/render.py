@@ -21,6 +21,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "−": "$-$",
     "–": "--",
+    "≥": r"$\geq$",
     "∞": r"$\infty$",
     ">": "$>$",
     "<": "$<$",
@@ -146,4 +147,6 @@ def _latex_cell(entry: Entry) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in _plain(text))
+    """Return text that LaTeX prints as it stands, with real minus signs before numbers."""
+    typeset = re.sub(r"(?<![\w.)])-(?=\d)", "−", _plain(text).replace(">=", "≥"))
+    return "".join(_LATEX.get(c, c) for c in typeset)
