@@ -96,6 +96,30 @@ def test_the_depth_heatmap_puts_samples_where_their_needed_fact_stands(analysis:
     assert float(grid[5][1]) == pytest.approx(100 * inside["value"].mean())
 
 
+def test_panels_of_arms_that_begin_alike_have_different_names_that_fit(tmp_path: Path) -> None:
+    names = [f"organisation/model-128k-instruct (with {what})" for what in ("instruction and examples", "neither")]
+    for i, name in enumerate(names):
+        write_run(tmp_path / str(i), arm=name, accuracy=holds_to(8 * K), samples=2, lengths=("4k", "8k"))
+    found = {d.name: d.figure() for d in all_drawings(analyse(load_runs([tmp_path])))}
+    figure = found["heatmap-babilong"]
+    panels, titles = figure.axes[:2], [axes.get_title(loc="left") for axes in figure.axes[:2]]
+    assert ["".join(title.split()) for title in titles] == ["".join(name.split()) for name in names]
+    assert {axes.get_xlabel() for axes in panels} == {"length (tokens)"}
+    figure.draw_without_rendering()
+    first, second = (axes._left_title.get_window_extent() for axes in panels)  # no public way to it
+    assert first.x1 < second.x0
+
+
+def test_positions_of_a_control_are_those_of_its_arm_and_not_drawn_again(tmp_path: Path) -> None:
+    for name in ("none", "no-context"):
+        write_run(
+            tmp_path / name, arm="rpe", accuracy=holds_to(8 * K), samples=2, lengths=("8k",), training=training("rpe"),
+            config={"control": None if name == "none" else name},
+        )  # fmt: skip
+    (axes,) = next(d for d in all_drawings(analyse(load_runs([tmp_path]))) if d.name == "positions").figure().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rpe"]
+
+
 def test_coverage_of_training_positions_follows_the_schedule(analysis: Analysis) -> None:
     plain, rpe = (coverage(next(arm for arm in analysis.arms if arm.name == name)) for name in ("plain", "rpe"))
     assert plain is not None

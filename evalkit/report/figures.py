@@ -54,7 +54,7 @@ def all_drawings(analysis: Analysis) -> list[Drawing]:
             found.append(depth_heatmap(analysis, task, scorers[0]))
         if {"prefix_hit", "ratio_given_prefix"} <= set(scorers):
             found.append(prefix_against_ratio(analysis, task))
-    if any(coverage(arm) is not None for arm in analysis.arms):
+    if any(coverage(arm) is not None for arm in analysis.arms if not arm.control):
         found.append(positions(analysis))
     return found
 
@@ -90,7 +90,8 @@ def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
             below.axhline(0, color=style[compared[0].baseline].colour, linewidth=1)
             length_axis(below, lengths)
             mark_trained(below, _trained(analysis, task), label=False)
-            below.set_ylabel(f"minus {_shorten(compared[0].baseline, 16)}")
+            minus = f"minus {compared[0].baseline}"
+            below.set_ylabel(textwrap.fill(minus, 22, break_on_hyphens=False, max_lines=2, placeholder=" …"))
         _legend(top)
         return figure
 
@@ -228,11 +229,11 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
             xs, ys, _ = zip(*points, strict=True)
             axes.plot(xs, ys, color=look.colour, linestyle=look.line, linewidth=1, alpha=0.6)
             axes.scatter(xs, ys, s=16, color=look.colour, marker=look.marker, label=look.label, zorder=3)
-            for x, y, n in dict.fromkeys((points[0], points[-1])):
-                axes.annotate(
-                    length_name(parse_length(n)), (x, y), xytext=(4, -8), textcoords="offset points", fontsize=7,
-                    color=look.colour,
-                )  # fmt: skip
+            x, y, longest = points[-1]
+            axes.annotate(
+                length_name(parse_length(longest)), (x, y), xytext=(4, -8), textcoords="offset points", fontsize=7,
+                color=look.colour,
+            )  # fmt: skip
         axes.set(xlim=(0, 105), ylim=(0, 105), xlabel="answers that begin with the prefix (%)")
         axes.set_ylabel("match ratio of those answers (0 to 100)")
         axes.set_title("What an MRCR score is made of")
@@ -243,9 +244,9 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
         name=f"prefix-{task}",
         title=f"{task_title(task)}: prefix hit against match ratio",
         description=(
-            "Each point is one length, joined from the shortest to the longest: how often the answer begins with the "
-            "asked prefix, against how well such answers match the right text. Grey lines join equal official scores. "
-            "A fall to the left is a lost instruction, a fall downwards a lost or confused text."
+            "Each point is one length, joined from the shortest to the longest, which is named: how often the answer "
+            "begins with the asked prefix, against how well such answers match the right text. Grey lines join equal "
+            "official scores. A fall to the left is a lost instruction, a fall downwards a lost or confused text."
         ),
         draw=draw,
     )
@@ -253,7 +254,7 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
 
 def positions(analysis: Analysis) -> Drawing:
     """Which positions each arm has seen in training, and how often, beside the lengths that were asked."""
-    arms = [(arm, seen) for arm in analysis.arms if (seen := coverage(arm)) is not None]
+    arms = [(arm, seen) for arm in analysis.arms if not arm.control and (seen := coverage(arm)) is not None]
     style = looks(analysis.arms)
     lengths = sorted({parse_length(n) for panel in analysis.panels for n in panel.lengths} - {0})
 
@@ -301,11 +302,12 @@ def _panels(count: int, across: int, width: float, height: float) -> "tuple[Figu
     from matplotlib.figure import Figure
 
     down = -(-count // across)
-    figure = Figure(figsize=(width * across + 0.8, height * down + 0.5), layout="constrained")
+    figure = Figure(figsize=(width * across + 0.8, height * down + 0.8), layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for i, place in enumerate(axes.flat):
         place.set_visible(i < count)
         place.tick_params(labelbottom=i + across >= count)
+        place.set_xlabel("length (tokens)" if i + across >= count else "", fontsize=8)
     return figure, list(axes.flat)[:count]
 
 
@@ -376,7 +378,8 @@ def _heatmaps(
 
     def draw() -> "Figure":
         across = min(len(shown), 3)
-        figure, axes = _panels(len(shown), across, 0.42 * len(columns) + 0.3, 0.24 * len(rows) + 0.5)
+        width = 0.42 * len(columns) + 0.3
+        figure, axes = _panels(len(shown), across, width, 0.24 * len(rows) + 0.5)
         _title(figure, title)
         for i, (place, arm) in enumerate(zip(axes, shown, strict=True)):
             image = place.imshow(values[arm], cmap="cividis", vmin=0, vmax=100, aspect="auto")
@@ -384,7 +387,7 @@ def _heatmaps(
                 if not np.isnan(value):
                     colour = "black" if value > 55 else "white"
                     place.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-            place.set_title(_shorten(style[arm].label, 30), fontsize=9)
+            place.set_title(textwrap.fill(style[arm].label, round(11 * width)), fontsize=9)  # 11 letters to an inch
             place.set_xticks(range(len(columns)), columns, rotation=45, fontsize=7.5)
             place.set_yticks(range(len(rows)), rows, fontsize=7.5)
             place.tick_params(length=0)
@@ -415,7 +418,3 @@ def _percent(value: float | None) -> float:
 
 def _words(scorer: str) -> str:
     return scorer.replace("_", " ")
-
-
-def _shorten(name: str, limit: int = 34) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"

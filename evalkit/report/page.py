@@ -50,7 +50,7 @@ def render_page(
         style=Markup(style),
         script=Markup(script),
         title=f"{' and '.join(map(task_title, analysis.tasks))}: {_count(len(arms), 'arm')} compared",
-        subtitle=f"{_count(len(analysis.loaded.runs), 'run')}; {', '.join(arms[:12])}{', …' if len(arms) > 12 else ''}",
+        subtitle=" · ".join([_count(len(analysis.loaded.runs), "run"), *arms[:12], *(["…"] if len(arms) > 12 else [])]),
         findings=findings(analysis),
         notes=[*analysis.notes, *samples.notes],
         figures=[
