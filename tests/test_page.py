@@ -225,6 +225,8 @@ def test_beside_a_run_stands_one_that_was_asked_the_same_questions(page: Any, tm
     other = page.context.new_page()
     other.goto((tmp_path / "plots" / "report.html").as_uri())
     chosen = [other.locator(f"#{name} option:checked").inner_text() for name in ("run-a", "run-b")]
+    other.locator("#samples").scroll_into_view_if_needed()
+    other.locator("#status", has_text="20 of 20 samples of qa1 at 8K").wait_for()
     other.close()
     assert chosen == ["plain", "yarn"]
 

@@ -57,6 +57,16 @@ def test_the_best_arm_of_a_column_is_bold(analysis: Analysis) -> None:
     assert f"**{text}** [" in markdown(table)
 
 
+def test_a_control_is_never_the_best_arm(tmp_path: Path) -> None:
+    for name, control in (("a", None), ("b", None), ("c", "facts-only")):
+        write_run(
+            tmp_path / name, arm=name, accuracy=lambda *_: 2.0, samples=5, lengths=("4k",), subsets=("qa1",),
+            config={"control": control},
+        )  # fmt: skip
+    rows = score_table(analyse(load_runs([tmp_path])), "babilong", "official").rows
+    assert [row.kind for row in rows if any(entry.best for entry in row.entries)] == ["arm", "arm"]
+
+
 def test_chance_stands_below_the_arms(analysis: Analysis) -> None:
     rows = [row for row in score_table(analysis, "babilong", "official").rows if row.kind == "chance"]
     assert {row.group for row in rows} == {"avg", "qa1", "qa2"}

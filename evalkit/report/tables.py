@@ -94,7 +94,7 @@ def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
                 continue
             line = lines[arm.name]
             known = [cell for cell in line if cell]
-            several = len(rankable & lines.keys()) > 1
+            several = arm.name in rankable and len(rankable & lines.keys()) > 1
             entries = [
                 Entry(_group_name(analysis, task, scorer, arm.name, subset)),
                 Entry(arm.name + (" (published)" if arm.published else "")),

@@ -103,11 +103,12 @@ async function list() {
     failed: ({ rows }) => rows[a] && (rows[a][1] !== null || rows[a][2] !== "stop"),
   };
   const says = ({ sample, rows }) => !words || [sample[0], sample[2], sample[3], rows[a]?.[0], rows[b]?.[0]].some((t) => t && t.toLowerCase().includes(words));
-  shown = all.filter((item) => (rows => rows[a] || rows[b])(item.rows) && tests[at("which").value](item) && says(item));
+  const asked = all.filter(({ rows }) => rows[a] || rows[b]);
+  shown = asked.filter((item) => tests[at("which").value](item) && says(item));
   first = 0;
   close();
   page();
-  at("status").textContent = `${shown.length.toLocaleString("en")} of ${all.length.toLocaleString("en")} samples of ${cell.subset} at ${cell.length.toUpperCase()}.`;
+  at("status").textContent = `${shown.length.toLocaleString("en")} of ${asked.length.toLocaleString("en")} samples of ${cell.subset} at ${cell.length.toUpperCase()}.`;
 }
 
 const grade = (row, s) => {
