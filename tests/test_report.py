@@ -83,6 +83,22 @@ def test_the_average_is_the_plain_mean_of_the_subsets(report: Path) -> None:
         assert scores["avg"] == pytest.approx((scores["qa1"] + scores["qa2"]) / 2)
 
 
+def test_curves_csv_has_an_arms_score_over_all_its_seeds_as_the_figure_draws_it(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(
+            tmp_path / f"plain-{seed}", arm="plain", accuracy=holds_to(8 * K), subsets=("qa1",), lengths=("4k", "32k"),
+            samples=20, training={**training("plain"), "seed": seed},
+        )  # fmt: skip
+    build([tmp_path], tmp_path / "plots")
+    curves = {row["length"]: row for row in rows_of(tmp_path / "plots" / "curves.csv") if row["scorer"] == "official"}
+    seeds = [row for row in rows_of(tmp_path / "plots" / "summary.csv") if row["scorer"] == "official"]
+    for length, cell in curves.items():
+        own = [float(row["score"]) for row in seeds if row["length"] == length]
+        assert (len(own), cell["models"]) == (2, "2")
+        assert float(cell["score"]) == pytest.approx(sum(own) / 2)
+        assert float(cell["ci_low"]) <= float(cell["score"]) <= float(cell["ci_high"])
+
+
 def test_the_same_runs_give_the_same_bytes(report: Path, results: Path, tmp_path: Path) -> None:
     # In another process, where sets come in another order.
     code = "import sys; from evalkit.report.build import build; build([sys.argv[1]], sys.argv[2])"

@@ -11,7 +11,7 @@ from typing import Any
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import render
-from evalkit.report.analysis import AVERAGE, Analysis, Comparison, analyse
+from evalkit.report.analysis import AVERAGE, Analysis, CellScore, Comparison, analyse
 from evalkit.report.figures import all_drawings
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.page import render_page
@@ -49,6 +49,8 @@ SUMMARY_COLUMNS = (
     "trained_length",
     "published",
 )
+_CURVE_COLUMNS = (*(c for c in SUMMARY_COLUMNS if c not in ("run", "trained_length", "published")), "models")
+"""Of an arm over all its runs, as figures and tables show it."""
 _MAX_TERMINAL_ROWS = 40
 
 
@@ -114,6 +116,7 @@ def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, 
         "report.md": _markdown(analysis, tables, origin),
         "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
         "summary.csv": _csv(SUMMARY_COLUMNS, _summary_rows(analysis)),
+        "curves.csv": _csv(_CURVE_COLUMNS, _curve_rows(analysis)),
         "comparisons.csv": _csv(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
         "arms.csv": _csv(_ARM_COLUMNS, _arm_rows(analysis)),
         "report.json": json.dumps(record | {"notes": analysis.notes}, indent=1, ensure_ascii=False) + "\n",
@@ -173,22 +176,29 @@ def _summary_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
     by_name = {run.name: run for run in analysis.loaded.runs}
     for cell in analysis.run_cells:
         run = by_name[cell.run]
-        yield {
-            "run": cell.run,
-            "arm": cell.arm,
-            "task": cell.task,
-            "subset": cell.subset,
-            "length": cell.length,
-            "scorer": cell.scorer,
-            "n": cell.n,
-            "n_unscored": cell.n_unscored,
-            **_ends("score", cell.interval),
-            "length_tokens": parse_length(cell.length),
-            "interval": cell.interval.method,
-            "chance": _percent(cell.chance),
-            "trained_length": run.trained_length,
-            "published": run.published,
-        }
+        origin = {"run": cell.run, "trained_length": run.trained_length, "published": run.published}
+        yield _cell_row(cell) | origin
+
+
+def _curve_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    for cell in analysis.cells:
+        yield _cell_row(cell) | {"models": cell.num_models}
+
+
+def _cell_row(cell: CellScore) -> dict[str, Any]:
+    return {
+        "arm": cell.arm,
+        "task": cell.task,
+        "subset": cell.subset,
+        "length": cell.length,
+        "scorer": cell.scorer,
+        "n": cell.n,
+        "n_unscored": cell.n_unscored,
+        **_ends("score", cell.interval),
+        "length_tokens": parse_length(cell.length),
+        "interval": cell.interval.method,
+        "chance": _percent(cell.chance),
+    }
 
 
 _COMPARISON_COLUMNS = (
