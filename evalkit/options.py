@@ -85,6 +85,12 @@ _ENGINE_OPTIONS = (  # flag, name in the options of the backend (but for the ser
     ("--max-num-batched-tokens", "max_num_batched_tokens", int, "vllm: tokens per step; fewer need less memory."),
     ("--max-num-seqs", "max_num_seqs", int, "vllm: requests per step."),
     ("--gpu-memory-utilization", "gpu_memory_utilization", float, "vllm: share of the GPU's memory to use."),
+    (
+        "--stall-seconds",
+        "stall_seconds",
+        float,
+        "vllm: an engine that does nothing for so long is started again [1800].",
+    ),
     ("--served-model", "served_model", str, "server: the model's name there, where it serves several."),
     ("--concurrency", "concurrency", int, "server: requests in flight."),
     ("--timeout", "timeout_seconds", float, "server: seconds per attempt."),

@@ -33,6 +33,7 @@ def compared(*tables, expected=YARN, positions=256):
         ({"gpu_memory_utilization": 0.0}, "a share above 0, at most 1"),
         ({"gpu_memory_utilization": 1.5}, "a share above 0, at most 1"),
         ({"max_restarts": -1}, "max_restarts is -1"),
+        ({"stall_seconds": float("nan")}, "stall_seconds is nan"),
     ],
 )
 def test_impossible_options_are_refused(options, said):

@@ -34,8 +34,9 @@ _MAX_IN_FLIGHT = 256
 class VLLMBackend:
     """Greedy answers from one vLLM engine, which serves one rope rule at a time. Implements ``types.Backend``.
 
-    An engine process that dies is noticed within ``DEATH_NOTICED_SECONDS``, started again (at most ``max_restarts``
-    times) and asked again what it had not answered. It ends by itself when this process is killed.
+    An engine process that dies is noticed within ``DEATH_NOTICED_SECONDS``, one that hangs after ``stall_seconds``. It
+    is started again (at most ``max_restarts`` times) and asked again what it had not answered. It ends by itself when
+    this process is killed.
 
     The caller sends the longest prompts first, so that what does not fit into memory shows at once, and samples that
     share a context next to each other, so that the prefix cache serves them (``Completion.num_cached_tokens``).
@@ -83,7 +84,7 @@ class VLLMBackend:
         """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
 
         Raises:
-            EngineError: the engine died more often than it may be restarted.
+            EngineError: the engine died or hung more often than it may be restarted.
         """
         waiting, again, flight = iter(prompts), deque[Prompt](), Flight()
         try:
@@ -231,7 +232,12 @@ class VLLMBackend:
             options=self.options,
             device=self.device,
         )
-        return Engine(config, adapter=self.checkpoint.adapter, batch_invariant=self._batch_invariant)
+        return Engine(
+            config,
+            stall_seconds=self.options.stall_seconds,
+            adapter=self.checkpoint.adapter,
+            batch_invariant=self._batch_invariant,
+        )
 
     def _restart(self, unanswered: int) -> None:
         """Start the engine again, under the rule that it served last."""
@@ -239,9 +245,9 @@ class VLLMBackend:
         self._deaths += 1
         if self._deaths > self.options.max_restarts:
             raise EngineError(
-                f"vLLM's engine process died {self._deaths} times, the last time with {unanswered} prompts unanswered; "
-                "too little memory is the usual cause: lower --max-num-seqs or --max-num-batched-tokens. The same "
-                "command goes on from what is recorded."
+                f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, {self._deaths} "
+                f"times, the last time with {unanswered} prompts unanswered; too little memory is the usual cause: "
+                "lower --max-num-seqs or --max-num-batched-tokens. The same command goes on from what is recorded."
             )
         self._engine = self._start()
         try:
@@ -275,7 +281,7 @@ class VLLMBackend:
             return [e.to_json() for e in compare_model(expected, effective, tolerance=tolerance)] if expected else []
         except EngineDied as error:
             self._engine.close()
-            raise EngineError("vLLM's engine process died while its rotary table was read back.") from error
+            raise EngineError("vLLM's engine process died or hung while its rotary table was read back.") from error
         except EngineError:
             self._engine.close()
             raise

@@ -2,9 +2,10 @@
 
 One way to run it serves every machine: ``AsyncLLM`` on an event loop in a thread of ours. The synchronous ``LLM`` waits
 for ever once the engine process is killed; ``AsyncLLM`` fails the requests in flight, and what it leaves hanging (calls
-to the workers) is ended here.
+to the workers, and everything once an engine process lives but does nothing) is ended here.
 """
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -57,13 +58,19 @@ class VLLMOptions:
     enforce_eager: bool | None = None
     """No compilation and no CUDA graphs. None: eager on a CPU, where compiling takes longer than it saves."""
     max_restarts: int = 2
-    """How often an engine that died is started again."""
+    """How often an engine that died or hangs is started again."""
+    stall_seconds: float = 1800.0
+    """An engine that takes up nothing new for so long hangs. It does so between two steps, however long a prompt is,
+    and the longest step there is (4,096 tokens at 128K of a 7B model, 0.3 PFLOP) takes 5 minutes at 1 TFLOP/s, which a
+    CPU of many cores reaches, and less than a second on a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{name} is {value}; it must be at least 1.")
+        if not self.stall_seconds > 0:
+            raise BadInput(f"stall_seconds is {self.stall_seconds}; it must be above 0.")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise BadInput(f"gpu_memory_utilization is {self.gpu_memory_utilization}; give a share above 0, at most 1.")
         if self.max_restarts < 0:
@@ -71,7 +78,7 @@ class VLLMOptions:
 
 
 class EngineDied(Exception):
-    """The engine process is gone, and with it everything that was in flight."""
+    """The engine process is gone, or hangs, and with it everything that was in flight."""
 
 
 class VLLMInstall(NamedTuple):
@@ -180,11 +187,14 @@ def engine_config(
 class Engine:
     """A running engine. Methods may be called from one thread; answers arrive as futures."""
 
-    def __init__(self, config: Any, *, adapter: Adapter | None = None, batch_invariant: bool = False) -> None:
+    def __init__(
+        self, config: Any, *, stall_seconds: float, adapter: Adapter | None = None, batch_invariant: bool = False
+    ) -> None:
         """Start the engine process and load the weights.
 
         Args:
             config: from ``engine_config``.
+            stall_seconds: when an engine counts as hanging; see ``VLLMOptions``.
             adapter: put on every request.
             batch_invariant: ask for vLLM's batch-invariant kernels.
 
@@ -206,6 +216,7 @@ class Engine:
                 f"vLLM could not start on {config.model_config.model} ({_first_line(error)}); the reason stands in "
                 "vLLM's own log above, most often too little memory: lower --max-num-seqs or the longest length."
             ) from error
+        self._watched = self._loop.submit(self._watch(stall_seconds))
         try:
             self._workers = [os.pidfd_open(pid) for pid in self.call("evalkit_end_with", os.getpid())]
         except (EngineDied, ProcessLookupError) as error:
@@ -214,8 +225,8 @@ class Engine:
 
     @property
     def dead(self) -> bool:
-        """Whether the engine process is known to be gone."""
-        return bool(self._llm.errored)
+        """Whether the engine process is known to be gone, or to hang."""
+        return bool(self._llm.errored) or self._watched.done()
 
     def submit(
         self, token_ids: Sequence[int], max_new_tokens: int, *, stops: Sequence[int], logprobs: bool
@@ -275,6 +286,14 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         return AsyncLLM.from_vllm_config(self.config, disable_log_stats=True)
+
+    async def _watch(self, stall_seconds: float) -> None:
+        """Ask the engine, again and again, what it answers between two steps; return once it does not."""
+        llm = self._llm
+        with contextlib.suppress(TimeoutError):
+            while True:
+                await asyncio.wait_for(llm.is_sleeping(), stall_seconds)
+                await asyncio.sleep(WAIT_SECONDS)
 
     async def _answer(self, prompt: Any, params: Any, request_id: str, lora: Any) -> Any:
         [output] = [part async for part in self._llm.generate(prompt, params, request_id, lora_request=lora)]
