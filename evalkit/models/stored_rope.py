@@ -18,6 +18,18 @@ from evalkit.models.rope import RopeScaling, Rule, yarn_attention_factor
 FULL = "full_attention"  # the layer type that sees the whole context, in configs with one rule per layer type
 _SAME_RULE = ({"longrope", "su"}, {"default", "mrope"})  # an old and a new name of one rule
 
+_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRope:
@@ -66,14 +78,16 @@ def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
     names = {entry[key] for key in ("type", "rope_type") if key in entry}
     if len(names) > 1 and names not in _SAME_RULE:
         raise BadInput(f"The rope settings in {where} say type {entry['type']!r} and rope_type {entry['rope_type']!r}.")
+    for key, value in [*raw.items(), *entry.items()]:
+        if key in _NUMBERS and not (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
+            raise BadInput(f"{key} in {where} is {value!r}; it should be a number.")
     for key in ("rope_theta", "original_max_position_embeddings"):
         if key in entry and raw.get(key) not in (None, entry[key]):
             raise BadInput(f"{where} gives {key} twice, {entry[key]:g} in its rope settings and {raw[key]:g} beside.")
-    if (factor := entry.get("factor")) is not None:
-        if not isinstance(factor, (int, float)):
-            raise BadInput(f"The rope factor in {where} is {factor!r}; it should be a number from 1 up.")
-        if "type" not in entry and "rope_type" not in entry:
-            raise BadInput(f"{where} has a rope factor {factor:g} but no rope_type to use it; name one, such as yarn.")
+    if entry.get("factor") is not None and "type" not in entry and "rope_type" not in entry:
+        raise BadInput(
+            f"{where} has a rope factor {entry['factor']:g} but no rope_type to use it; name one, such as yarn."
+        )
 
 
 def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredRope | None:
@@ -97,6 +111,8 @@ def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredR
             raise BadInput(f"{where} has rope rules for {', '.join(layers)}, but none for {FULL} layers.")
     entry = dict(layers[FULL] if layers is not None else stored)
     if entry.get("rope_theta") is None:
+        if _stored_entry(raw):
+            raise BadInput(f"{where} has rope settings without a rope_theta; write down the one of the training.")
         return None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary_dim = int(head_dim * entry.get("partial_rotary_factor", 1.0))
