@@ -10,11 +10,17 @@ from evalkit.models.serving import ServedRope
 from evalkit.types import Backend
 
 if TYPE_CHECKING:
+    from evalkit.models.server import ServerOptions
+    from evalkit.models.vllm_engine import VLLMOptions
     from evalkit.plan import Plan
 
 
 class OpenBackend:
-    """The backend of one plan; a context manager that ends the engine."""
+    """The backend of one plan; a context manager that ends the engine. Made before any work, it refuses what will fail.
+
+    Raises:
+        BadInput: vLLM is not installed, lengths have no server, or an option is impossible.
+    """
 
     found: dict[str, Any]
     """For run.json: by length, what the loaded model was found to compute ("rope"), and the engine's own settings."""
@@ -26,6 +32,14 @@ class OpenBackend:
         self.found = {"rope": {}}
         self.warnings: list[str] = []
         """What the backend says a person should know before trusting its answers."""
+        if plan.backend == "vllm":
+            from evalkit.models.vllm_engine import require_vllm
+
+            require_vllm()
+            self._vllm_options()
+        if plan.backend == "server":
+            for _, lengths in plan.groups:
+                self._server_options(lengths)
 
     def serving(self, served: ServedRope, lengths: tuple[str, ...]) -> Backend:
         """Return the backend, serving the rule of some lengths. Ask for the group of the longest lengths first.
@@ -76,7 +90,6 @@ class OpenBackend:
 
     def _vllm(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
         from evalkit.models.vllm import VLLMBackend
-        from evalkit.models.vllm_engine import VLLMOptions
 
         plan = self._plan
         longest = self._longest(served, lengths)
@@ -84,30 +97,38 @@ class OpenBackend:
             self._backend.switch_to(served)
             return self._backend.read_back
         self.close()
-        options = VLLMOptions(dtype=plan.config.dtype, **plan.config.engine)
         self._backend = VLLMBackend(
-            plan.checkpoint, served, max_model_len=longest, options=options, logprobs=self._logprobs
+            plan.checkpoint, served, max_model_len=longest, options=self._vllm_options(), logprobs=self._logprobs
         )
         decisive, beside = self._backend.settings()
         self.found["engine"] = decisive | beside
         return self._backend.read_back
 
     def _server(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
-        from evalkit.models.server import ServerBackend, ServerOptions
+        from evalkit.models.server import ServerBackend
 
         plan = self._plan
         self.close()
-        options = ServerOptions(**{**plan.config.engine, "base_url": self._url_for(lengths)})
         self._backend = ServerBackend(
             plan.checkpoint,
             plan.encoder,
             max_model_len=self._longest(served, lengths),
-            options=options,
+            options=self._server_options(lengths),
             logprobs=self._logprobs,
         )
         self.warnings += [warning for warning in self._backend.warnings if warning not in self.warnings]
         self.found.setdefault("engine", {})[" ".join(lengths)] = self._backend.settings()
         return "a server's rope rule cannot be read"
+
+    def _vllm_options(self) -> "VLLMOptions":
+        from evalkit.models.vllm_engine import VLLMOptions
+
+        return VLLMOptions(dtype=self._plan.config.dtype, **self._plan.config.engine)
+
+    def _server_options(self, lengths: tuple[str, ...]) -> "ServerOptions":
+        from evalkit.models.server import ServerOptions
+
+        return ServerOptions(**{**self._plan.config.engine, "base_url": self._url_for(lengths)})
 
     def _url_for(self, lengths: tuple[str, ...]) -> str:
         """Return the address given for these lengths: LENGTH=URL, or a bare URL for all."""

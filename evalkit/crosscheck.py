@@ -117,11 +117,12 @@ def crosscheck_plans(config: RunConfig, backends: Sequence[str]) -> CrosscheckRe
         raise BadInput(f"A crosscheck compares two backends, such as --backends hf,vllm; got {', '.join(backends)}.")
     named: list[NamedAnswers] = []
     prompts: list[Prompt] = []
-    for name in backends:
-        plan = make_plan(replace(config, backend=name, engine=engine_options_of(name, config.engine)))
+    plans = [make_plan(replace(config, backend=n, engine=engine_options_of(n, config.engine))) for n in backends]
+    both = [OpenBackend(plan, logprobs=True) for plan in plans]  # refuses the second before the first does any work
+    for name, plan, one in zip(backends, plans, both, strict=True):
         completions: dict[Key, Completion] = {}
         prompts = []
-        with OpenBackend(plan, logprobs=True) as opened:
+        with one as opened:
             for served, lengths in plan.groups:
                 asked = [plan.build(s, cell.length) for cell in plan.cells(lengths) for s in plan.samples_of(cell)]
                 prompts += asked

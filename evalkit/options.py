@@ -38,7 +38,10 @@ def numbers(text: str) -> tuple[float, ...]:
 
 def factor(text: str) -> float | str:
     """Turn "4" into 4.0, and keep "auto"."""
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise BadInput(f"A rope factor is a number from 1 up, or auto; got {text!r}.") from error
 
 
 def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,7 +69,9 @@ rope_options = _together(
         type=factor,
         help="Window factor of a named rule; 'auto', its default: length / trained length, one per length.",
     ),
-    click.option("--original-length", type=int, help="Trained window in tokens, where the config has it wrong."),
+    click.option(
+        "--original-length", type=token_count, help="Trained window, such as 32k, where the config has it wrong."
+    ),
 )
 
 

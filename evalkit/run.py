@@ -78,10 +78,12 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         observer: told of each prediction after it is on disk.
 
     Raises:
+        BadInput: the backend cannot serve this plan, or the data do not suffice for it.
         RunFolderError: the folder belongs to another run, is locked or damaged.
         EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
     """
     observer = observer or Observer()
+    opened = OpenBackend(plan)
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
     asked = 0
     with RunFolder.start(
@@ -96,7 +98,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
         todo = [(served, list(_unanswered(plan, folder, lengths))) for served, lengths in plan.groups]
         observer.starts([length for _, samples in todo for _, length in samples])
-        with OpenBackend(plan) as opened:
+        with opened:
             for (served, samples), (_, lengths) in zip(todo, plan.groups, strict=True):
                 if not samples:
                     continue

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from evalkit.crosscheck import crosscheck
+from evalkit.crosscheck import crosscheck, crosscheck_plans
+from evalkit.errors import BadInput
+from evalkit.plan import RunConfig
 from evalkit.types import Completion, Prompt, Sample
 
 
@@ -77,3 +79,11 @@ def test_text_and_json_say_where_answers_part():
     written = json.loads(json.dumps(made.to_json()))
     assert written["backends"] == ["hf", "vllm"]
     assert written["prompts"][0]["first_divergence"] == 1
+
+
+def test_a_second_backend_that_cannot_answer_is_refused_before_the_first_is_opened(checkpoint, monkeypatch):
+    monkeypatch.setattr("evalkit.models.vllm_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("evalkit.models.hf.HFBackend", None)
+    config = RunConfig(model=checkpoint, task="babilong", lengths=("1k",), samples=1)
+    with pytest.raises(BadInput, match="vLLM is not installed here"):
+        crosscheck_plans(config, ("hf", "vllm"))

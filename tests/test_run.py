@@ -276,3 +276,23 @@ def test_wrong_use_gets_one_sentence_and_exit_code_2(checkpoint, tmp_path, monke
     assert message in shown.output
     assert "Traceback" not in shown.output
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--backend", "vllm"), "vLLM is not installed here"),
+        (("--backend", "server", "--base-url", "http://h/v1"), "served under 2 rope rules and a server has one"),
+        (("--backend", "server", "--base-url", "8k=http://h/v1"), "need one server"),
+        (("--backend", "server", "--base-url", "4k=http://h", "--base-url", "8k=http://h", "--timeout", "nan"), "nan"),
+        (("--backend", "hf", "--factor", "4x"), "a number from 1 up, or auto; got '4x'"),
+    ],
+)
+def test_what_no_backend_could_answer_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evalkit.models.vllm_engine.find_spec", lambda name: None)
+    given = ("--model", checkpoint, "--task", "babilong", "--lengths", "4k,8k", "--rope", "yarn")
+    shown = evalkit("run", *given, *arguments)
+    assert shown.exit_code == 2
+    assert message in shown.output
+    assert not (tmp_path / "results").exists()

@@ -51,7 +51,7 @@ class ServerOptions:
             raise BadInput(f"{self.base_url!r} is not a server's address; give one like http://localhost:8000/v1.")
         if self.concurrency < 1:
             raise BadInput(f"concurrency is {self.concurrency}; it must be at least 1.")
-        if self.timeout_seconds <= 0:
+        if not self.timeout_seconds > 0:
             raise BadInput(f"timeout_seconds is {self.timeout_seconds}; it must be above 0.")
         if self.max_retries < 0:
             raise BadInput(f"max_retries is {self.max_retries}; it must be 0 or more.")

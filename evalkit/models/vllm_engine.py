@@ -89,11 +89,11 @@ class VLLMInstall(NamedTuple):
     """"cuda", "cpu" or another platform name of vLLM's."""
 
 
-def usable_vllm() -> VLLMInstall:
-    """Return vLLM's version and device.
+def require_vllm() -> None:
+    """Refuse what can be seen without importing vLLM, which takes many seconds.
 
     Raises:
-        BadInput: it is missing, installed twice, has no device here, or is told to accept lengths that it cannot serve.
+        BadInput: it is missing, installed twice, or told to accept lengths that it cannot serve.
     """
     if find_spec("vllm") is None:
         raise BadInput(f"vLLM is not installed here; {INSTALL_HINT}, or use --backend hf.")
@@ -108,6 +108,15 @@ def usable_vllm() -> VLLMInstall:
             "VLLM_ALLOW_LONG_MAX_MODEL_LEN is set: it silences vLLM's length check without enlarging the rotary table, "
             "so that longer prompts are answered with garbage; unset it and name a rope rule that covers the length."
         )
+
+
+def usable_vllm() -> VLLMInstall:
+    """Return vLLM's version and device.
+
+    Raises:
+        BadInput: as ``require_vllm``; or it has no device here.
+    """
+    require_vllm()
     for name, value in (
         ("VLLM_LOGGING_LEVEL", "ERROR"),
         ("VLLM_NO_USAGE_STATS", "1"),
