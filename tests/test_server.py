@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
+        elif trouble == "silence":
+            threading.Event().wait(1)
+            self.close_connection = True
         elif trouble == "half body":
             self.reply(200, b'{"choices": [{"te', length=500)
         elif trouble == "half json":
@@ -254,6 +257,15 @@ def test_a_server_that_is_gone_ends_the_run_instead_of_failing_every_prompt(open
     server.shutdown()
     server.server_close()
     with pytest.raises(EngineError, match="No server answers at http://127"):
+        list(run)
+
+
+def test_a_server_that_falls_silent_ends_the_run_instead_of_keeping_every_prompt_waiting(opened, server, encoder):
+    backend = opened(max_retries=1, concurrency=1, timeout_seconds=0.3)
+    run = backend.generate(prompts(encoder, 5))
+    next(run)
+    server.trouble += ["silence"] * 10
+    with pytest.raises(EngineError, match=r"gave no answer within 0.3 s"):
         list(run)
 
 

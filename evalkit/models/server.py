@@ -72,8 +72,9 @@ class ServerOptions:
 class ServerBackend:
     """Greedy answers from a server. Implements ``types.Backend``.
 
-    A server that is gone is noticed once the retries of a prompt are used up (15 seconds by default) and ends the run
-    with an EngineError; a prompt that fails on a server that is still there becomes a completion with an error.
+    A server that is gone is noticed once the retries of a prompt are used up (15 seconds by default), one that is there
+    and silent after ``timeout_seconds`` more than those take (70 minutes by default); either ends the run with an
+    EngineError. A prompt that fails on a server that is still there becomes a completion with an error.
 
     The API key is read from EVALKIT_API_KEY or OPENAI_API_KEY when the backend is opened, and shown nowhere.
     """
@@ -292,8 +293,8 @@ class ServerBackend:
                     backoff = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
                     await asyncio.sleep(backoff if trouble.wait is None else trouble.wait)
                     continue
-                if trouble.connection:
-                    await self._get("/models")  # raises EngineError where nobody is there any more
+                if trouble.silent:
+                    await self._get("/models")  # raises EngineError where nobody is there any more, or nobody answers
                 return failed(f"server: {trouble} (attempt {attempt + 1}, the last)", passing=True)
         raise AssertionError("unreachable")
 
@@ -303,9 +304,9 @@ class ServerBackend:
         try:
             reply: Any = await self._client.post(path, body=body, cast_to=object)
         except openai.APITimeoutError as error:
-            raise _Passing(f"no answer within {self.options.timeout_seconds:g} s") from error
+            raise _Passing(f"no answer within {self.options.timeout_seconds:g} s", silent=True) from error
         except openai.APIConnectionError as error:
-            raise _Passing(f"connection lost ({self._said(error)})", connection=True) from error
+            raise _Passing(f"connection lost ({self._said(error)})", silent=True) from error
         except openai.APIStatusError as error:
             said = f"HTTP {error.status_code}: {self._said(error)}"
             if error.status_code in _PASSING_STATUS or error.status_code >= 500:
@@ -383,10 +384,10 @@ class ServerBackend:
 class _Passing(Exception):
     """Trouble that another attempt may not meet."""
 
-    def __init__(self, message: str, *, wait: float | None = None, connection: bool = False) -> None:
+    def __init__(self, message: str, *, wait: float | None = None, silent: bool = False) -> None:
         super().__init__(message)
         self.wait = wait
-        self.connection = connection
+        self.silent = silent
 
 
 def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
