@@ -130,7 +130,7 @@ def check(
     try:
         encoder = Encoder.open(checkpoint.path, chat=chat)
         prompt = _check_prompt(encoder)
-        problems += vocabulary_problems(encoder, checkpoint)
+        problems += prompt_problems(encoder, checkpoint)
     except BadInput as error:
         problems.append(str(error))
     if not checkpoint.has_chat_template:
@@ -195,12 +195,9 @@ def _check_prompt(encoder: Encoder) -> PromptCheck:
         said = "the tokenizer has no BOS"
     elif ids[0] != bos:
         said = f"no BOS in front (the tokenizer's is {encoder.tokenizer.bos_token!r}, the template leaves it out)"
-    elif len(ids) > 1 and ids[1] == bos:
-        raise BadInput(
-            f"The prompt begins with BOS {encoder.tokenizer.bos_token!r} twice; take it out of the template."
-        )
     else:
-        said = f"begins with BOS {encoder.tokenizer.bos_token!r}, once"
+        times = "twice" if ids[1:2] == [bos] else "once"
+        said = f"begins with BOS {encoder.tokenizer.bos_token!r}, {times}"
     prose = generate_prose(0, _SAMPLE_WORDS)
     return PromptCheck(
         text=text,
@@ -214,15 +211,21 @@ def _check_prompt(encoder: Encoder) -> PromptCheck:
     )
 
 
-def vocabulary_problems(encoder: Encoder, checkpoint: Checkpoint) -> list[str]:
-    """Return why the tokenizer's ids cannot be the model's; empty where they can."""
+def prompt_problems(encoder: Encoder, checkpoint: Checkpoint) -> list[str]:
+    """Return why the prompts of this tokenizer and template cannot be asked; empty where they can."""
+    problems = []
     highest = max(encoder.tokenizer.get_vocab().values())
-    if highest < checkpoint.vocab_size:
-        return []
-    return [
-        f"The tokenizer knows ids up to {highest:,}, the model only {checkpoint.vocab_size:,} tokens; they do not "
-        "belong together."
-    ]
+    if highest >= checkpoint.vocab_size:
+        problems.append(
+            f"The tokenizer knows ids up to {highest:,}, the model only {checkpoint.vocab_size:,} tokens; they do not "
+            "belong together."
+        )
+    bos = encoder.tokenizer.bos_token_id
+    if bos is not None and encoder.encode_prompt(encoder.render(_MESSAGES))[:2].tolist() == [bos, bos]:
+        problems.append(
+            f"The prompt begins with BOS {encoder.tokenizer.bos_token!r} twice; take it out of the template."
+        )
+    return problems
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:

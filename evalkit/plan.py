@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from evalkit.backends import check_engine_options
 from evalkit.benchmarks.cards import TaskCard, load_card
-from evalkit.check import vocabulary_problems
+from evalkit.check import prompt_problems
 from evalkit.errors import BadInput, ContextOverflow, EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
@@ -163,7 +163,7 @@ def make_plan(config: RunConfig) -> Plan:
     check_engine_options(backend, config.engine)
     checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
     encoder = Encoder.open(config.model, chat=config.chat, system_prompt=config.system_prompt)
-    for problem in vocabulary_problems(encoder, checkpoint):
+    for problem in prompt_problems(encoder, checkpoint):
         raise BadInput(problem)
     groups = rope_groups(checkpoint, config.rope, config.lengths)
     benchmark = make_benchmark(config, card, lambda text: len(encoder.encode_after(text, before="")))

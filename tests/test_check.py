@@ -1,6 +1,7 @@
 """The doctor says before a run what a run would say, and what it would cost."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from evalkit.check import check
 from evalkit.errors import BadInput
 from evalkit.models.rope import RopeScaling
 from evalkit.models.serving import RopeRequest
+from evalkit.plan import RunConfig, make_plan
 from tests.variants import variant, with_record
 
 
@@ -85,6 +87,8 @@ def test_bos_is_looked_for(checkpoint: Path, tmp_path: Path, template: str, said
     report = check(folder, ["1k"])
     assert report.ok == ok
     assert said in report.to_text()
+    with nullcontext() if ok else pytest.raises(BadInput, match=said):  # a run is refused where the check says so
+        make_plan(RunConfig(model=folder, task="babilong", lengths=("1k",), backend="hf"))
 
 
 def test_the_training_rule_is_compared_with_what_would_be_served(checkpoint: Path, tmp_path: Path):
