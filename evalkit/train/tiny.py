@@ -105,7 +105,8 @@ BASES = {
         head_dim=32,
         num_layers=2,
         stages=(
-            BaseStage(steps=500, shortest=32, longest=48, decay=False),
+            # The circuit is there after 300 steps; with 500, one seed of four still asked the wrong statement later on.
+            BaseStage(steps=1_500, shortest=32, longest=48, decay=False),
             BaseStage(steps=1_000, shortest=48, longest=128, decay=True),
         ),
     ),
