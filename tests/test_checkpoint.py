@@ -204,6 +204,15 @@ def test_an_adapter_of_another_base_or_kind_is_refused(copy: Path, tmp_path: Pat
         Checkpoint.open(copy, adapter=write_adapter(tmp_path / "adapter", **adapter))
 
 
+def test_an_adapter_of_a_deeper_model_is_refused_though_its_first_layers_fit(copy: Path, tmp_path: Path):
+    weights = write_adapter(tmp_path / "adapter") / "adapter_model.safetensors"
+    matrices = load_file(weights)
+    matrices |= {name.replace("layers.0", "layers.40"): matrix for name, matrix in matrices.items()}
+    save_file(matrices, weights)
+    with pytest.raises(BadInput, match=r"it changes model\.layers\.40\.self_attn\.q_proj, which .* does not have"):
+        Checkpoint.open(copy, adapter=tmp_path / "adapter")
+
+
 def test_a_folder_that_is_only_an_adapter_says_how_it_is_used(tmp_path: Path):
     with pytest.raises(BadInput, match="give its base as the model and this folder as --adapter"):
         Checkpoint.open(write_adapter(tmp_path / "adapter"))

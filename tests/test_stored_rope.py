@@ -125,6 +125,12 @@ def test_rules_with_formulas_of_their_own_are_carried_as_they_are(stored: Any):
         ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "mscale": "1"}}, "mscale .* is '1'"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": "x"}}, "is 'x'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 2.0}},
+            "64 of the 32",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "truncate": "no"}}, "true or false"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads in .* is 0"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "beta_slow": 64}}, "beta_slow"),
         ({"head_dim": 33}, "even"),
     ],

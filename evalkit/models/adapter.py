@@ -48,15 +48,30 @@ class Adapter:
         if kind != "LORA":
             raise BadInput(f"The adapter {folder} is of type {kind}; only LoRA adapters can be served.")
         tensors = stored_tensors([weights])
-        matched = [_fits(tensor, base_tensors, f"{folder} (its base: {named})", base) for tensor in tensors.values()]
-        if not any(matched):
+        matched = {
+            name: _fits(tensor, base_tensors, f"{folder} (its base: {named})", base) for name, tensor in tensors.items()
+        }
+        if not any(matched.values()):
             raise BadInput(f"No tensor of the adapter {folder} belongs to a layer of {base}; its base is {named}.")
+        foreign = [name for name in matched if _module(name) and f"{_module(name)}.weight" not in base_tensors]
+        foreign = [name for name in foreign if not _module(name).endswith("lm_head")]  # may be tied to the embeddings
+        if foreign:
+            raise BadInput(
+                f"The adapter {folder} (its base: {named}) was made for another model: it changes "
+                f"{_module(foreign[0])}, which {base} does not have."
+            )
         return cls(path=folder, base=named, rank=rank, tensors=tensors)
 
     def identity(self) -> str:
         """Return a hash over the adapter's config and samples of all its tensors."""
         config = (self.path / "adapter_config.json").read_bytes()
         return hashlib.sha256(config + sampled_hash(self.tensors.values()).encode()).hexdigest()
+
+
+def _module(tensor_name: str) -> str:
+    """Return the module that a LoRA matrix changes; empty for another kind of tensor."""
+    module, lora, _ = tensor_name.removeprefix(_PREFIX).partition(".lora_")
+    return module if lora and tensor_name.endswith((".lora_A.weight", ".lora_B.weight")) else ""
 
 
 def _fits(tensor: StoredTensor, base_tensors: Mapping[str, StoredTensor], adapter: str, base: Path) -> bool:

@@ -81,6 +81,8 @@ def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
     for key, value in [*raw.items(), *entry.items()]:
         if key in _NUMBERS and not (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
             raise BadInput(f"{key} in {where} is {value!r}; it should be a number.")
+    if not isinstance(entry.get("truncate", True), bool):
+        raise BadInput(f"truncate in {where} is {entry['truncate']!r}; it should be true or false.")
     for key in ("rope_theta", "original_max_position_embeddings"):
         if key in entry and raw.get(key) not in (None, entry[key]):
             raise BadInput(f"{where} gives {key} twice, {entry[key]:g} in its rope settings and {raw[key]:g} beside.")
@@ -114,11 +116,16 @@ def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredR
         if _stored_entry(raw):
             raise BadInput(f"{where} has rope settings without a rope_theta; write down the one of the training.")
         return None
+    if not config.num_attention_heads > 0:
+        raise BadInput(
+            f"num_attention_heads in {where} is {config.num_attention_heads}; a model has at least one head."
+        )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary_dim = int(head_dim * entry.get("partial_rotary_factor", 1.0))
-    if rotary_dim < 2 or rotary_dim % 2:
+    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise BadInput(
-            f"{where} rotates {rotary_dim} dimensions of each head; RoPE turns pairs and needs an even number."
+            f"{where} rotates {rotary_dim} of the {head_dim} dimensions of each head; RoPE turns pairs and needs an "
+            "even number of them."
         )
     longest = config.max_position_embeddings
     base = StoredRope(
