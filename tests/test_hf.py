@@ -1,9 +1,13 @@
 """The transformers backend answers as ``generate`` does, whatever shares a batch, under whatever rope rule."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from evalkit.errors import EngineError
 from evalkit.models.hf import HFBackend, _batches
 from evalkit.types import Prompt, Sample
 
@@ -77,6 +81,31 @@ def test_on_a_cpu_a_long_prompt_with_a_short_answer_shares_no_batch(backend):
     assert sizes(long) == [1, 1]
     assert sizes(talkative) == [2]
     assert sizes([*long, *random_prompts([500, 500])]) == [1, 1, 2]
+
+
+def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_random_numbers(checkpoint, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint, tmp_path / "ckpt")
+    tensors = load_file(tmp_path / "ckpt" / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "ckpt" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        EngineError, match=r"lack 1 tensors of the model, such as model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        HFBackend(tmp_path / "ckpt", device="cpu")
+
+
+def test_an_output_layer_that_is_the_embedding_is_no_lack(checkpoint, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint, tmp_path / "ckpt")
+    config = json.loads((tmp_path / "ckpt" / "config.json").read_text())
+    (tmp_path / "ckpt" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tensors = load_file(tmp_path / "ckpt" / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "ckpt" / "model.safetensors", metadata={"format": "pt"})
+    HFBackend(tmp_path / "ckpt", device="cpu")
 
 
 def test_changing_the_rope_rule_in_place_equals_loading_with_it(checkpoint, backend):

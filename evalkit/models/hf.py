@@ -55,7 +55,7 @@ class HFBackend:
             logprobs: fill ``Completion.logprobs``.
 
         Raises:
-            EngineError: the weights cannot be loaded, or the device is missing.
+            EngineError: the weights cannot be loaded or are not complete, or the device is missing.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,9 +72,19 @@ class HFBackend:
         config = transformers_config(folder, rope)
         torch_dtype: Any = "float32" if dtype == "auto" and self.device == "cpu" else dtype
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=torch_dtype, local_files_only=True, trust_remote_code=False
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch_dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
+            if missing := sorted(loading["missing_keys"]):  # transformers would answer with random numbers there
+                raise EngineError(
+                    f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy "
+                    f"them again."
+                )
             if adapter is not None:
                 model = _with_adapter(model, adapter)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
