@@ -1,5 +1,7 @@
 """Token ids are what the checkpoint's own tokenizer gives: nothing doubled, nothing lost, whole or in pieces."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,6 +39,26 @@ def test_a_plain_prompt_starts_with_one_bos_even_when_the_text_brings_its_own(st
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
     assert encoder.encode_prompt("Where?").tolist() == tokenizer("Where?").input_ids
+
+
+def test_a_plain_prompt_has_all_that_the_tokenizer_puts_in_front_and_nothing_of_what_it_puts_behind():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(tiny_tokenizer("llama3"))
+    ends = [("<unk>", 0), ("<s>", 1), ("<|im_end|>", 3)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> <s> $A <|im_end|>", special_tokens=ends
+    )
+    tokenizer.bos_token = None
+    ids = Encoder(tokenizer, chat=False).encode_prompt("Where is Mary?").tolist()
+    assert ids == tokenizer("Where is Mary?").input_ids[:-1]
+    assert ids[:2] == [0, 1]
+
+
+def test_a_template_that_asks_for_the_date_gives_the_same_prompt_on_every_day():
+    template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    encoder = Encoder(tiny_tokenizer("llama3", template=template), chat=True)
+    assert encoder.render([{"role": "user", "content": "Hello."}]) == "26 Jul 2024 Hello."
 
 
 def test_a_template_that_writes_bos_does_not_get_a_second_one():

@@ -7,6 +7,7 @@ backends that are compared are asked the very same thing.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 
 from evalkit.errors import BadInput
 from evalkit.types import Message, TokenIds
+
+_TODAY = datetime(2024, 7, 26)
+"""The day for every template that asks for today's (Llama 3.2's): a prompt must be the same whenever it is built. It is
+the one that Llama 3's templates name where there is no clock."""
 
 _PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -26,8 +31,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.system_prompt = system_prompt
-        empty = tokenizer("").input_ids  # what the tokenizer puts around any text: [], [BOS] or [BOS, EOS]
-        self._bos = [] if chat else [i for i in empty if i == tokenizer.bos_token_id][:1]
+        self._front = [] if chat else _front(tokenizer)
         self.identity = self._identity()
 
     @classmethod
@@ -77,7 +81,9 @@ class Encoder:
             return "\n\n".join([*turns, "Assistant:"])
         system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         try:
-            text = self.tokenizer.apply_chat_template([*system, *messages], tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                [*system, *messages], tokenize=False, add_generation_prompt=True, strftime_now=_TODAY.strftime
+            )
         except Exception as error:
             roles = " ".join(m["role"][0] for m in [*system, *messages][:6])
             raise BadInput(
@@ -90,13 +96,12 @@ class Encoder:
         """Return the ids of a rendered prompt, shape (num_tokens,).
 
         With a chat template these are its text's ids and nothing else, as ``apply_chat_template`` gives them: the
-        template decides about BOS. Without one, the tokenizer's own BOS stands in front, once.
+        template decides about BOS. Without one, what the tokenizer puts in front of a text stands there, once.
         """
-        ids = np.asarray([*self._bos, *self._encode(text)], dtype=np.int32)
-        bos = self.tokenizer.bos_token_id
-        if not self.chat and len(ids) > 1 and ids[0] == ids[1] == bos:
-            return ids[1:]  # the text brought its own
-        return ids
+        ids = self._encode(text)
+        if ids[: len(self._front)] != self._front:  # the text did not bring its own
+            ids = self._front + ids
+        return np.asarray(ids, dtype=np.int32)
 
     def encode_after(self, text: str, before: str = ".") -> TokenIds:
         """Return the ids that ``text`` has right after ``before``; see ``types.PromptEncoder``."""
@@ -127,7 +132,7 @@ class Encoder:
     def _identity(self) -> str:
         parts = {
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
-            "bos": self._bos,
+            "front": self._front,
             "chat_template": self.tokenizer.chat_template if self.chat else None,
             "system_prompt": self.system_prompt,
         }
@@ -145,6 +150,15 @@ def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
         named = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
         stops.update(named if isinstance(named, list) else [named] if named is not None else [])
     return tuple(sorted(stops))
+
+
+def _front(tokenizer: Any) -> list[int]:
+    """Return the ids that the tokenizer puts in front of a text: none, BOS, or others (GLM has two, and no BOS).
+
+    What some put behind it, an EOS, would end the prompt before its answer, and is left out.
+    """
+    bare, whole = tokenizer("x", add_special_tokens=False).input_ids, tokenizer("x").input_ids
+    return next(whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
 
 
 def _first_line(error: Exception) -> str:
