@@ -151,7 +151,7 @@ def make_plan(config: RunConfig) -> Plan:
         BadInput: anything that would make the run refuse or mislead, with the arithmetic.
     """
     card = load_card(config.task)
-    subsets = config.subsets or card.default_subsets
+    subsets = tuple(dict.fromkeys(config.subsets or card.default_subsets))  # named twice, asked once
     unknown = [name for name in subsets if name not in card.subsets]
     if unknown:
         raise BadInput(f"{card.task} has no subset {unknown[0]!r}; it has {', '.join(card.subsets)}.")
@@ -189,7 +189,7 @@ def make_plan(config: RunConfig) -> Plan:
         checkpoint=checkpoint,
         encoder=encoder,
         benchmark=benchmark,
-        subsets=tuple(subsets),
+        subsets=subsets,
         samples=config.samples or card.default_samples,
         groups=tuple((served, tuple(lengths)) for served, lengths in reversed(groups)),
         fingerprint=fingerprint,

@@ -109,6 +109,14 @@ def test_fewer_samples_are_the_first_of_more_and_a_folder_may_grow(checkpoint, t
     assert len({(r["subset"], r["length"], r["sample_id"]) for r in after}) == len(after)
 
 
+def test_what_is_named_twice_is_asked_once(checkpoint, tmp_path):
+    twice = ("--subsets", "qa1,qa1", "--lengths", "1k,1024", "--depth", "0,0.5,0.50", "--samples", 2)
+    shown = run(checkpoint, tmp_path / "r", *twice)
+    assert shown.exit_code == 0, shown.output
+    assert [line["sample_id"] for line in lines(tmp_path / "r")] == ["00000@0", "00000@0.5", "00001@0", "00001@0.5"]
+    assert "4 samples recorded, 4 asked now" in shown.output
+
+
 def test_the_same_sample_is_asked_at_every_length(checkpoint, tmp_path):
     run(checkpoint, tmp_path / "r", "--lengths", "1k,2k", "--subsets", "qa3", "--samples", 6)
     asked: dict[str, set] = {}

@@ -85,7 +85,7 @@ class BABILong:
         self.facts = facts
         self.part = part
         self.noise = tuple(noise)
-        self.depths = tuple(depths)
+        self.depths = tuple(dict.fromkeys(depths))
         self.control = control
         self.max_new_tokens = max_new_tokens
         self._wording = {name: texts.without(without) for name, texts in load_wording(prompts, card).items()}
