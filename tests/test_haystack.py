@@ -172,6 +172,15 @@ def test_text_of_short_sentences_only_is_refused():
         tokenize_haystack("It rained. He slept. No.", encoder_of(), None)
 
 
+def test_sentences_with_a_word_too_long_to_end_a_window_exactly_are_left_out():
+    rule = "The clerk drew a line across the page: " + "=-" * 200 + " and went home."
+    text = generate_prose(3, 300)
+    kept = tokenize_haystack(text, encoder_of(), None)
+    assert sentences_of(tokenize_haystack(f"{text} {rule} {text}", encoder_of(), None)) == 2 * sentences_of(kept)
+    with pytest.raises(BadInput, match="give prose with spaces between its words"):
+        tokenize_haystack("天地玄黄宇宙洪荒" * 500, encoder_of(), None)
+
+
 class CountingEncoder(Encoder):
     calls = 0
 

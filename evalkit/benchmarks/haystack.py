@@ -30,9 +30,13 @@ from evalkit.types import PromptEncoder, TokenIds
 MIN_SENTENCE_TOKENS = 10
 """Shorter sentences are left out, as by the official generator: headings, and stubs of a wrong split."""
 
+MAX_WORD_TOKENS = 48
+"""Sentences with a longer word (what stands between two spaces) are left out: a window ends with a whole word, and
+could miss its length by more than a prompt may."""
+
 _MAX_SENTENCE_CHARS = 4_000
 _CHUNK_CHARS = 200_000
-_CACHE_FORMAT = "1"  # changes with anything that makes other arrays from the same text and encoder
+_CACHE_FORMAT = "2"  # changes with anything that makes other arrays from the same text and encoder
 _CACHED_ARRAYS = ("ids", "char_starts", "sentence_starts")
 
 _GUTENBERG_START = re.compile(r"^\s*\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*$", re.M | re.I)
@@ -120,7 +124,7 @@ def _cut(sentence: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedHaystack:
-    """Sentences of at least MIN_SENTENCE_TOKENS tokens, one after another, each with the space in front of it."""
+    """The sentences that are neither too short nor have too long a word, each with the space in front of it."""
 
     text: str
     ids: TokenIds
@@ -159,7 +163,7 @@ def tokenize_haystack(text: str, encoder: PromptEncoder, cache_dir: Path | None)
             cannot be written only costs time.
 
     Raises:
-        BadInput: no sentence has MIN_SENTENCE_TOKENS tokens.
+        BadInput: no sentence has MIN_SENTENCE_TOKENS tokens, and words of at most MAX_WORD_TOKENS.
     """
     if cache_dir is None:
         return _tokenize(text, encoder)
@@ -185,8 +189,9 @@ def _tokenize(text: str, encoder: PromptEncoder) -> TokenizedHaystack:
     haystack = _join([part for chunk in chunks if (part := _tokenize_chunk(chunk, encoder)).num_tokens])
     if not haystack.num_tokens:
         raise BadInput(
-            f"The background text has no sentence of {MIN_SENTENCE_TOKENS} tokens or more; give prose with at least as "
-            "many tokens as the longest length."
+            f"The background text has no sentence of {MIN_SENTENCE_TOKENS} tokens or more in words of at most "
+            f"{MAX_WORD_TOKENS}; give prose with spaces between its words, and with at least as many tokens as the "
+            "longest length."
         )
     return haystack
 
@@ -206,13 +211,19 @@ def _chunks(sentences: list[str]) -> Iterator[list[str]]:
 
 
 def _tokenize_chunk(sentences: list[str], encoder: PromptEncoder) -> TokenizedHaystack:
-    """Return the sentences that are long enough; one that does not start at a token belongs to the one before it."""
+    """Return the sentences that are of use; one that does not start at a token belongs to the one before it."""
     text = "." + "".join(f" {sentence}" for sentence in sentences)  # the "." gives the first one a space to follow
     ids, starts = encoder.encode_with_starts(text)
     starts = np.append(starts, len(text))
     spaces = np.cumsum([1, *(len(sentence) + 1 for sentence in sentences)])
     tokens = np.searchsorted(starts, spaces)
     aligned = tokens[starts[tokens] == spaces]
+    word_starts = np.array([token for token, start in enumerate(starts) if start == len(text) or text[start] == " "])
+
+    def longest_word(first: int, stop: int) -> int:
+        begin, end = np.searchsorted(word_starts, [first, stop])
+        return int(np.diff(word_starts[begin : end + 1]).max())
+
     return _join(
         [
             TokenizedHaystack(
@@ -222,7 +233,7 @@ def _tokenize_chunk(sentences: list[str], encoder: PromptEncoder) -> TokenizedHa
                 sentence_starts=np.array([0, stop - first], np.int64),
             )
             for first, stop in pairwise(aligned)
-            if stop - first >= MIN_SENTENCE_TOKENS
+            if stop - first >= MIN_SENTENCE_TOKENS and longest_word(first, stop) <= MAX_WORD_TOKENS
         ]
     )
 
