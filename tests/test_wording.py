@@ -42,7 +42,8 @@ def test_wording_is_read_from_result_files_at_any_depth(tmp_path):
     complete.write_text(json.dumps({"prompt": prompt, "generate_kwargs": {}}))
     bare = folder / "qa3_0k_instruction_no_examples_no_post_prompt_no.json"
     bare.write_text(json.dumps({"prompt": dict.fromkeys(prompt, ""), "generate_kwargs": {}}))
-    assert load_wording(str(tmp_path), load_card("babilong")) == {"qa3": Wording(**prompt)}
+    for source in (tmp_path, complete):
+        assert load_wording(str(source), load_card("babilong")) == {"qa3": Wording(**prompt)}
 
 
 def test_a_prompts_file_is_parsed_and_never_executed(tmp_path):
@@ -67,6 +68,26 @@ def test_a_folder_without_usable_wording_is_refused(tmp_path, name, content, mes
     (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=message):
         load_wording(str(tmp_path), load_card("babilong"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("qa1_0k_instruction_yes_examples_yes_post_prompt_yes.json", b"\xff{}", "expected JSON with"),
+        ("prompts.py", b"\xff", "not a Python file"),
+        ("prompts.py", b"X = 1\0", "not a Python file"),
+        (
+            "prompts.py",
+            b"T = '{context} {question}'\nP = {'qa1': 'Read.'}",
+            "should have a dictionary with instruction",
+        ),
+        ("novel.txt", b"It was a dark night.", "expected JSON with"),
+    ],
+)
+def test_a_file_that_is_no_wording_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=rf"{name}.* {message}"):
+        load_wording(str(tmp_path / name), load_card("babilong"))
 
 
 def test_a_template_with_an_unknown_placeholder_is_refused(tmp_path):

@@ -50,7 +50,7 @@ def load_wording(source: str, card: TaskCard) -> dict[str, Wording]:
 
     Args:
         source: "own" for the task card's; "official" to fetch the authors' result files from the hub; or a path: a
-            folder of such files (searched at any depth), or a ``prompts.py``.
+            folder of such files (searched at any depth), one such file, or a ``prompts.py``.
         card: the BABILong task card.
 
     Raises:
@@ -69,7 +69,7 @@ def load_wording(source: str, card: TaskCard) -> dict[str, Wording]:
     path = _fetch_official() if source == "official" else Path(source)
     if not path.exists():
         raise BadInput(f"--prompts {source!r} is neither 'own' nor 'official' nor a path that exists.")
-    wording = _from_python(path) if path.is_file() else _from_results(path)
+    wording = _from_python(path) if path.suffix == ".py" else _from_results(path)
     for subset, texts in wording.items():
         try:
             texts.fill("", "")
@@ -85,17 +85,18 @@ def load_wording(source: str, card: TaskCard) -> dict[str, Wording]:
     return wording
 
 
-def _from_results(folder: Path) -> dict[str, Wording]:
+def _from_results(source: Path) -> dict[str, Wording]:
     """Read the first complete wording of each subset among the authors' result files, in the order of their names."""
     wording: dict[str, Wording] = {}
-    for path in sorted(folder.rglob("qa*_instruction_yes_examples_yes_post_prompt_yes*.json")):
+    complete = "qa*_instruction_yes_examples_yes_post_prompt_yes*.json"
+    for path in [source] if source.is_file() else sorted(source.rglob(complete)):
         subset = path.name.split("_")[0]
         if subset in wording:
             continue
         try:
             prompt = json.loads(path.read_text(encoding="utf-8"))["prompt"]
             wording[subset] = Wording(template=prompt["template"], **{name: prompt[name] for name in _FIELDS})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no UTF-8
             raise BadInput(
                 f'{path}: expected JSON with "prompt": {{instruction, examples, post_prompt, template}} ({error}).'
             ) from error
@@ -106,7 +107,7 @@ def _from_python(path: Path) -> dict[str, Wording]:
     """Read the two literals of ``prompts.py``: a template, and a dictionary of prompts by subset."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # ValueError: a NUL, or no UTF-8
         raise BadInput(f"{path} is not a Python file that can be parsed ({error}).") from error
     literals: list[Any] = []
     for node in tree.body:
@@ -119,6 +120,8 @@ def _from_python(path: Path) -> dict[str, Wording]:
     prompts = next((x for x in literals if isinstance(x, dict) and any(re.fullmatch(r"qa\d+", str(k)) for k in x)), {})
     if template is None:
         raise BadInput(f"{path} assigns no template string with {{context}} and {{question}}.")
+    if not all(isinstance(texts, dict) for texts in prompts.values()):
+        raise BadInput(f"{path}: each subset should have a dictionary with {', '.join(_FIELDS)}.")
     return {
         subset: Wording(template=template, **{name: texts.get(name, "") for name in _FIELDS})
         for subset, texts in prompts.items()
