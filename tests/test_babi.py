@@ -199,7 +199,7 @@ def test_the_test_file_is_read_where_there_is_a_train_file_too(tmp_path):
 def test_windows_line_ends_and_a_missing_last_line_end_do_not_matter(tmp_path):
     expected = babi.read_babi(write(tmp_path), "qa1")
     path = tmp_path / "qa1_test.txt"
-    path.write_bytes(STORY.rstrip().replace("\n", "\r\n").encode())
+    path.write_bytes(b"\xef\xbb\xbf" + STORY.rstrip().replace("\n", "\r\n").encode())  # with the mark of UTF-8
     assert babi.read_babi(path, "qa1") == expected
 
 
@@ -247,9 +247,13 @@ def test_a_file_without_questions_or_text_is_refused(tmp_path):
     with pytest.raises(BadInput, match="holds no questions"):
         babi.read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
     binary = tmp_path / "qa2_binary_test.txt"
-    binary.write_bytes(b"1 \xff\xfe\n")
-    with pytest.raises(BadInput, match="not a text file"):
+    binary.write_bytes(b"1 A b.\n2 \xff\xfe\n")
+    with pytest.raises(BadInput, match="line 2: byte 0xff is not UTF-8"):
         babi.read_babi(binary, "qa2")
+    (tmp_path / "qa3_folder_test.txt").mkdir()
+    for read in (lambda: babi.read_babi(tmp_path, "qa3"), lambda: babi.files_hash(tmp_path)):
+        with pytest.raises(BadInput, match=r"qa3_folder_test\.txt cannot be read"):
+            read()
 
 
 def test_the_hash_of_files_changes_with_their_content(tmp_path):

@@ -253,6 +253,7 @@ def test_a_missing_file_is_named(copy: Path, missing: str, said: str):
         ("config.json", b'{"model_type": "qwen2",', "not JSON: line 1"),
         ("config.json", b"[]", "should be a JSON object"),
         ("config.json", b"\xff\xfe", "not text in UTF-8"),
+        ("chat_template.jinja", b"\xff\xfe", "not text in UTF-8"),
         ("config.json", b'{"model_type": "quux"}', "transformers cannot use"),
         ("config.json", b"{}", "transformers cannot use"),
         ("evalkit_training.json", b"{", "evalkit_training.json is not JSON"),

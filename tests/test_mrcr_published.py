@@ -279,6 +279,12 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path):
         read(tmp_path, "8k")
 
 
+def test_a_mark_of_utf_8_in_front_of_a_csv_is_no_part_of_its_first_column(tmp_path):
+    path = write_csv(tmp_path / "8needle.csv", [google_row(1)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read(path, "8k", "8needle")) == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "cut", "message"),
     [

@@ -97,14 +97,14 @@ def files_hash(path: Path) -> str:
     """Return a hash of the bAbI file, or of all bAbI files of the folder, that ``read_babi`` would read from.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or one that cannot be read.
     """
     files = [path] if path.is_file() else sorted(path.glob("qa*_*.txt"))
     if not files:
         raise BadInput(f"{path} holds no bAbI files; expected names like qa1_single-supporting-fact_test.txt.")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{file.name}\n{hashlib.sha256(_read(file)).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -126,12 +126,21 @@ def _file_of(path: Path, subset: str, part: Part) -> Path:
     return files[0]
 
 
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read ({error.strerror}); a bAbI file is a text file.") from error
+
+
 def _questions(file: Path) -> Iterator[tuple[int, tuple[str, ...], str, str, tuple[int, ...]]]:
     """Yield story number, facts, question, answer and supporting indices; see ``read_babi``."""
+    content = _read(file)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{file} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from error
+        number_of_line = content[: error.start].count(b"\n") + 1
+        raise BadInput(f"{file}, line {number_of_line}: byte {content[error.start]:#04x} is not UTF-8 text.") from error
     story, previous = -1, 0
     facts: list[str] = []
     index_of: dict[int, int] = {}  # number of a statement's line within its story -> index into facts

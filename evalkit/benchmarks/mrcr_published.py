@@ -193,7 +193,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(2**31 - 1)  # a prompt is one field; the default limit is 131,072 characters
     line = 1
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             line += 1
             for row in reader:

@@ -227,16 +227,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_json(file: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where there is no such file."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(_read_text(file))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
         raise BadInput(f"{file} is not JSON: line {error.lineno}, {error.msg}.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{file} is not text in UTF-8; copy it again.") from error
     if not isinstance(values, dict):
         raise BadInput(f"{file} holds {type(values).__name__}; it should be a JSON object.")
     return values
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not text in UTF-8; copy it again.") from error
 
 
 def _require_tokenizer(folder: Path) -> None:
@@ -276,7 +281,7 @@ def _dtype_of(tensors: Mapping[str, StoredTensor]) -> str:
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+        return _read_text(file)
     template = tokenizer_config.get("chat_template")
     if template is None and (older := _read_json(folder / "chat_template.json")):
         template = older.get("chat_template")
