@@ -35,10 +35,11 @@ def test_json_lists_of_the_small_set(tmp_path):
 
 
 def test_parquet_files_of_the_large_set(tmp_path):
-    path = tmp_path / "4k" / "qa1-00000-of-00001.parquet"
-    path.parent.mkdir(parents=True)
-    pd.DataFrame(ROWS).to_parquet(path)
-    assert [s.target for s in read(tmp_path)] == ["garden", "office"]
+    (tmp_path / "4k").mkdir()
+    for part in range(2):
+        pd.DataFrame(ROWS[part:][:1]).to_parquet(tmp_path / "4k" / f"qa1-0000{part}-of-00002.parquet")
+    samples = read(tmp_path)
+    assert [(s.sample_id, s.target) for s in samples] == [("00000", "garden"), ("00001", "office")]
 
 
 def test_a_length_that_is_not_there_is_named_with_what_was_expected(tmp_path):
@@ -57,9 +58,17 @@ def test_a_broken_file_is_named(tmp_path):
         read(tmp_path)
 
 
+def test_of_several_files_the_broken_one_is_named(tmp_path):
+    (tmp_path / "4k").mkdir()
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "4k" / "qa1-00000-of-00002.parquet")
+    (tmp_path / "4k" / "qa1-00001-of-00002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match=r"qa1-00001-of-00002\.parquet is not a parquet file"):
+        read(tmp_path)
+
+
 def test_a_row_without_a_column_is_named(tmp_path):
     path = tmp_path / "data" / "qa1" / "4k.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps([ROWS[0], {"input": "x", "question": "y"}]))
-    with pytest.raises(BadInput, match="row 1: no text in column target"):
+    with pytest.raises(BadInput, match=r"4k\.json, row 1: no text in column target"):
         read(tmp_path)

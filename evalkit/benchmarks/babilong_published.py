@@ -31,10 +31,10 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
         BadInput: there are no such rows, or a row lacks a column.
     """
     rows = _hub_rows(card, source, subset, length) if source in card.source else _local_rows(source, subset, length)
-    for number, row in enumerate(rows):
+    for number, (place, row) in enumerate(rows):
         missing = [column for column in COLUMNS if not isinstance(row.get(column), str)]
         if missing:
-            raise BadInput(f"{source}, {subset} at {length}, row {number}: no text in column {', '.join(missing)}.")
+            raise BadInput(f"{place}: no text in column {', '.join(missing)}.")
         yield Sample(
             task=card.task,
             subset=subset,
@@ -52,20 +52,24 @@ def _sha256(row: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(row[column] for column in COLUMNS).encode()).hexdigest()
 
 
-def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Any:
+def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Iterator[tuple[str, Any]]:
+    """Yield each row with its place, for error messages."""
     from datasets import load_dataset
 
     data_set = card.source[name]
     try:
-        return load_dataset(data_set["id"], length, split=subset, revision=data_set["revision"])
+        rows = load_dataset(data_set["id"], length, split=subset, revision=data_set["revision"])
     except Exception as error:  # the hub client raises errors of several libraries
         raise BadInput(
             f"The hub data set {data_set['id']} (revision {data_set['revision']}) has no {subset} at {length}, or "
             f"cannot be reached ({type(error).__name__}: {str(error).splitlines()[0]}); a local copy is --source DIR."
         ) from error
+    for number, row in enumerate(rows):
+        yield f"{data_set['id']}, {subset} at {length}, row {number}", row
 
 
-def _local_rows(folder: str, subset: str, length: str) -> Any:
+def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, Any]]:
+    """Yield each row with its place, for error messages."""
     from datasets import disable_progress_bars, load_dataset
 
     root = Path(folder)
@@ -77,14 +81,18 @@ def _local_rows(folder: str, subset: str, length: str) -> Any:
     }
     for kind, globs in patterns.items():
         files = sorted({str(path) for pattern in globs for path in root.glob(pattern)})
-        if files:
-            disable_progress_bars()
+        disable_progress_bars()
+        for file in files:
             try:
-                return load_dataset(kind, data_files=files, split="train")
+                rows = load_dataset(kind, data_files=file, split="train")
             except Exception as error:  # datasets wraps pyarrow and JSON errors in its own
-                cause = _json_problem(Path(files[0])) if kind == "json" else None
+                cause = _json_problem(Path(file)) if kind == "json" else None
                 cause = cause or str(error.__cause__ or error).splitlines()[0]
-                raise BadInput(f"{files[0]} is not a {kind} file of rows {', '.join(COLUMNS)}: {cause}") from error
+                raise BadInput(f"{file} is not a {kind} file of rows {', '.join(COLUMNS)}: {cause}") from error
+            for number, row in enumerate(rows):
+                yield f"{file}, row {number}", row
+        if files:
+            return
     raise BadInput(
         f"{root} has no rows for {subset} at {length}: expected {subset}/{length}.json or {length}/{subset}-*.parquet."
     )
