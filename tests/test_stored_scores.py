@@ -83,7 +83,7 @@ def test_scores_that_cannot_be_written_say_so_and_leave_the_old_ones(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(RunFolderError, match=r"scores.parquet cannot be written \(No space left"):
+    with pytest.raises(RunFolderError, match=r"scores.parquet cannot be written \(No space left.* are safe: make room"):
         folder.write_scores(scores_of(folder), "2")
     assert folder.read_scores("1") is not None
     assert [path.name for path in tmp_path.glob("*.tmp")] == []

@@ -107,7 +107,7 @@ class RunFolder:
                 _unlock(path, lock)
                 raise
         except OSError as error:
-            raise RunFolderError(f"Run folder {path} cannot be written ({error.strerror or error}).") from error
+            raise _not_written(f"Run folder {path}", error) from error
 
     @classmethod
     def _start_locked(
@@ -146,7 +146,7 @@ class RunFolder:
         try:
             _replace(self.path / _RUN, json.dumps(run, indent=1, allow_nan=False).encode("ascii"))
         except OSError as error:
-            raise RunFolderError(f"{self.path / _RUN} cannot be written ({error.strerror or error}).") from error
+            raise _not_written(self.path / _RUN, error) from error
 
     def close(self) -> None:
         """Let another writer in. Everything recorded is on the disk already."""
@@ -259,7 +259,7 @@ class RunFolder:
         try:
             scores.write(table, self.path / _SCORES)
         except OSError as error:
-            raise RunFolderError(f"{self.path / _SCORES} cannot be written ({error.strerror or error}).") from error
+            raise _not_written(self.path / _SCORES, error) from error
         return table
 
     def read_scores(self, scorer_version: str, columns: Sequence[str] | None = None) -> "pa.Table | None":
@@ -289,12 +289,19 @@ class RunFolder:
                 path.parent.mkdir(exist_ok=True)
                 _replace(path, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
-            raise RunFolderError(f"{path} cannot be written ({error.strerror or error}).") from error
+            raise _not_written(path, error) from error
 
 
 def find_run_folders(root: Path | str) -> list[Path]:
     """Return the run folders at or below ``root``, sorted by path."""
     return sorted(path.parent for path in Path(root).rglob(_RUN))
+
+
+def _not_written(what: Path | str, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{what} cannot be written ({error.strerror or error}); the samples recorded so far are safe: make room, or "
+        "use another folder, and repeat the command."
+    )
 
 
 def _lock(path: Path) -> Any:
