@@ -132,7 +132,7 @@ class Encoder:
     def _identity(self) -> str:
         parts = {
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
-            "front": self._front,
+            "bos": self._front,  # its name in run folders since there was only a BOS
             "chat_template": self.tokenizer.chat_template if self.chat else None,
             "system_prompt": self.system_prompt,
         }
