@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from evalkit.benchmarks import babi
 from evalkit.cli import main
-from evalkit.errors import BadInput
+from evalkit.errors import BadInput, EngineError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.new_checkpoint import write_checkpoint
 from evalkit.train import finetune as finetune_module
@@ -267,6 +268,17 @@ def test_a_finished_arm_is_not_trained_again_and_another_one_not_over_it(base, t
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(BadInput, match="holds another training: its recipe is 'plain', not 'rpe'"):
         finetune(config(base, tmp_path / "arm", recipe="rpe", epochs=1))
+
+
+def test_a_base_that_lacks_a_tensor_is_refused_instead_of_trained_from_random_numbers(base, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    weights = load_file(broken / "model.safetensors")
+    lost = next(name for name in weights if "q_proj" in name)
+    save_file({k: v for k, v in weights.items() if k != lost}, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match=f"lack 1 tensors of the model, such as {lost}"):
+        finetune(config(broken, tmp_path / "arm", recipe="plain"))
+    assert not (tmp_path / "arm").exists()
 
 
 @pytest.mark.parametrize("merge", [True, False])

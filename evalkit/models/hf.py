@@ -58,7 +58,7 @@ class HFBackend:
             EngineError: the weights cannot be loaded or are not complete, or the device is missing.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
         from transformers.utils import logging
 
         from evalkit.models.rope_readback import transformers_config
@@ -71,24 +71,7 @@ class HFBackend:
         self.batch_tokens = batch_tokens or (65_536 if self.device == "cuda" else 8_192)
         config = transformers_config(folder, rope)
         torch_dtype: Any = "float32" if dtype == "auto" and self.device == "cpu" else dtype
-        try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch_dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            if missing := sorted(loading["missing_keys"]):  # transformers would answer with random numbers there
-                raise EngineError(
-                    f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy "
-                    f"them again."
-                )
-            if adapter is not None:
-                model = _with_adapter(model, adapter)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise EngineError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        model = load_causal_lm(folder, config, torch_dtype, adapter=adapter)
         self.model = model.to(self.device).eval()
         self.dtype = str(self.model.dtype).removeprefix("torch.")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -213,6 +196,39 @@ class HFBackend:
             seconds=seconds,
             logprobs=tuple(logprobs),
         )
+
+
+def load_causal_lm(folder: Path, config: Any, dtype: Any, *, adapter: Path | None = None) -> Any:
+    """Return a checkpoint's model in transformers, on the CPU, with every weight from its files.
+
+    Args:
+        folder: the checkpoint.
+        config: transformers' own, with the rope rule to load it under.
+        dtype: of the weights, as ``from_pretrained`` takes it.
+        adapter: folder of a LoRA adapter that is merged into the weights.
+
+    Raises:
+        EngineError: the weights cannot be loaded, or lack a tensor.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers there
+            raise EngineError(
+                f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
+                "again."
+            )
+        return model if adapter is None else _with_adapter(model, adapter)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise EngineError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _batches(

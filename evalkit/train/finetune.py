@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
+from evalkit.models.hf import load_causal_lm
 from evalkit.models.prompts import Encoder
 from evalkit.models.rope import RopeScaling, config_mapping
 from evalkit.train.data import (
@@ -163,7 +164,7 @@ def finetune(config: TrainConfig, *, on_step: Callable[[int, int], None] = lambd
 
     Raises:
         BadInput: see ``prepare``; or ``config.out`` holds another training.
-        EngineError: the device has too little memory.
+        EngineError: the base's weights are not complete, or the device has too little memory.
     """
     prepared = prepare(config)
     plan = _plan(prepared)
@@ -259,7 +260,7 @@ def _load(prepared: Prepared, *, half: bool) -> Any:
     Weights that are trained stay float32, and bfloat16 is only computed in; a frozen base is held in bfloat16.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = prepared.config
     model_config = AutoConfig.from_pretrained(config.base, local_files_only=True, trust_remote_code=False)
@@ -267,13 +268,7 @@ def _load(prepared: Prepared, *, half: bool) -> Any:
         for name, value in config_mapping(prepared.rope).items():
             setattr(model_config, name, value)
     frozen = config.lora_rank > 0
-    model = AutoModelForCausalLM.from_pretrained(
-        config.base,
-        config=model_config,
-        dtype=torch.bfloat16 if half and frozen else torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    model = load_causal_lm(config.base, model_config, torch.bfloat16 if half and frozen else torch.float32)
     if not frozen:
         return model
     try:
