@@ -88,5 +88,8 @@ class StudyProgress(_Bar):
 
     def is_finished(self, step: "Step", what: str) -> None:
         """Write a line about a finished step."""
+        import click
+
         self.goes_on(step, 1.0)
-        self._bar.write(f"{step.kind} {step.title}: {what}")
+        with self._bar.external_write_mode():
+            click.echo(f"{step.kind} {step.title}: {what}")  # without colours where there is no terminal
