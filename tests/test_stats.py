@@ -152,6 +152,20 @@ def test_several_seeds_widen_the_interval_to_what_seeds_do() -> None:
     assert inside / times >= 0.92
 
 
+def test_of_few_seeds_a_p_value_is_small_only_where_the_interval_excludes_0() -> None:
+    rng, cell, story = np.random.default_rng(11), np.zeros(100, dtype=np.int64), np.arange(100)
+    excluded = 0
+    for _ in range(40):
+        gaps = rng.uniform(0, 0.6) + rng.normal(0, 0.1, (3, 1))  # a seed moves an arm as it does in life
+        a, b = ((rng.random((3, 100)) < np.clip(p, 0, 1)) * 1.0 for p in (0.3 + gaps, np.full((3, 1), 0.3)))
+        arms = (Observations(parts=(side,), cell=cell, cluster=story) for side in (a, b))
+        found = stats.contrast(difference(*arms, paired_seeds=True), ONE)
+        excludes = not found.low <= 0 <= found.high
+        excluded += excludes
+        assert found.p < 0.06 if excludes else found.p > 0.04, found
+    assert 5 < excluded < 35, "this test needs both kinds"
+
+
 def test_the_average_over_cells_has_the_average_of_their_means() -> None:
     obs = Observations(
         parts=(np.array([[1.0, 1.0, 0.0, 0.0, 0.0, 1.0]]),),
