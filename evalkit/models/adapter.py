@@ -76,13 +76,13 @@ def _module(tensor_name: str) -> str:
 
 def _fits(tensor: StoredTensor, base_tensors: Mapping[str, StoredTensor], adapter: str, base: Path) -> bool:
     """Whether a LoRA matrix belongs to a weight of the base; raises BadInput when it does and has the wrong size."""
-    module, _, side = tensor.name.removeprefix(_PREFIX).partition(".lora_")
+    module, takes = _module(tensor.name), tensor.name.endswith(".lora_A.weight")
     weight = base_tensors.get(f"{module}.weight")
-    if weight is None or side not in ("A.weight", "B.weight") or len(weight.shape) != 2:
+    if not module or weight is None or len(weight.shape) != 2:
         return False
-    values, wanted = (tensor.shape[1], weight.shape[1]) if side[0] == "A" else (tensor.shape[0], weight.shape[0])
+    values, wanted = (tensor.shape[1], weight.shape[1]) if takes else (tensor.shape[0], weight.shape[0])
     if values != wanted:
-        verb = "takes" if side[0] == "A" else "gives"
+        verb = "takes" if takes else "gives"
         raise BadInput(
             f"The adapter {adapter} was made for another model: its {module} {verb} {values} values, "
             f"that of {base} {wanted}."
