@@ -21,11 +21,11 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
-from evalkit.benchmarks.babilong import BABILong
+from evalkit.benchmarks.babilong.task import BABILong
 from evalkit.benchmarks.cards import load_card
 from evalkit.lengths import parse_length
+from evalkit.models.encoder import Encoder
 from evalkit.models.new_checkpoint import write_checkpoint
-from evalkit.models.prompts import Encoder
 
 REPEATS = 3
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from evalkit import benchmarks
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
 from evalkit.types import Prediction, Score
 
 SUBSETS = ("qa1", "qa2", "qa3", "qa4", "qa5")

@@ -29,13 +29,13 @@ from urllib.request import urlopen
 import numpy as np
 
 from evalkit.lengths import parse_length
+from evalkit.models.backends.server import ServerBackend, ServerOptions
+from evalkit.models.backends.vllm.backend import VLLMBackend
+from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.encoder import Encoder
 from evalkit.models.new_checkpoint import write_checkpoint
-from evalkit.models.prompts import Encoder
-from evalkit.models.server import ServerBackend, ServerOptions
-from evalkit.models.serving import RopeRequest, served_rope
-from evalkit.models.vllm import VLLMBackend
-from evalkit.models.vllm_engine import VLLMOptions
+from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.types import Backend, Prompt, Sample
 
 NEW_TOKENS = 15

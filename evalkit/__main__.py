@@ -1,5 +1,5 @@
 """``python -m evalkit``."""
 
-from evalkit.cli import main
+from evalkit.cli.commands import main
 
 main()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
 from evalkit.types import Prediction
 
 LENGTHS = ("4k", "8k", "16k", "32k", "64k", "128k")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.benchmarks import babi
+from evalkit.benchmarks.babilong import questions
 from evalkit.errors import BadInput
 from tests.babi_solver import solve
 
@@ -43,46 +43,46 @@ PUBLISHED = {
 
 # How many of the 1,000 published test questions the solver answers. In qa5 two are about an earlier gift than the
 # latest that matches; in qa8 four name the objects in another order than that of taking.
-SOLVED = dict.fromkeys(babi.SUBSETS, 1000) | {"qa5": 998, "qa8": 996}
+SOLVED = dict.fromkeys(questions.SUBSETS, 1000) | {"qa5": 998, "qa8": 996}
 
-subsets = st.sampled_from(babi.SUBSETS)
+subsets = st.sampled_from(questions.SUBSETS)
 seeds = st.integers(0, 2**31)
 indices = st.integers(0, 10**6)
 
 
 @cache
 def generated(subset, count=500):
-    return [babi.generate(subset, 11, index) for index in range(count)]
+    return [questions.generate(subset, 11, index) for index in range(count)]
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_a_reader_who_knows_only_the_grammar_answers_every_generated_question(subset):
     wrong = [s for s in generated(subset)[:200] if solve(s.facts, s.question) != s.target]
     assert not wrong
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_a_reader_answers_a_thousand_questions_of_another_seed(subset):
-    samples = [babi.generate(subset, 2024, index) for index in range(1000)]
+    samples = [questions.generate(subset, 2024, index) for index in range(1000)]
     assert sum(solve(s.facts, s.question) == s.target for s in samples) == 1000
 
 
 @needs_files
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_the_same_reader_answers_the_published_test_questions(subset):
-    samples = babi.read_babi(FILES, subset)
+    samples = questions.read_babi(FILES, subset)
     assert len(samples) == 1000
     assert sum(solve(s.facts, s.question) == s.target for s in samples) == SOLVED[subset]
 
 
 @needs_files
 def test_as_sets_all_published_answers_about_what_is_carried_are_right():
-    samples = babi.read_babi(FILES, "qa8")
+    samples = questions.read_babi(FILES, "qa8")
     assert all(set(solve(s.facts, s.question).split(",")) == set(s.target.split(",")) for s in samples)
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_stories_are_as_long_as_the_published_ones(subset):
     (least, mean, most), _, _ = PUBLISHED[subset]
     counts = [len(sample.facts) for sample in generated(subset)]
@@ -91,7 +91,7 @@ def test_stories_are_as_long_as_the_published_ones(subset):
     assert max(counts) <= 1.5 * most
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_answers_are_as_frequent_as_the_published_ones(subset):
     _, _, shares = PUBLISHED[subset]
     found = Counter(sample.target for sample in generated(subset))
@@ -102,7 +102,7 @@ def test_answers_are_as_frequent_as_the_published_ones(subset):
         assert 100 * found[answer] / 500 == pytest.approx(share, abs=5), answer
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_the_number_of_supporting_facts_is_that_of_the_task(subset):
     assert {len(sample.supporting) for sample in generated(subset)} <= PUBLISHED[subset][1]
 
@@ -110,7 +110,7 @@ def test_the_number_of_supporting_facts_is_that_of_the_task(subset):
 @given(subset=subsets, seed=seeds, index=indices)
 @settings(max_examples=100, deadline=None)
 def test_every_sample_is_well_formed_and_its_answer_follows(subset, seed, index):
-    sample = babi.generate(subset, seed, index)
+    sample = questions.generate(subset, seed, index)
     assert sample.question.endswith("?")
     assert all(fact.endswith(".") and fact == fact.strip() for fact in sample.facts)
     assert all(0 <= fact < len(sample.facts) for fact in sample.supporting)
@@ -120,10 +120,10 @@ def test_every_sample_is_well_formed_and_its_answer_follows(subset, seed, index)
 
 
 # In the other tasks the supporting facts alone speak of objects that were never taken.
-@given(subset=st.sampled_from(sorted(set(babi.SUBSETS) - {"qa2", "qa3", "qa5", "qa7", "qa8"})), index=indices)
+@given(subset=st.sampled_from(sorted(set(questions.SUBSETS) - {"qa2", "qa3", "qa5", "qa7", "qa8"})), index=indices)
 @settings(max_examples=100, deadline=None)
 def test_the_supporting_facts_alone_give_the_answer(subset, index):
-    sample = babi.generate(subset, 3, index)
+    sample = questions.generate(subset, 3, index)
     told = [sample.facts[fact] for fact in sorted(sample.supporting)]
     assert solve(told, sample.question) == sample.target
 
@@ -140,14 +140,14 @@ def test_an_object_is_found_by_its_last_taking_or_leaving_and_moves(subset, move
 
 
 def test_a_sample_does_not_depend_on_what_else_is_generated():
-    alone = babi.generate("qa3", 7, 41)
-    assert [babi.generate("qa3", 7, index) for index in range(50)][41] == alone
+    alone = questions.generate("qa3", 7, 41)
+    assert [questions.generate("qa3", 7, index) for index in range(50)][41] == alone
 
 
 def test_seeds_subsets_and_indices_give_different_stories():
-    stories = [babi.generate("qa2", seed, index) for seed in range(3) for index in range(10)]
+    stories = [questions.generate("qa2", seed, index) for seed in range(3) for index in range(10)]
     assert len({(sample.facts, sample.question) for sample in stories}) == 30
-    assert len({babi.generate(subset, 0, 0).seed for subset in babi.SUBSETS}) == 20
+    assert len({questions.generate(subset, 0, 0).seed for subset in questions.SUBSETS}) == 20
 
 
 def test_every_generated_sample_is_its_own_story():
@@ -157,7 +157,7 @@ def test_every_generated_sample_is_its_own_story():
 
 def test_an_unknown_task_is_named():
     with pytest.raises(BadInput, match="no task 'qa21'"):
-        babi.generate("qa21", 0, 0)
+        questions.generate("qa21", 0, 0)
 
 
 STORY = """1 Mary moved to the bathroom.
@@ -179,7 +179,7 @@ def write(folder, name="qa1_single-supporting-fact_test.txt", text=STORY):
 
 def test_facts_are_the_statements_before_a_question_without_earlier_questions(tmp_path):
     write(tmp_path)
-    first, second, third = babi.read_babi(tmp_path, "qa1")
+    first, second, third = questions.read_babi(tmp_path, "qa1")
     assert first.facts == ("Mary moved to the bathroom.", "John went to the hallway.")
     assert second.facts == (*first.facts, "Daniel went back to the hallway.", "Sandra moved to the garden.")
     assert (second.question, second.target, second.supporting) == ("Where is Daniel?", "hallway", (2,))
@@ -190,17 +190,17 @@ def test_facts_are_the_statements_before_a_question_without_earlier_questions(tm
 
 def test_the_test_file_is_read_where_there_is_a_train_file_too(tmp_path):
     write(tmp_path, "qa1_single-supporting-fact_train.txt", "1 A b.\n2 Is b?\tyes\t1\n")
-    assert [sample.target for sample in babi.read_babi(tmp_path, "qa1")] == ["yes"]
+    assert [sample.target for sample in questions.read_babi(tmp_path, "qa1")] == ["yes"]
     path = write(tmp_path)
-    assert babi.read_babi(tmp_path, "qa1") == babi.read_babi(path, "qa1")
-    assert len(babi.read_babi(tmp_path, "qa1")) == 3
+    assert questions.read_babi(tmp_path, "qa1") == questions.read_babi(path, "qa1")
+    assert len(questions.read_babi(tmp_path, "qa1")) == 3
 
 
 def test_windows_line_ends_and_a_missing_last_line_end_do_not_matter(tmp_path):
-    expected = babi.read_babi(write(tmp_path), "qa1")
+    expected = questions.read_babi(write(tmp_path), "qa1")
     path = tmp_path / "qa1_test.txt"
     path.write_bytes(b"\xef\xbb\xbf" + STORY.rstrip().replace("\n", "\r\n").encode())  # with the mark of UTF-8
-    assert babi.read_babi(path, "qa1") == expected
+    assert questions.read_babi(path, "qa1") == expected
 
 
 @pytest.mark.parametrize(
@@ -215,12 +215,12 @@ def test_an_absent_or_ambiguous_file_is_refused(tmp_path, names, message):
     for name in names:
         write(tmp_path, name)
     with pytest.raises(BadInput, match=message):
-        babi.read_babi(tmp_path, "qa1")
+        questions.read_babi(tmp_path, "qa1")
 
 
 def test_a_file_of_another_task_is_refused(tmp_path):
     with pytest.raises(BadInput, match="not a file of qa2"):
-        babi.read_babi(write(tmp_path), "qa2")
+        questions.read_babi(write(tmp_path), "qa2")
 
 
 @pytest.mark.parametrize(
@@ -240,27 +240,27 @@ def test_a_file_of_another_task_is_refused(tmp_path):
 def test_a_malformed_line_is_named_with_its_file(tmp_path, line, text):
     path = write(tmp_path, text=text)
     with pytest.raises(BadInput, match=rf"{path.name}, line {line}:"):
-        babi.read_babi(path, "qa1")
+        questions.read_babi(path, "qa1")
 
 
 def test_a_file_without_questions_or_text_is_refused(tmp_path):
     with pytest.raises(BadInput, match="holds no questions"):
-        babi.read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
+        questions.read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
     binary = tmp_path / "qa2_binary_test.txt"
     binary.write_bytes(b"1 A b.\n2 \xff\xfe\n")
     with pytest.raises(BadInput, match="line 2: byte 0xff is not UTF-8"):
-        babi.read_babi(binary, "qa2")
+        questions.read_babi(binary, "qa2")
     (tmp_path / "qa3_folder_test.txt").mkdir()
-    for read in (lambda: babi.read_babi(tmp_path, "qa3"), lambda: babi.files_hash(tmp_path)):
+    for read in (lambda: questions.read_babi(tmp_path, "qa3"), lambda: questions.files_hash(tmp_path)):
         with pytest.raises(BadInput, match=r"qa3_folder_test\.txt cannot be read"):
             read()
 
 
 def test_the_hash_of_files_changes_with_their_content(tmp_path):
     path = write(tmp_path)
-    before = babi.files_hash(tmp_path)
-    assert before == babi.files_hash(path)
+    before = questions.files_hash(tmp_path)
+    assert before == questions.files_hash(path)
     write(tmp_path, text=STORY.replace("office", "garden"))
-    assert babi.files_hash(tmp_path) != before
+    assert questions.files_hash(tmp_path) != before
     with pytest.raises(BadInput, match="no bAbI files"):
-        babi.files_hash(tmp_path / "nowhere")
+        questions.files_hash(tmp_path / "nowhere")

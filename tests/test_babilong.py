@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.benchmarks.babilong import MAX_SPARE_TOKENS, BABILong
+from evalkit.benchmarks.babilong.task import MAX_SPARE_TOKENS, BABILong
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput, ContextOverflow
-from evalkit.models.prompts import Encoder
+from evalkit.models.encoder import Encoder
 from tests.tiny_tokenizers import CHATML, STYLES, tiny_tokenizer
 
 LENGTHS = {"1.5k": 1536, "2k": 2048, "3000": 3000, "4k": 4096}
@@ -64,7 +64,7 @@ def test_assembled_ids_are_those_of_the_whole_text(style, chat):
 def test_a_tokenizer_that_joins_sentences_is_refused_instead_of_trusted(monkeypatch):
     fresh = BABILong(load_card("babilong"))
     real = encoder("llama3", True)
-    monkeypatch.setattr("evalkit.benchmarks.babilong._whole", lambda *_: "another text")
+    monkeypatch.setattr("evalkit.benchmarks.babilong.task._whole", lambda *_: "another text")
     with pytest.raises(BadInput, match="gives a text other ids than its sentences"):
         fresh.prompt(sample(), "2k", real, 10**6)
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from evalkit.benchmarks.babilong_published import published_samples
+from evalkit.benchmarks.babilong.published import published_samples
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
 

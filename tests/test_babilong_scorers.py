@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.benchmarks.babilong_scorers import (
+from evalkit.benchmarks.babilong.scorers import (
     answer_text,
     corrected,
     corrected_labels,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.benchmarks import babi, cards
-from evalkit.benchmarks.babilong_scorers import corrected, official
+from evalkit.benchmarks import cards
+from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.scorers import corrected, official
 from evalkit.benchmarks.cards import card_names, load_card, read_card
 from evalkit.errors import BadInput
 from tests.babi_solver import solve
@@ -130,7 +131,7 @@ def test_published_data_sets_are_pinned_to_a_whole_commit():
 
 
 def test_the_babilong_card_covers_all_tasks_with_wording_and_labels():
-    assert tuple(BABILONG.subsets) == babi.SUBSETS
+    assert tuple(BABILONG.subsets) == questions.SUBSETS
     for subset in BABILONG.subsets.values():
         assert all((subset.title, subset.labels, subset.instruction, subset.examples, subset.post_prompt))
 
@@ -141,21 +142,21 @@ def test_the_context_stands_in_the_middle_of_the_prompt_and_the_question_last():
     assert BABILONG.template.rstrip().endswith("{question}")
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_labels_are_exactly_the_answers_that_occur(subset):
-    answers = {babi.generate(subset, 5, index).target for index in range(1000)}
+    answers = {questions.generate(subset, 5, index).target for index in range(1000)}
     words = answers if subset == "qa19" else {word for answer in answers for word in answer.split(",")}
     assert words == set(BABILONG.subsets[subset].labels)
 
 
 @pytest.mark.skipif(not FILES.is_dir(), reason="the bAbI v1.2 text files are not beside the project")
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_chance_is_the_share_of_the_most_frequent_published_answer(subset):
-    answers = Counter(sample.target for sample in babi.read_babi(FILES, subset))
+    answers = Counter(sample.target for sample in questions.read_babi(FILES, subset))
     assert BABILONG.subsets[subset].chance == pytest.approx(max(answers.values()) / 1000, abs=0.0005)
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_worked_examples_are_right_and_scored_as_right(subset):
     card = BABILONG.subsets[subset]
     examples = EXAMPLE.findall(card.examples)
@@ -168,11 +169,11 @@ def test_worked_examples_are_right_and_scored_as_right(subset):
         assert official(answer, question, target, card.labels) == (target != "none")
 
 
-@pytest.mark.parametrize("subset", babi.SUBSETS)
+@pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_a_reply_in_the_format_asked_for_is_scored_as_right(subset):
     labels = BABILONG.subsets[subset].labels
     for index in range(100):
-        sample = babi.generate(subset, 6, index)
+        sample = questions.generate(subset, 6, index)
         reply = obedient_reply(sample)
         assert corrected(reply, sample.question, sample.target, labels, subset), reply
         assert official(reply, sample.question, sample.target, labels) == (sample.target != "none"), reply

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.check import check
 from evalkit.errors import BadInput
-from evalkit.models.rope import RopeScaling
-from evalkit.models.serving import RopeRequest
-from evalkit.plan import RunConfig, make_plan
+from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.served import RopeRequest
+from evalkit.runs.check import check
+from evalkit.runs.plan import RunConfig, make_plan
 from tests.variants import variant, with_record
 
 

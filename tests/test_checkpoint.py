@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import RopeScaling
+from evalkit.models.rope.formulas import RopeScaling
 from tests.variants import variant, with_record
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from evalkit.crosscheck import crosscheck, crosscheck_plans
 from evalkit.errors import BadInput
-from evalkit.plan import RunConfig
+from evalkit.runs.crosscheck import crosscheck, crosscheck_plans
+from evalkit.runs.plan import RunConfig
 from evalkit.types import Completion, Prompt, Sample
 
 
@@ -82,8 +82,8 @@ def test_text_and_json_say_where_answers_part():
 
 
 def test_a_second_backend_that_cannot_answer_is_refused_before_the_first_is_opened(checkpoint, monkeypatch):
-    monkeypatch.setattr("evalkit.models.vllm_engine.find_spec", lambda name: None)
-    monkeypatch.setattr("evalkit.models.hf.HFBackend", None)
+    monkeypatch.setattr("evalkit.models.backends.vllm.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("evalkit.models.backends.hf.HFBackend", None)
     config = RunConfig(model=checkpoint, task="babilong", lengths=("1k",), samples=1)
     with pytest.raises(BadInput, match="vLLM is not installed here"):
         crosscheck_plans(config, ("hf", "vllm"))

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from evalkit.benchmarks import babi
-from evalkit.cli import main
+from evalkit.benchmarks.babilong import questions
+from evalkit.cli.commands import main
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.new_checkpoint import write_checkpoint
@@ -312,7 +312,7 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(base, tmp_path):
     refused("no recipe 'best'", recipe="best")
     refused("batch_size is positive; got 0", batch_size=0)
     refused(r"LoRA target 'w_q' matches no module .* q_proj", recipe="plain", lora_rank=2, lora_targets=("w_q",))
-    asked = tuple(babi.generate("qa1", DataRecipe().seed, index) for index in range(3))
+    asked = tuple(questions.generate("qa1", DataRecipe().seed, index) for index in range(3))
     refused("Training and evaluation share stories: 3 of 3", recipe="plain", evaluation=asked)
     other = tmp_path / "gpt2"
     shutil.copytree(base, other)

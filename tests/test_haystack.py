@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.benchmarks import haystack as haystack_module
-from evalkit.benchmarks.haystack import (
+from evalkit.benchmarks.babilong import haystack as haystack_module
+from evalkit.benchmarks.babilong.haystack import (
     MIN_SENTENCE_TOKENS,
     TokenizedHaystack,
     default_cache_dir,
@@ -19,10 +19,10 @@ from evalkit.benchmarks.haystack import (
     split_sentences,
     tokenize_haystack,
 )
-from evalkit.benchmarks.placement import Woven, depth_gaps, draw_window, official_gaps, weave, weave_text
-from evalkit.benchmarks.prose import generate_prose
+from evalkit.benchmarks.babilong.placement import Woven, depth_gaps, draw_window, official_gaps, weave, weave_text
+from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.errors import BadInput
-from evalkit.models.prompts import Encoder
+from evalkit.models.encoder import Encoder
 from tests.tiny_tokenizers import STYLES, tiny_tokenizer
 
 BOOK = Path(__file__).parents[2] / "shared" / "data" / "books" / "pride-and-prejudice.txt"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evalkit.errors import EngineError
-from evalkit.models.hf import HFBackend, _batches
+from evalkit.models.backends.hf import HFBackend, _batches
 from evalkit.types import Prompt, Sample
 
 

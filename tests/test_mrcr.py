@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.benchmarks.cards import load_card
-from evalkit.benchmarks.conversation import ConversationEncoder, Turn, cut_between_words
-from evalkit.benchmarks.mrcr import MRCR, SLACK
-from evalkit.benchmarks.mrcr_texts import FORMATS, TOPICS, write_text
+from evalkit.benchmarks.mrcr.conversation import ConversationEncoder, Turn, cut_between_words
+from evalkit.benchmarks.mrcr.task import MRCR, SLACK
+from evalkit.benchmarks.mrcr.texts import FORMATS, TOPICS, write_text
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import format_length, parse_length
-from evalkit.models.prompts import Encoder
+from evalkit.models.encoder import Encoder
 from tests.tiny_tokenizers import ALTERNATING, CHATML, STYLES, tiny_tokenizer
 
 CARD = load_card("mrcr")

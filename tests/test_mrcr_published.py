@@ -11,10 +11,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from evalkit.benchmarks.cards import load_card
-from evalkit.benchmarks.mrcr import MRCR
-from evalkit.benchmarks.mrcr_published import bin_label
+from evalkit.benchmarks.mrcr.published import bin_label
+from evalkit.benchmarks.mrcr.task import MRCR
 from evalkit.errors import BadInput, ContextOverflow
-from evalkit.models.prompts import Encoder
+from evalkit.models.encoder import Encoder
 from tests.tiny_tokenizers import ALTERNATING, CHATML, tiny_tokenizer
 
 CARD = load_card("mrcr")
@@ -151,7 +151,7 @@ def test_local_files_are_named_by_their_hash_or_by_the_revision_they_are(current
 @pytest.mark.parametrize("layout", ["current", "old"])
 def test_the_hub_is_read_at_the_cards_revision_in_either_layout(layout, current, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("evalkit.benchmarks.mrcr_published._o200k_counter", lambda **_: None)
+    monkeypatch.setattr("evalkit.benchmarks.mrcr.published._o200k_counter", lambda **_: None)
     if layout == "old":
         write_parquet(tmp_path / "old" / "2needle.parquet", [row(5000), row(5001)])
     folder = current if layout == "current" else tmp_path / "old"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evalkit.benchmarks import scorers
-from evalkit.benchmarks.mrcr import SCORERS
+from evalkit.benchmarks.mrcr.task import SCORERS
 from evalkit.benchmarks.reasoning import without_reasoning
 from evalkit.types import Prediction
 

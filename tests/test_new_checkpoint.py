@@ -6,8 +6,8 @@ import pytest
 
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.encoder import Encoder
 from evalkit.models.new_checkpoint import write_checkpoint
-from evalkit.models.prompts import Encoder
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from evalkit.benchmarks.haystack import split_sentences
-from evalkit.benchmarks.prose import MAX_SENTENCE_WORDS, MIN_SENTENCE_WORDS, generate_prose
+from evalkit.benchmarks.babilong.haystack import split_sentences
+from evalkit.benchmarks.babilong.prose import MAX_SENTENCE_WORDS, MIN_SENTENCE_WORDS, generate_prose
 
 # Persons, places, objects, animals, colours, shapes, directions, times and answers of the twenty tasks, and the words
 # that mark the parts of a prompt.

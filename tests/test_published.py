@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.benchmarks.babilong_scorers import score_official
+from evalkit.benchmarks.babilong.scorers import score_official
 from evalkit.errors import BadInput
-from evalkit.records import store
+from evalkit.records import folder as store
+from evalkit.records.folder import RunFolder
 from evalkit.records.published import import_babilong
-from evalkit.records.store import RunFolder
 from evalkit.types import Prediction
 
 PHI3 = "microsoft/Phi-3-mini-128k-instruct"

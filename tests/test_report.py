@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from evalkit import benchmarks
-from evalkit.compare import compare
 from evalkit.errors import BadInput
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import SUMMARY_COLUMNS, build, load_runs
+from evalkit.report.compare import compare
 from evalkit.report.provenance import provenance
 from evalkit.report.words import findings
 from evalkit.types import Prediction, Score

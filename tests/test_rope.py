@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import BadInput
-from evalkit.models.rope import (
+from evalkit.models.rope.formulas import (
     RULES,
     RopeScaling,
     attention_factor,
@@ -77,7 +77,7 @@ def test_frequencies_attention_factor_and_table_size_equal_vllm():
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.rotary_embedding import get_rope
 
-    from evalkit.models.rope_readback import compare_frequencies, rope_from_table
+    from evalkit.models.rope.readback import compare_frequencies, rope_from_table
 
     release = tuple(int(part) for part in vllm.__version__.split(".")[:2])
     with set_current_vllm_config(VllmConfig()):

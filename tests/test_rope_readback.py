@@ -9,8 +9,8 @@ import pytest
 
 from evalkit.errors import EngineError
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import Frequencies, RopeScaling, frequencies
-from evalkit.models.rope_readback import (
+from evalkit.models.rope.formulas import Frequencies, RopeScaling, frequencies
+from evalkit.models.rope.readback import (
     compare_frequencies,
     compare_model,
     expected_frequencies,
@@ -18,7 +18,7 @@ from evalkit.models.rope_readback import (
     rope_from_table,
     transformers_config,
 )
-from evalkit.models.serving import RopeRequest, served_rope
+from evalkit.models.rope.served import RopeRequest, served_rope
 from tests.variants import family, variant
 
 YARN4 = RopeScaling(rule="yarn", theta=1e4, rotary_dim=32, original_length=512, factor=4)
@@ -169,7 +169,7 @@ def test_a_model_without_the_rotary_module_that_matters_is_stopped(checkpoint: P
 
 
 def test_a_module_that_does_not_name_its_layers_is_matched_to_a_rule():
-    from evalkit.models.rope_readback import EffectiveRope
+    from evalkit.models.rope.readback import EffectiveRope
 
     plain = frequencies(RopeScaling(rule="none", theta=1e4, rotary_dim=32, original_length=512))
     expected = {"full_attention": frequencies(YARN4), "sliding_attention": plain}

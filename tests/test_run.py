@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from evalkit.cli import main
-from evalkit.records.store import RunFolder
+from evalkit.cli.commands import main
+from evalkit.records.folder import RunFolder
 
 
 def evalkit(*arguments: object):
@@ -298,7 +298,7 @@ def test_wrong_use_gets_one_sentence_and_exit_code_2(checkpoint, tmp_path, monke
 )
 def test_what_no_backend_could_answer_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("evalkit.models.vllm_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("evalkit.models.backends.vllm.engine.find_spec", lambda name: None)
     given = ("--model", checkpoint, "--task", "babilong", "--lengths", "4k,8k", "--rope", "yarn")
     shown = evalkit("run", *given, *arguments)
     assert shown.exit_code == 2

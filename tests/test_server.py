@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.models import server as server_module
+from evalkit.models.backends import server as server_module
+from evalkit.models.backends.server import ServerBackend, ServerOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.prompts import Encoder
-from evalkit.models.server import ServerBackend, ServerOptions
+from evalkit.models.encoder import Encoder
 from evalkit.types import Prompt, Sample
 
 WINDOW = 512

@@ -7,8 +7,8 @@ import pytest
 
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import RopeScaling
-from evalkit.models.serving import RopeRequest, rope_groups, rope_identity, served_rope
+from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.served import RopeRequest, rope_groups, rope_identity, served_rope
 from tests.variants import variant, with_record
 
 WINDOW = 2048  # of the session's checkpoint

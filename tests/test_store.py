@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from evalkit.errors import RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
-from evalkit.records.store import MAX_ATTEMPTS, RunFolder, find_run_folders
+from evalkit.records.folder import MAX_ATTEMPTS, RunFolder, find_run_folders
 from evalkit.types import Key, Prediction, Score
 
 PARTS = {"weights": "sha256:1f", "rope": "yarn", "seed": 7, "lengths_seen": [1, 2]}
@@ -309,7 +309,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from evalkit.records import lines
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
 todo, run, asked, linger = sys.argv[1:]
 folder = RunFolder.start(run, arm="plain", config={}, fingerprint={}, provenance={})
 with open(asked, "w", buffering=1) as log:
@@ -379,7 +379,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone_even_by_kill(tmp_pat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_an_engine_process_that_outlives_its_killed_writer_does_not_hold_the_folder(tmp_path: Path) -> None:
     parent = (
-        "import os, sys, time\nfrom evalkit.records.store import RunFolder\n"
+        "import os, sys, time\nfrom evalkit.records.folder import RunFolder\n"
         "folder = RunFolder.start(sys.argv[1], arm='plain', config={}, fingerprint={}, provenance={})\n"
         "if not os.fork():\n    print(os.getpid(), flush=True)\ntime.sleep(60)\n"
     )

@@ -7,8 +7,8 @@ import pytest
 
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import RopeScaling
-from evalkit.models.stored_rope import StoredRope
+from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.stored import StoredRope
 from tests.variants import variant
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 512}

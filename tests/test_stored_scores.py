@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import RunFolderError
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
 from tests.test_store import failed, filled, prediction, scores_of, start
 
 

@@ -8,13 +8,22 @@ from itertools import islice
 import pytest
 import torch
 
-from evalkit.benchmarks.babi_worlds import HOUSE, HOUSE_PEOPLE, OBJECTS
-from evalkit.benchmarks.haystack import MIN_SENTENCE_TOKENS, split_sentences
+from evalkit.benchmarks.babilong.haystack import MIN_SENTENCE_TOKENS, split_sentences
+from evalkit.benchmarks.babilong.worlds import HOUSE, HOUSE_PEOPLE, OBJECTS
 from evalkit.errors import BadInput
-from evalkit.experiment import Curve, experiment_names, load_experiment
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.prompts import Encoder
-from evalkit.reproduce import carry_out, command_of, describe, is_done, plan_steps, reproduce, run_config, train_config
+from evalkit.models.encoder import Encoder
+from evalkit.study.experiment import Curve, experiment_names, load_experiment
+from evalkit.study.steps import (
+    carry_out,
+    command_of,
+    describe,
+    is_done,
+    plan_steps,
+    reproduce,
+    run_config,
+    train_config,
+)
 from evalkit.train.data import DataRecipe, leakage, open_benchmark
 from evalkit.train.tiny import (
     BASES,

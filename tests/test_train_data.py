@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.benchmarks import babi
+from evalkit.benchmarks.babilong import questions
 from evalkit.errors import BadInput, ContextOverflow
-from evalkit.models.prompts import Encoder
+from evalkit.models.encoder import Encoder
 from evalkit.train.data import (
     TRAINING_SEED,
     DataRecipe,
@@ -54,7 +54,7 @@ class Stories:
         self.seed = seed
 
     def samples(self, subset, length, count):
-        return (babi.generate(subset, self.seed, index) for index in range(count))
+        return (questions.generate(subset, self.seed, index) for index in range(count))
 
     def prompt(self, sample, length, encoder, window):
         text = f"{' '.join(sample.facts)} {sample.question}"
@@ -159,9 +159,9 @@ def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
 def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
     data = recipe(subsets=("qa4",), samples=1000)
     trained = list(islice(draw_samples(open_benchmark(data, {"facts": BABI_FILES}), data), 1000))
-    asked = babi.read_babi(BABI_FILES, "qa4")
+    asked = questions.read_babi(BABI_FILES, "qa4")
     assert [s.facts for s in trained] == [
-        s.facts for s in babi.read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")
+        s.facts for s in questions.read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")
     ]
     assert leakage(trained, asked).shared == 134
 
@@ -205,5 +205,5 @@ def test_data_that_cannot_be_made_are_refused(make, says):
 def test_the_published_train_files_share_items_with_the_test_files(subset, shared):
     """Counted over the files of 1,000 questions; of the larger train file of qa4, 741 test items are known to recur."""
     files = {part: next(BABI_FILES.glob(f"{subset}_*_{part}.txt")) for part in ("train", "test")}
-    found = leakage(babi.read_babi(files["train"], subset), babi.read_babi(files["test"], subset))
+    found = leakage(questions.read_babi(files["train"], subset), questions.read_babi(files["test"], subset))
     assert (found.evaluated, found.shared) == (1000, shared)

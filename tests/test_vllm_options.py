@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.models import vllm_engine
-from evalkit.models.rope import RopeScaling, frequencies
-from evalkit.models.vllm import compare_tables
-from evalkit.models.vllm_engine import VLLMOptions, usable_vllm
+from evalkit.models.backends.vllm import engine as vllm_engine
+from evalkit.models.backends.vllm.backend import compare_tables
+from evalkit.models.backends.vllm.engine import VLLMOptions, usable_vllm
+from evalkit.models.rope.formulas import RopeScaling, frequencies
 
 YARN = frequencies(RopeScaling(rule="yarn", theta=1e4, rotary_dim=8, original_length=64, factor=4.0))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import load_card
-from evalkit.benchmarks.wording import Wording, load_wording
 from evalkit.errors import BadInput
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "babilong" / "predictions"

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evalkit.models.rope import RopeScaling
+from evalkit.models.rope.formulas import RopeScaling
 
 
 def variant(checkpoint: Path, folder: Path, *, drop: tuple[str, ...] = (), **config: Any) -> Path:

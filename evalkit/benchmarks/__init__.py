@@ -18,11 +18,11 @@ def score(prediction: Prediction) -> list[Score]:
 def scorers(task: str) -> Mapping[str, Callable[[Prediction], Score]]:
     """Return the scorers of a task by name, the official rule first."""
     if task == "babilong":
-        from evalkit.benchmarks import babilong
+        from evalkit.benchmarks.babilong import task as babilong
 
         return babilong.SCORERS
     if task == "mrcr":
-        from evalkit.benchmarks import mrcr
+        from evalkit.benchmarks.mrcr import task as mrcr
 
         return mrcr.SCORERS
     raise BadInput(f"Nothing here scores the task {task!r}; the tasks are babilong and mrcr.")
@@ -30,6 +30,7 @@ def scorers(task: str) -> Mapping[str, Callable[[Prediction], Score]]:
 
 def scorer_version() -> str:
     """Return the versions of all scoring rules; scores made under another one are computed again."""
-    from evalkit.benchmarks import babilong, mrcr
+    from evalkit.benchmarks.babilong import task as babilong
+    from evalkit.benchmarks.mrcr import task as mrcr
 
     return f"babilong {babilong.SCORER_VERSION}, mrcr {mrcr.SCORER_VERSION}"

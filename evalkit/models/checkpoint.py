@@ -15,8 +15,8 @@ from typing import Any
 
 from evalkit.errors import BadInput
 from evalkit.models.adapter import Adapter
-from evalkit.models.rope import RopeScaling
-from evalkit.models.stored_rope import StoredRope, read_stored_rope, refuse_contradictions
+from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.stored import StoredRope, read_stored_rope, refuse_contradictions
 from evalkit.models.weights import (
     DTYPE_NAMES,
     StoredTensor,

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.benchmarks.mrcr_texts import FORMATS, TOPICS, write_text
-from evalkit.benchmarks.prose import generate_prose
+from evalkit.benchmarks.babilong.prose import generate_prose
+from evalkit.benchmarks.mrcr.texts import FORMATS, TOPICS, write_text
 from evalkit.errors import BadInput
 
 HEAD_DIM = 32  # the smallest that every attention kernel of both engines takes

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
 from evalkit.types import Prediction
 
 _NAME = re.compile(r"(qa(?:[1-9]|1\d|20))_(\d+(?:\.\d+)?[km]?)(?:_(.+))?", re.IGNORECASE)

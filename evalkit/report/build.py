@@ -161,15 +161,19 @@ def _terminal(analysis: Analysis) -> str:
     return "\n\n".join(parts)
 
 
-# -- CSV: long form, 0 to 100, full precision ----------------------------------------------------------------------
+# -- CSV: long form, 0 to 100, twelve digits (further ones hang on the order in which a processor sums) -------------
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _twelve_digits(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _twelve_digits(value: Any) -> Any:
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _summary_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
@@ -283,4 +287,4 @@ def _ends(name: str, found: Interval | Contrast, prefix: str = "") -> dict[str, 
 
 
 def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+    return None if value is None else round(100 * value, 10) + 0.0  # a difference of 1e-17 is none, and -0.0 is 0.0

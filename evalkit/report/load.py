@@ -14,7 +14,7 @@ from evalkit import benchmarks
 from evalkit.errors import BadInput, EvalkitError, RunFolderError
 from evalkit.lengths import parse_length
 from evalkit.records.fingerprint import fingerprint_sha
-from evalkit.records.store import RunFolder, find_run_folders
+from evalkit.records.folder import RunFolder, find_run_folders
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -213,12 +213,12 @@ def open_benchmark(
 
     card = load_card(recipe.task)
     if recipe.task == "mrcr":
-        from evalkit.benchmarks.mrcr import MRCR
+        from evalkit.benchmarks.mrcr.task import MRCR
 
         if unknown := set(options) - {"source", "control", "max_new_tokens"}:
             raise BadInput(f"{min(unknown)}: an option of BABILong; MRCR's conversations have no such part.")
         return MRCR(card, seed=recipe.seed, count_tokens=count_tokens, **options)
-    from evalkit.benchmarks.babilong import BABILong
+    from evalkit.benchmarks.babilong.task import BABILong
 
     return BABILong(card, seed=recipe.seed, part="train", **options)
 

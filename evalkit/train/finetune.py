@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from evalkit.errors import BadInput, EngineError
+from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
-from evalkit.models.hf import load_causal_lm
-from evalkit.models.prompts import Encoder
-from evalkit.models.rope import RopeScaling, config_mapping
+from evalkit.models.encoder import Encoder
+from evalkit.models.rope.formulas import RopeScaling, config_mapping
 from evalkit.train.data import (
     DataRecipe,
     Example,

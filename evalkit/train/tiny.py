@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.benchmarks.babi_worlds import HOUSE, HOUSE_PEOPLE
+from evalkit.benchmarks.babilong.worlds import HOUSE, HOUSE_PEOPLE
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
-from evalkit.models.prompts import Encoder
+from evalkit.models.encoder import Encoder
 from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples, open_benchmark
 from evalkit.train.positions import PositionRule
 from evalkit.train.trainer import Collator, Stream, make_trainer, training_arguments

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from evalkit.models.backends.hf import HFBackend
+from evalkit.models.backends.vllm.backend import VLLMBackend
+from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.hf import HFBackend
-from evalkit.models.serving import RopeRequest, served_rope
-from evalkit.models.vllm import VLLMBackend
-from evalkit.models.vllm_engine import VLLMOptions
+from evalkit.models.rope.served import RopeRequest, served_rope
 
 WINDOW, LONGEST = 256, 1024
 YARN = RopeRequest(rule="yarn")

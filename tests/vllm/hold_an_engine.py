@@ -4,9 +4,9 @@ import sys
 import time
 
 if __name__ == "__main__":
+    from evalkit.models.backends.vllm.backend import VLLMBackend
     from evalkit.models.checkpoint import Checkpoint
-    from evalkit.models.serving import RopeRequest, served_rope
-    from evalkit.models.vllm import VLLMBackend
+    from evalkit.models.rope.served import RopeRequest, served_rope
 
     checkpoint = Checkpoint.open(sys.argv[1])
     backend = VLLMBackend(checkpoint, served_rope(checkpoint, RopeRequest(), 256), max_model_len=256)

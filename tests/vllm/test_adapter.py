@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.crosscheck import crosscheck
 from evalkit.errors import BadInput
+from evalkit.models.backends.hf import HFBackend
+from evalkit.models.backends.vllm.backend import VLLMBackend
+from evalkit.models.backends.vllm.engine import VLLMOptions, engine_config, usable_vllm
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.hf import HFBackend
-from evalkit.models.serving import RopeRequest, served_rope
-from evalkit.models.vllm import VLLMBackend
-from evalkit.models.vllm_engine import VLLMOptions, engine_config, usable_vllm
+from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.runs.crosscheck import crosscheck
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import WINDOW
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from evalkit.crosscheck import crosscheck
-from evalkit.models.rope_readback import TOLERANCE
-from evalkit.models.serving import RopeRequest, served_rope
+from evalkit.models.rope.readback import TOLERANCE
+from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.runs.crosscheck import crosscheck
 from evalkit.types import Prompt
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import LONGEST, WINDOW, YARN

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from evalkit.errors import EngineError
-from evalkit.models import vllm_engine
-from evalkit.models.serving import served_rope
-from evalkit.models.vllm import VLLMBackend
-from evalkit.models.vllm_engine import VLLMOptions
+from evalkit.models.backends.vllm import engine as vllm_engine
+from evalkit.models.backends.vllm.backend import VLLMBackend
+from evalkit.models.backends.vllm.engine import VLLMOptions
+from evalkit.models.rope.served import served_rope
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import YARN
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from evalkit.errors import BadInput
-from evalkit.models.vllm_engine import usable_vllm
+from evalkit.models.backends.vllm.engine import usable_vllm
 
 pytestmark = pytest.mark.vllm
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.crosscheck import crosscheck
+from evalkit.models.backends.hf import HFBackend
+from evalkit.models.backends.vllm.backend import VLLMBackend
+from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.hf import HFBackend
-from evalkit.models.serving import RopeRequest, served_rope
-from evalkit.models.vllm import VLLMBackend
-from evalkit.models.vllm_engine import VLLMOptions
+from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.runs.crosscheck import crosscheck
 from tests.variants import family
 from tests.vllm.asking import random_prompt
 

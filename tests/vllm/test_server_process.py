@@ -13,11 +13,11 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from evalkit.crosscheck import crosscheck
 from evalkit.errors import BadInput, EngineError
-from evalkit.models.prompts import Encoder
-from evalkit.models.server import ServerBackend, ServerOptions
-from evalkit.models.serving import served_rope
+from evalkit.models.backends.server import ServerBackend, ServerOptions
+from evalkit.models.encoder import Encoder
+from evalkit.models.rope.served import served_rope
+from evalkit.runs.crosscheck import crosscheck
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import LONGEST, YARN
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from evalkit.models.backends.vllm.backend import VLLMBackend
+from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.serving import RopeRequest, served_rope
-from evalkit.models.vllm import VLLMBackend
-from evalkit.models.vllm_engine import VLLMOptions
+from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.train import finetune as training
 from evalkit.train.data import DataRecipe
 from tests.vllm.asking import random_prompt

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from evalkit.errors import BadInput
+from evalkit.models.backends.vllm.backend import compare_tables
+from evalkit.models.backends.vllm.engine import VLLMOptions, engine_config, usable_vllm
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import RopeScaling, frequencies, vllm_mapping
-from evalkit.models.rope_readback import TOLERANCE
-from evalkit.models.serving import RopeRequest, served_rope
-from evalkit.models.vllm import compare_tables
-from evalkit.models.vllm_engine import VLLMOptions, engine_config, usable_vllm
+from evalkit.models.rope.formulas import RopeScaling, frequencies, vllm_mapping
+from evalkit.models.rope.readback import TOLERANCE
+from evalkit.models.rope.served import RopeRequest, served_rope
 from tests.variants import variant
 from tests.vllm.conftest import WINDOW
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from evalkit.backends import check_engine_options
 from evalkit.benchmarks.cards import TaskCard, load_card
-from evalkit.check import prompt_problems
 from evalkit.errors import BadInput, ContextOverflow, EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.prompts import Encoder
-from evalkit.models.serving import RopeRequest, ServedRope, rope_groups, rope_identity
+from evalkit.models.encoder import Encoder
+from evalkit.models.rope.served import RopeRequest, ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
+from evalkit.runs.backends import check_engine_options
+from evalkit.runs.check import prompt_problems
 from evalkit.types import Benchmark, Prompt, Sample
 
 _DECISIVE = ("quantization", "deterministic", "chat", "model")  # engine options that can change an answer
@@ -213,7 +213,7 @@ def make_benchmark(config: RunConfig, card: TaskCard, count_tokens: Callable[[st
     ``count_tokens`` is the checkpoint's own count, for published rows whose bins cannot be counted otherwise.
     """
     if card.task == "babilong":
-        from evalkit.benchmarks.babilong import BABILong
+        from evalkit.benchmarks.babilong.task import BABILong
 
         return BABILong(
             card,
@@ -228,7 +228,7 @@ def make_benchmark(config: RunConfig, card: TaskCard, count_tokens: Callable[[st
             max_new_tokens=config.max_new_tokens,
         )
     if card.task == "mrcr":
-        from evalkit.benchmarks.mrcr import MRCR
+        from evalkit.benchmarks.mrcr.task import MRCR
 
         _refuse_babilong_options(config)
         return MRCR(

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from evalkit.errors import EngineError
+from evalkit.models.backends.flight import Flight, failed
+from evalkit.models.backends.vllm.engine import Engine, EngineDied, VLLMOptions, engine_config, usable_vllm
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.flight import Flight, failed
-from evalkit.models.prompts import stop_token_ids
-from evalkit.models.rope import Frequencies, vllm_mapping
-from evalkit.models.rope_readback import (
+from evalkit.models.encoder import stop_token_ids
+from evalkit.models.rope.formulas import Frequencies, vllm_mapping
+from evalkit.models.rope.readback import (
     GPU_TOLERANCE,
     TOLERANCE,
     EffectiveRope,
@@ -24,8 +25,7 @@ from evalkit.models.rope_readback import (
     expected_frequencies,
     rope_from_table,
 )
-from evalkit.models.serving import ServedRope
-from evalkit.models.vllm_engine import Engine, EngineDied, VLLMOptions, engine_config, usable_vllm
+from evalkit.models.rope.served import ServedRope
 from evalkit.types import Completion, Prompt
 
 _MAX_IN_FLIGHT = 256

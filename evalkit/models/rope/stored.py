@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evalkit.errors import BadInput
-from evalkit.models.rope import RopeScaling, Rule, yarn_attention_factor
+from evalkit.models.rope.formulas import RopeScaling, Rule, yarn_attention_factor
 
 FULL = "full_attention"  # the layer type that sees the whole context, in configs with one rule per layer type
 _SAME_RULE = ({"longrope", "su"}, {"default", "mrope"})  # an old and a new name of one rule

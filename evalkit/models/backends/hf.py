@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.models.prompts import stop_token_ids
+from evalkit.models.encoder import stop_token_ids
 from evalkit.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class HFBackend:
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
-        from evalkit.models.rope_readback import transformers_config
+        from evalkit.models.rope.readback import transformers_config
 
         logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
         if device == "cuda" and not torch.cuda.is_available():

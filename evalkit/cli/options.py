@@ -77,7 +77,7 @@ rope_options = _together(
 
 def rope_request(options: dict[str, Any]) -> Any:
     """Take what ``rope_options`` gave out of ``options`` and return it as a ``serving.RopeRequest``."""
-    from evalkit.models.serving import RopeRequest
+    from evalkit.models.rope.served import RopeRequest
 
     return RopeRequest(
         rule=options.pop("rope_rule"), factor=options.pop("factor"), original_length=options.pop("original_length")
@@ -175,7 +175,7 @@ run_options = _together(
 
 def run_config(options: dict[str, Any]) -> Any:
     """Gather what ``run_options`` gave into a ``plan.RunConfig``."""
-    from evalkit.plan import RunConfig
+    from evalkit.runs.plan import RunConfig
 
     without = tuple(p for p in ("instruction", "examples", "post_prompt") if options.pop(f"no_{p}"))
     rope, engine = rope_request(options), engine_settings(options)
@@ -251,9 +251,9 @@ train_options = _together(
 
 def train_config(options: dict[str, Any]) -> Any:
     """Gather what ``train_options`` gave into a ``train.finetune.TrainConfig``; the rest keeps its default."""
-    from evalkit.plan import asked_samples
-    from evalkit.records.store import RunFolder
-    from evalkit.show import config_of
+    from evalkit.records.folder import RunFolder
+    from evalkit.runs.plan import asked_samples
+    from evalkit.runs.show import config_of
     from evalkit.train.data import DataRecipe
     from evalkit.train.finetune import TrainConfig
 

@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from evalkit.errors import BadInput, EngineError
+from evalkit.models.backends.flight import Flight, LoopThread, failed
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.flight import Flight, LoopThread, failed
-from evalkit.models.prompts import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder, stop_token_ids
 from evalkit.types import Completion, Prompt
 
 KEY_VARIABLES = ("EVALKIT_API_KEY", "OPENAI_API_KEY")

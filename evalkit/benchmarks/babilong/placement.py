@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.benchmarks.haystack import MIN_SENTENCE_TOKENS, TokenizedHaystack
+from evalkit.benchmarks.babilong.haystack import MIN_SENTENCE_TOKENS, TokenizedHaystack
 from evalkit.errors import BadInput
 from evalkit.types import TokenIds
 

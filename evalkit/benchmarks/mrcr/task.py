@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from evalkit.benchmarks.cards import TaskCard
-from evalkit.benchmarks.conversation import ConversationEncoder, Turn, cut_between_words, message_offsets
-from evalkit.benchmarks.mrcr_published import PublishedRows
-from evalkit.benchmarks.mrcr_scorers import SCORER_VERSION, SCORERS
-from evalkit.benchmarks.mrcr_texts import FORMATS, TEXTS_VERSION, TOPICS, write_text
+from evalkit.benchmarks.mrcr.conversation import ConversationEncoder, Turn, cut_between_words, message_offsets
+from evalkit.benchmarks.mrcr.published import PublishedRows
+from evalkit.benchmarks.mrcr.scorers import SCORER_VERSION, SCORERS
+from evalkit.benchmarks.mrcr.texts import FORMATS, TEXTS_VERSION, TOPICS, write_text
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prompt, PromptEncoder, Sample, TokenIds

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from evalkit.lengths import parse_length
-from evalkit.run import Observer
+from evalkit.runs.run import Observer
 from evalkit.types import Prediction
 
 if TYPE_CHECKING:
-    from evalkit.reproduce import Step
+    from evalkit.study.steps import Step
 
 
 class _Bar:
@@ -67,7 +67,7 @@ class StudyProgress(_Bar):
         """Take the steps of the plan; those that are done already count as nothing."""
         from tqdm import tqdm
 
-        from evalkit.reproduce import estimated_seconds, is_done
+        from evalkit.study.steps import estimated_seconds, is_done
 
         self._seconds = {(step.kind, step.title): 0.0 if is_done(step) else estimated_seconds(step) for step in steps}
         self._shares = dict.fromkeys(self._seconds, 0.0)

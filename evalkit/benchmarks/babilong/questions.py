@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from evalkit.benchmarks.babi_puzzles import PUZZLES
-from evalkit.benchmarks.babi_worlds import WORLDS
+from evalkit.benchmarks.babilong.puzzles import PUZZLES
+from evalkit.benchmarks.babilong.worlds import WORLDS
 from evalkit.errors import BadInput
 from evalkit.types import Sample
 

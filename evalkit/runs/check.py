@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evalkit.benchmarks.prose import generate_prose
+from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.prompts import Encoder
-from evalkit.models.serving import RopeRequest, ServedRope, served_rope
+from evalkit.models.encoder import Encoder
+from evalkit.models.rope.served import RopeRequest, ServedRope, served_rope
 from evalkit.types import Message
 
 _GIB = 2**30

@@ -23,11 +23,11 @@ from threading import Thread
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from evalkit.benchmarks.cards import load_card
-from evalkit.experiment import BASE, Curve, Experiment
 from evalkit.lengths import parse_length, parse_lengths
 from evalkit.models.checkpoint import TRAINING_RECORD
-from evalkit.models.serving import RopeRequest
-from evalkit.plan import RunConfig, asked_samples, make_plan
+from evalkit.models.rope.served import RopeRequest
+from evalkit.runs.plan import RunConfig, asked_samples, make_plan
+from evalkit.study.experiment import BASE, Curve, Experiment
 from evalkit.train.data import TRAINING_SEED, DataRecipe
 from evalkit.train.finetune import TrainConfig
 from evalkit.train.tiny import BASES, train_base, write_noise
@@ -152,7 +152,7 @@ def carry_out(step: Step, *, threads: int = 0, on_part: Callable[[int, int], Non
 
         return f"in {finetune(train_config(step), on_step=on_part)}"
     if step.kind == "run":
-        from evalkit.run import Observer, run
+        from evalkit.runs.run import Observer, run
 
         class Parts(Observer):
             done = total = 0

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import benchmarks
-from evalkit.backends import OpenBackend
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
-from evalkit.plan import Plan
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
+from evalkit.runs.backends import OpenBackend
+from evalkit.runs.plan import Plan
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
 
 _OVERFLOW = "context_overflow"

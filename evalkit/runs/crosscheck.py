@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from evalkit.backends import OpenBackend, engine_options_of
 from evalkit.errors import BadInput
-from evalkit.plan import RunConfig, make_plan
+from evalkit.runs.backends import OpenBackend, engine_options_of
+from evalkit.runs.plan import RunConfig, make_plan
 from evalkit.types import Backend, Completion, Key, Prompt
 
 NamedAnswers: TypeAlias = tuple[str, Mapping[Key, Completion]]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from numpy.random import Generator
 
-from evalkit.benchmarks.babi_worlds import (
+from evalkit.benchmarks.babilong.worlds import (
     GET,
     HOUSE,
     MOVE,

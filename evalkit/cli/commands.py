@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from evalkit import __version__
-from evalkit.errors import EvalkitError
-from evalkit.options import (
+from evalkit.cli.options import (
     ANY_PATH,
     DTYPES,
     FOLDER,
@@ -24,6 +23,7 @@ from evalkit.options import (
     train_config,
     train_options,
 )
+from evalkit.errors import EvalkitError
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
@@ -74,9 +74,9 @@ def run(dry_run: bool, **options: Any) -> None:
       evalkit run --model ckpt/ --task babilong --subsets qa3 --lengths 1k,2k \\
           --facts babi/ --noise novel.txt --depth 0,0.5,1
     """
-    from evalkit import plan as planning
-    from evalkit import run as running
-    from evalkit.progress import Progress
+    from evalkit.cli.progress import Progress
+    from evalkit.runs import plan as planning
+    from evalkit.runs import run as running
 
     config = run_config(options)
     plan = planning.make_plan(config)
@@ -120,7 +120,7 @@ def check(model: Path, wanted: tuple[str, ...], gpu_memory: float | None, as_jso
     """
     import json
 
-    from evalkit.check import check as examine
+    from evalkit.runs.check import check as examine
 
     request = rope_request(options)
     report = examine(model, wanted, request, gpu_memory_gib=gpu_memory, **options)
@@ -152,8 +152,8 @@ def crosscheck(backends: tuple[str, ...], as_json: bool, **options: Any) -> None
     """
     import json
 
-    from evalkit.crosscheck import crosscheck_plans
-    from evalkit.plan import RunConfig
+    from evalkit.runs.crosscheck import crosscheck_plans
+    from evalkit.runs.plan import RunConfig
 
     options |= {"rope": rope_request(options), "engine": engine_settings(options)}
     report = crosscheck_plans(RunConfig(**options), backends)
@@ -198,7 +198,7 @@ def compare(first: Path, second: Path, trained_length: int | None) -> None:
     Example:
       evalkit compare results/randomized-yarn-babilong-1a2b3c4d results/plain-babilong-5e6f7a8b
     """
-    from evalkit.compare import compare as compare_runs
+    from evalkit.report.compare import compare as compare_runs
 
     compared = compare_runs(first, second, trained_length=trained_length)
     click.echo(compared.text)
@@ -215,8 +215,8 @@ def score(runs: tuple[Path, ...]) -> None:
     Example:
       evalkit score results/ckpt-babilong-1a2b3c4d
     """
-    from evalkit.records.store import RunFolder
-    from evalkit.run import score_folder
+    from evalkit.records.folder import RunFolder
+    from evalkit.runs.run import score_folder
 
     for path in runs:
         score_folder(RunFolder.open(path))
@@ -270,10 +270,10 @@ def reproduce(
       evalkit reproduce tiny
       evalkit reproduce paper --base Qwen2.5-7B-Instruct/ --dry-run
     """
-    from evalkit.experiment import experiment_names, load_experiment
-    from evalkit.progress import StudyProgress
-    from evalkit.reproduce import describe, plan_steps
-    from evalkit.reproduce import reproduce as carry_out
+    from evalkit.cli.progress import StudyProgress
+    from evalkit.study.experiment import experiment_names, load_experiment
+    from evalkit.study.steps import describe, plan_steps
+    from evalkit.study.steps import reproduce as carry_out
 
     if experiment is None:
         for name in experiment_names():
@@ -306,7 +306,7 @@ def show(run_folder: Path, key: str, around: float | None, width: int) -> None:
       evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/00017
       evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/00017 --around 0.5
     """
-    from evalkit.show import show as rebuild
+    from evalkit.runs.show import show as rebuild
 
     click.echo(rebuild(run_folder, key, depth=around, width=width))
 
@@ -366,9 +366,9 @@ def import_(folder: Path, out: Path) -> None:
     Example:
       evalkit import babilong_evals/microsoft/Phi-3-mini-128k-instruct && evalkit report results/
     """
+    from evalkit.records.folder import RunFolder
     from evalkit.records.published import import_babilong
-    from evalkit.records.store import RunFolder
-    from evalkit.run import score_folder
+    from evalkit.runs.run import score_folder
 
     for path in import_babilong(folder, out):
         score_folder(RunFolder.open(path))

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import RULES, RopeScaling, Rule, config_mapping, factor_for
-from evalkit.models.stored_rope import FULL, StoredRope
+from evalkit.models.rope.formulas import RULES, RopeScaling, Rule, config_mapping, factor_for
+from evalkit.models.rope.stored import FULL, StoredRope
 
 Factor: TypeAlias = float | Literal["auto"] | None
 _BY_PARTS = ("ntk-by-parts", "yarn")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.errors import BadInput
-from evalkit.models.serving import RopeRequest
-from evalkit.plan import Plan, RunConfig, make_plan
+from evalkit.models.rope.served import RopeRequest
 from evalkit.records.fingerprint import differences
-from evalkit.records.store import RunFolder
+from evalkit.records.folder import RunFolder
+from evalkit.runs.plan import Plan, RunConfig, make_plan
 from evalkit.types import Key, Prediction, Prompt
 
 _PATHS = ("model", "facts", "adapter", "out")

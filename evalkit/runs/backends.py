@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
-from evalkit.models.serving import ServedRope
+from evalkit.models.rope.served import ServedRope
 from evalkit.types import Backend
 
 if TYPE_CHECKING:
-    from evalkit.models.server import ServerOptions
-    from evalkit.models.vllm_engine import VLLMOptions
-    from evalkit.plan import Plan
+    from evalkit.models.backends.server import ServerOptions
+    from evalkit.models.backends.vllm.engine import VLLMOptions
+    from evalkit.runs.plan import Plan
 
 
 class OpenBackend:
@@ -33,7 +33,7 @@ class OpenBackend:
         self.warnings: list[str] = []
         """What the backend says a person should know before trusting its answers."""
         if plan.backend == "vllm":
-            from evalkit.models.vllm_engine import require_vllm
+            from evalkit.models.backends.vllm.engine import require_vllm
 
             require_vllm()
             self._vllm_options()
@@ -55,13 +55,13 @@ class OpenBackend:
         return backend
 
     def _scripted(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
-        from evalkit.models.scripted import ScriptedBackend
+        from evalkit.models.backends.scripted import ScriptedBackend
 
         self._backend = ScriptedBackend(self._plan.config.script)
 
     def _hf(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
-        from evalkit.models.hf import HFBackend
-        from evalkit.models.rope_readback import (
+        from evalkit.models.backends.hf import HFBackend
+        from evalkit.models.rope.readback import (
             GPU_TOLERANCE,
             TOLERANCE,
             compare_model,
@@ -89,7 +89,7 @@ class OpenBackend:
         return [one.to_json() for one in compare_model(expected, effective, tolerance=tolerance)] if expected else []
 
     def _vllm(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
-        from evalkit.models.vllm import VLLMBackend
+        from evalkit.models.backends.vllm.backend import VLLMBackend
 
         plan = self._plan
         longest = self._longest(served, lengths)
@@ -105,7 +105,7 @@ class OpenBackend:
         return self._backend.read_back
 
     def _server(self, served: ServedRope, lengths: tuple[str, ...]) -> Any:
-        from evalkit.models.server import ServerBackend
+        from evalkit.models.backends.server import ServerBackend
 
         plan = self._plan
         self.close()
@@ -121,12 +121,12 @@ class OpenBackend:
         return "a server's rope rule cannot be read"
 
     def _vllm_options(self) -> "VLLMOptions":
-        from evalkit.models.vllm_engine import VLLMOptions
+        from evalkit.models.backends.vllm.engine import VLLMOptions
 
         return VLLMOptions(dtype=self._plan.config.dtype, **self._plan.config.engine)
 
     def _server_options(self, lengths: tuple[str, ...]) -> "ServerOptions":
-        from evalkit.models.server import ServerOptions
+        from evalkit.models.backends.server import ServerOptions
 
         return ServerOptions(**{**self._plan.config.engine, "base_url": self._url_for(lengths)})
 
@@ -191,8 +191,8 @@ def engine_options_of(backend: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _engine_options(backend: str) -> set[str]:
-    from evalkit.models.server import ServerOptions
-    from evalkit.models.vllm_engine import VLLMOptions
+    from evalkit.models.backends.server import ServerOptions
+    from evalkit.models.backends.vllm.engine import VLLMOptions
 
     kind = {"vllm": VLLMOptions, "server": ServerOptions}.get(backend)
     return {field.name for field in fields(kind)} if kind else set()

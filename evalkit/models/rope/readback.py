@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from evalkit.errors import EngineError
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope import Frequencies, RopeScaling, frequencies
-from evalkit.models.serving import ServedRope
-from evalkit.models.stored_rope import FULL
+from evalkit.models.rope.formulas import Frequencies, RopeScaling, frequencies
+from evalkit.models.rope.served import ServedRope
+from evalkit.models.rope.stored import FULL
 
 TOLERANCE = 1e-6
 """Relative. Engines compute in float32 and stay within 3e-7 of ``frequencies`` on a CPU."""

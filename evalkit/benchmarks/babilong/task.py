@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.benchmarks import babi
-from evalkit.benchmarks.babilong_published import published_samples
-from evalkit.benchmarks.babilong_scorers import SCORER_VERSION, score_corrected, score_official
+from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
+from evalkit.benchmarks.babilong.placement import Window, depth_gaps, draw_window, official_gaps, weave, weave_text
+from evalkit.benchmarks.babilong.prose import generate_prose
+from evalkit.benchmarks.babilong.published import published_samples
+from evalkit.benchmarks.babilong.scorers import SCORER_VERSION, score_corrected, score_official
+from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import TaskCard, load_card
-from evalkit.benchmarks.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
-from evalkit.benchmarks.placement import Window, depth_gaps, draw_window, official_gaps, weave, weave_text
-from evalkit.benchmarks.prose import generate_prose
-from evalkit.benchmarks.wording import Wording, load_wording
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
@@ -59,7 +59,7 @@ class BABILong:
         seed: int = 0,
         source: str = "generated",
         facts: Path | None = None,
-        part: babi.Part = "test",
+        part: questions.Part = "test",
         noise: Sequence[Path] = (),
         depths: Sequence[float] = (),
         control: str | None = None,
@@ -148,7 +148,7 @@ class BABILong:
         if self.source == "generated":
             recipe |= {
                 "seed": self.seed,
-                "facts": babi.files_hash(self.facts) if self.facts else f"generated worlds {babi.VERSION}",
+                "facts": questions.files_hash(self.facts) if self.facts else f"generated worlds {questions.VERSION}",
                 "noise": _sha(self._text),
                 "depths": ",".join(f"{depth:g}" for depth in self.depths) or "official placement",
                 "control": self.control,
@@ -157,11 +157,11 @@ class BABILong:
 
     def _stories(self, subset: str) -> Iterator[Sample]:
         if self.facts is not None:
-            yield from babi.read_babi(self.facts, subset, part=self.part)
+            yield from questions.read_babi(self.facts, subset, part=self.part)
             return
         index = 0
         while True:
-            yield babi.generate(subset, self.seed, index)
+            yield questions.generate(subset, self.seed, index)
             index += 1
 
     def _answer_tokens(self, subset: str) -> int:

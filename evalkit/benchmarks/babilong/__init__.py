@@ -1,0 +1,1 @@
+"""bAbI questions hidden in long background text."""

@@ -1,0 +1,1 @@
+"""The i-th of several equal requests in a long conversation."""

@@ -1,0 +1,1 @@
+"""Rotary positions: formulas, what a config stores, what is served, what was loaded."""

@@ -1,0 +1,1 @@
+"""One run, and what else is done with checkpoints and run folders."""

@@ -1,0 +1,1 @@
+"""Whole studies: train the arms, ask them, report."""
