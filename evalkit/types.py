@@ -1,7 +1,6 @@
 """The words of the project: each of these names is defined here and nowhere else.
 
-    run:     Sample -> Prompt -> Completion -> Prediction (-> Score)
-    report:  Prediction + Score -> Estimate
+    Sample -> Prompt -> Completion -> Prediction -> Score
 
 A *length* is a label such as ``"16k"`` (see ``lengths.py``); a *position* is a token offset inside a prompt; token
 counts are in the checkpoint's own tokens.
@@ -99,7 +98,7 @@ class Completion:
     """Natural-log probability of each of ``token_ids``, where the backend was asked for it; else empty."""
     error: str | None = None
     """Set exactly when ``finish_reason`` is "error"."""
-    passing: bool = False
+    retryable: bool = False
     """The error may be gone on another try (a server that was busy, not a prompt that cannot be served)."""
 
 
@@ -127,7 +126,7 @@ class Prediction:
     attempt: int = 1
     error: str | None = None
     """First word names the kind: ``context_overflow: ...``, ``engine: ...``."""
-    passing: bool = False
+    retryable: bool = False
     """The error is worth another attempt when the command is repeated."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,19 +145,6 @@ class Score:
     value: float | None
     """From 0 to 1; None where the sample is unscored (it failed, or the scorer does not apply to it)."""
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean over samples with its interval, from 0 to 1 (reports print 0 to 100)."""
-
-    n: int
-    """Samples in the mean."""
-    n_unscored: int
-    mean: float | None
-    """None when n is 0."""
-    ci_low: float | None
-    ci_high: float | None
 
 
 class PromptEncoder(Protocol):

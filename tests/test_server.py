@@ -236,7 +236,7 @@ def test_trouble_that_stays_fails_the_prompt_which_may_be_asked_another_time(ope
     completion = answer_of(backend, prompts(encoder)[0])
     assert completion.error.startswith("server: ")
     assert completion.error.endswith("(attempt 3, the last)")
-    assert completion.passing
+    assert completion.retryable
     assert not server.trouble, "three attempts"
 
 
@@ -245,7 +245,7 @@ def test_a_request_that_the_server_rejects_is_not_sent_again(opened, server, enc
     server.trouble += ["400", "400"]
     completion = answer_of(backend, prompts(encoder)[0])
     assert completion.error.startswith("server: HTTP 400: no 400")
-    assert not completion.passing
+    assert not completion.retryable
     assert server.trouble == ["400"]
 
 

@@ -122,7 +122,7 @@ def test_only_what_may_still_be_answered_is_asked_again(tmp_path: Path) -> None:
         folder.append(prediction(0))
         folder.append(failed(1))
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            folder.append(failed(2, passing=True, attempt=attempt))
+            folder.append(failed(2, retryable=True, attempt=attempt))
             assert folder.needs_asking(prediction(2).key) == (attempt < MAX_ATTEMPTS)
             assert folder.next_attempt(prediction(2).key) == attempt + 1
         assert folder.needs_asking(prediction(2).key, max_attempts=MAX_ATTEMPTS + 1)
@@ -398,7 +398,7 @@ def test_an_engine_process_that_outlives_its_killed_writer_does_not_hold_the_fol
 
 def test_a_frame_has_a_row_per_key_with_its_latest_attempt(tmp_path: Path) -> None:
     with start(tmp_path) as folder:
-        folder.append(failed(0, passing=True))
+        folder.append(failed(0, retryable=True))
         folder.append(prediction(1))
         folder.append(prediction(0, attempt=2))
         frame = folder.frame()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_ATTEMPTS = 5
-"""How often a sample with a passing error is tried, over all invocations together."""
+"""How often a sample with a retryable error is tried, over all invocations together."""
 
 _RUN, _PREDICTIONS, _SCORES, _PROMPTS = "run.json", "predictions.jsonl", "scores.parquet", "prompts"
 _LOCK, _WRITER = "run.lock", "writer.txt"
@@ -197,9 +197,9 @@ class RunFolder:
         return self._recorded
 
     def needs_asking(self, key: Key, max_attempts: int = MAX_ATTEMPTS) -> bool:
-        """Return whether ``key`` has no answer yet and may have one: never asked, or failed for a passing reason."""
+        """Return whether ``key`` has no answer yet and may have one: never asked, or failed and retryable."""
         last = self.recorded().get(key)
-        return last is None or (last.error is not None and last.passing and last.attempt < max_attempts)
+        return last is None or (last.error is not None and last.retryable and last.attempt < max_attempts)
 
     def next_attempt(self, key: Key) -> int:
         """Return the number that another attempt at ``key`` has: 1 for the first."""

@@ -51,6 +51,8 @@ def decode(line: bytes) -> Prediction | None:
         return None
     record: dict[str, Any] = json.loads(body + b"}")
     record["fact_positions"] = tuple(record["fact_positions"])
+    if "passing" in record:  # its name in run folders of schema 1
+        record["retryable"] = record.pop("passing")
     return Prediction(**record)
 
 

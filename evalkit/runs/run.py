@@ -173,7 +173,7 @@ def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Predict
         seconds=round(completion.seconds, 4),
         attempt=attempt,
         error=completion.error,
-        passing=completion.passing,
+        retryable=completion.retryable,
         metadata=_metadata(sample),
     )
 

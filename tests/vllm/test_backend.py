@@ -107,7 +107,7 @@ def test_a_prompt_that_the_engine_refuses_fails_alone(backend):
     bad.token_ids[5] = 100_000
     answers = {p.sample.sample_id: c for p, c in backend.generate([random_prompt(1, 30), bad, random_prompt(3, 30)])}
     assert answers["2"].error.startswith("engine: ")
-    assert not answers["2"].passing
+    assert not answers["2"].retryable
     assert answers["1"].error is None
     assert answers["3"].error is None
 

@@ -84,6 +84,6 @@ class Flight:
         return [prompt for prompt, _ in flying.values()]
 
 
-def failed(error: str, *, passing: bool = False) -> Completion:
+def failed(error: str, *, retryable: bool = False) -> Completion:
     """Return the completion of a prompt that has no answer."""
-    return Completion(text="", token_ids=(), finish_reason="error", error=error, passing=passing)
+    return Completion(text="", token_ids=(), finish_reason="error", error=error, retryable=retryable)

@@ -30,7 +30,7 @@ class ScriptedBackend:
                 time.sleep(0.05)
             if self.script == "failing" and number % 3 == 2:
                 error = "scripted: this prompt was chosen to fail"
-                yield prompt, Completion(text="", token_ids=(), finish_reason="error", error=error, passing=True)
+                yield prompt, Completion(text="", token_ids=(), finish_reason="error", error=error, retryable=True)
                 continue
             text = {"wrong": "I cannot tell.", "empty": ""}.get(self.script, prompt.sample.target)
             yield prompt, Completion(text=text, token_ids=(), finish_reason="stop")

@@ -295,7 +295,7 @@ class ServerBackend:
                     continue
                 if trouble.silent:
                     await self._get("/models")  # raises EngineError where nobody is there any more, or nobody answers
-                return failed(f"server: {trouble} (attempt {attempt + 1}, the last)", passing=True)
+                return failed(f"server: {trouble} (attempt {attempt + 1}, the last)", retryable=True)
         raise AssertionError("unreachable")
 
     async def _attempt(self, path: str, body: Mapping[str, Any], max_new_tokens: int) -> Completion:
@@ -311,7 +311,7 @@ class ServerBackend:
             said = f"HTTP {error.status_code}: {self._said(error)}"
             if error.status_code in _PASSING_STATUS or error.status_code >= 500:
                 raise _Passing(said, wait=_asked_to_wait(error.response.headers)) from error
-            return failed(f"server: {said}", passing=error.status_code in (401, 403))
+            return failed(f"server: {said}", retryable=error.status_code in (401, 403))
         except json.JSONDecodeError as error:
             raise _Passing("half an answer") from error
         try:

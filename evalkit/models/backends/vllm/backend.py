@@ -201,12 +201,12 @@ class VLLMBackend:
             cause = error.__cause__ or error
             message = str(cause).strip().splitlines() or [""]
             return failed(
-                f"engine: {type(cause).__name__}: {message[0]}", passing=isinstance(error, EngineGenerateError)
+                f"engine: {type(cause).__name__}: {message[0]}", retryable=isinstance(error, EngineGenerateError)
             )
         output = future.result()
         answer = output.outputs[0]
         if answer.finish_reason not in ("stop", "length"):
-            return failed(f"engine: the request ended with {answer.finish_reason!r}", passing=True)
+            return failed(f"engine: the request ended with {answer.finish_reason!r}", retryable=True)
         token_ids = tuple(answer.token_ids)
         if answer.finish_reason == "stop" and token_ids and token_ids[-1] in self._stops:
             token_ids = token_ids[:-1]
