@@ -114,6 +114,22 @@ def read(cls: type[T], values: Mapping[str, Any], where: str, **chosen: Any) -> 
     return cls(**arguments)
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file.
+
+    Raises:
+        BadInput: there is no such file, or it is not TOML.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not a TOML file: {error}.") from error
+
+
 def refuse_unknown(values: Mapping[str, Any], where: str, *classes: type) -> None:
     """Refuse a key that no class has.
 
@@ -208,8 +224,8 @@ def _typed(setting: Setting, value: Any, where: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        if isinstance(value, str) and setting.option.parse is not None:
-            value = setting.option.parse(value)
+        if setting.option.parse is not None and isinstance(value, (str, list)):
+            value = setting.option.parse(value if isinstance(value, str) else ",".join(map(str, value)))
         return _adapter(setting.hint).validate_json(json.dumps(value, default=_plain), strict=True)
     except (ValidationError, BadInput, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).rstrip(".")

@@ -184,6 +184,14 @@ class Benchmark(Protocol):
 
     task: str
 
+    @property
+    def generated(self) -> bool:
+        """Whether a sample is the same question at every length and its prompt made to fill the length.
+
+        Otherwise rows are asked as they were published: each length has rows of its own, as long as they are.
+        """
+        ...
+
     def samples(self, subset: str, length: str, count: int) -> Iterator[Sample]:
         """Yield ``count`` samples (fewer if a published set has fewer); the first 50 of 100 are those of 50."""
         ...
@@ -201,22 +209,4 @@ class Benchmark(Protocol):
 
     def recipe(self) -> dict[str, Any]:
         """Return flat JSON values that, with the encoder's identity, decide every prompt; part of the fingerprint."""
-        ...
-
-
-class Backend(Protocol):
-    """Something that answers prompts: an engine in this process, a server, or a script."""
-
-    name: str
-
-    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
-        """Yield each prompt with its completion as soon as it is finished, in any order.
-
-        Prompts are pulled lazily, so building the next ones overlaps with answering. A prompt that fails yields a
-        completion with an error; only an engine that is beyond repair raises EngineError.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the device, end processes that this backend started."""
         ...

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.task import MAX_SPARE_TOKENS, BABILong
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput, ContextOverflow
@@ -24,7 +25,7 @@ def encoder(style: str, chat: bool) -> Encoder:
 
 @cache
 def benchmark(**options) -> BABILong:
-    return BABILong(load_card("babilong"), **options)
+    return BABILong(load_card("babilong"), BABILongOptions(**options))
 
 
 def sample(subset="qa1", index=0, **options):
@@ -92,7 +93,7 @@ def test_longer_prompts_ask_the_same_question_and_keep_relative_depths():
 
 
 def test_facts_stand_at_the_depth_asked_for():
-    chosen = BABILong(load_card("babilong"), depths=(0.0, 0.5, 1.0))
+    chosen = BABILong(load_card("babilong"), BABILongOptions(depths=(0.0, 0.5, 1.0)))
     samples = list(chosen.samples("qa1", "4k", 2))
     assert [s.sample_id for s in samples] == [f"0000{i}@{d}" for i in (0, 1) for d in ("0", "0.5", "1")]
     assert len({s.story_id for s in samples}) == 2
@@ -126,7 +127,7 @@ def test_published_rows_are_asked_whole_and_overflow_is_an_error_with_its_arithm
     ]
     (tmp_path / "qa1").mkdir()
     (tmp_path / "qa1" / "1k.json").write_text(json.dumps(rows))
-    published = BABILong(load_card("babilong"), source=str(tmp_path))
+    published = BABILong(load_card("babilong"), BABILongOptions(source=str(tmp_path)))
     short, long = published.samples("qa1", "1k", 10)
     prompt = published.prompt(short, "1k", encoder("llama3", True), 4096)
     assert rows[0]["input"].strip() in encoder("llama3", True).decode(prompt.token_ids)
@@ -141,7 +142,7 @@ def test_a_length_that_the_wording_fills_alone_is_refused():
 
 def test_a_background_that_is_too_small_says_what_it_has_and_what_is_needed(tmp_path):
     (tmp_path / "small.txt").write_text("The old miller counted his twelve sacks of barley again and again. " * 3)
-    small = BABILong(load_card("babilong"), noise=(tmp_path / "small.txt",))
+    small = BABILong(load_card("babilong"), BABILongOptions(noise=(tmp_path / "small.txt",)))
     with pytest.raises(BadInput, match=r"has \d+ tokens .* needs [\d,]+"):
         small.prompt(sample(), "4k", encoder("llama3", True), 10**6)
 
@@ -149,7 +150,7 @@ def test_a_background_that_is_too_small_says_what_it_has_and_what_is_needed(tmp_
 def test_wording_parts_can_be_left_out():
     used = encoder("llama3", True)
     sizes = [
-        len(BABILong(load_card("babilong"), without=w).prompt(sample(), "0k", used, 10**6).token_ids)
-        for w in ((), ("examples",), ("instruction", "examples", "post_prompt"))
+        len(benchmark(**dict.fromkeys(left_out, False)).prompt(sample(), "0k", used, 10**6).token_ids)
+        for left_out in ((), ("examples",), ("instruction", "examples", "post_prompt"))
     ]
     assert sizes[0] > sizes[1] > sizes[2]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from evalkit.benchmarks.cards import load_card
 from evalkit.benchmarks.mrcr.conversation import ConversationEncoder, Turn, cut_between_words
+from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.benchmarks.mrcr.task import MRCR, SLACK
 from evalkit.benchmarks.mrcr.texts import FORMATS, TOPICS, write_text
 from evalkit.errors import BadInput, ContextOverflow
@@ -174,7 +175,7 @@ def test_the_room_for_the_answer_does_not_depend_on_the_length(encoder):
     sample = next(benchmark.samples("4needle", "1k", 1))
     rooms = {benchmark.prompt(sample, length, encoder, WINDOW).max_new_tokens for length in ("1k", "2k", "8k")}
     assert rooms == {len(encoder.encode_prompt(sample.target)) + CARD.settings["answer_margin"]}
-    roomy = MRCR(CARD, max_new_tokens=900).prompt(sample, "2k", encoder, WINDOW)
+    roomy = MRCR(CARD, MRCROptions(max_new_tokens=900)).prompt(sample, "2k", encoder, WINDOW)
     assert roomy.max_new_tokens == 900
     assert 0 <= 2048 - 900 - len(roomy.token_ids) <= SLACK
 
@@ -258,7 +259,11 @@ def test_the_same_seed_gives_the_same_prompt_in_another_process_and_another_seed
 def test_the_recipe_is_json_and_tells_what_changes_the_prompts():
     base = MRCR(CARD).recipe()
     assert json.loads(json.dumps(base)) == base
-    for other in (MRCR(CARD, seed=1), MRCR(CARD, control="facts-only"), MRCR(CARD, max_new_tokens=500)):
+    for other in (
+        MRCR(CARD, seed=1),
+        MRCR(CARD, MRCROptions(control="facts-only")),
+        MRCR(CARD, MRCROptions(max_new_tokens=500)),
+    ):
         assert other.recipe() != base
 
 
@@ -267,10 +272,10 @@ def test_the_recipe_is_json_and_tells_what_changes_the_prompts():
 
 def test_controls_ask_without_the_conversation_or_without_the_distractors(encoder):
     sample = next(MRCR(CARD).samples("4needle", "4k", 1))
-    alone = MRCR(CARD, control="no-context").prompt(sample, "4k", encoder, WINDOW)
+    alone = MRCR(CARD, MRCROptions(control="no-context")).prompt(sample, "4k", encoder, WINDOW)
     assert conversation(alone, encoder) == [("user", sample.question), ("assistant", "")]
     assert alone.fact_positions == ()
-    bare = MRCR(CARD, control="facts-only").prompt(sample, "4k", encoder, WINDOW)
+    bare = MRCR(CARD, MRCROptions(control="facts-only")).prompt(sample, "4k", encoder, WINDOW)
     assert [content for role, content in conversation(bare, encoder)[:-1] if role == "assistant"] == list(sample.facts)
     assert len(bare.fact_positions) == 4
 
@@ -303,7 +308,7 @@ def test_unknown_subsets_lengths_and_controls_are_refused():
     with pytest.raises(BadInput, match="not a number of tokens"):
         MRCR(CARD).samples("2needle", "4x", 1)
     with pytest.raises(BadInput, match="no control 'half'"):
-        MRCR(CARD, control="half")
+        MRCR(CARD, MRCROptions(control="half"))
 
 
 def test_a_template_that_drops_a_turn_is_refused():

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from evalkit.benchmarks.cards import load_card
+from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.benchmarks.mrcr.published import bin_label
 from evalkit.benchmarks.mrcr.task import MRCR
 from evalkit.errors import BadInput, ContextOverflow
@@ -57,7 +58,7 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
 
 
 def read(folder: Path | str, length: str, subset: str = "2needle", card=CARD, count: int = 100) -> list:
-    return [*MRCR(card, source=str(folder), count_tokens=words).samples(subset, length, count)]
+    return [*MRCR(card, MRCROptions(source=str(folder)), count_tokens=words).samples(subset, length, count)]
 
 
 @pytest.fixture
@@ -118,33 +119,35 @@ def test_bins_are_counted_in_o200k_where_tiktoken_has_the_encoding_on_this_machi
     tiktoken.get_encoding = {"o200k_base": encoding}.__getitem__
     monkeypatch.setitem(sys.modules, "tiktoken", tiktoken)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    assert MRCR(CARD, source=str(current), count_tokens=words).recipe()["bins"] == "the checkpoint's tokens"
+    assert (
+        MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words).recipe()["bins"] == "the checkpoint's tokens"
+    )
     (tmp_path / "fb374d419588a4632f3f557e76b4b70aebbca790").write_text("")
-    assert MRCR(CARD, source=str(current), count_tokens=words).recipe()["bins"] == "o200k_base"
+    assert MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words).recipe()["bins"] == "o200k_base"
     assert [sample.sample_id for sample in read(current, "16k")] == ["00000", "00002", "00003"]
 
 
 def test_without_any_count_the_bins_cannot_be_told(current, monkeypatch):
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(BadInput, match="install tiktoken"):
-        MRCR(CARD, source=str(current)).recipe()
+        MRCR(CARD, MRCROptions(source=str(current))).recipe()
 
 
 # Revisions
 
 
 def test_local_files_are_named_by_their_hash_or_by_the_revision_they_are(current):
-    recipe = MRCR(CARD, source=str(current), count_tokens=words).recipe()
+    recipe = MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words).recipe()
     assert recipe["source"].startswith("local files, sha256 ")
     write_parquet(current / "8needle" / "8needle_0.parquet", [row(5003, needles=8)])
-    changed = MRCR(CARD, source=str(current), count_tokens=words).recipe()
+    changed = MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words).recipe()
     assert changed["source"] != recipe["source"]
     hashes = {
         str(path.relative_to(current)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in current.rglob("*.parquet")
     }
     pinned = dataclasses.replace(CARD, settings={**CARD.settings, "sha256": hashes})
-    source = MRCR(pinned, source=str(current), count_tokens=words).recipe()["source"]
+    source = MRCR(pinned, MRCROptions(source=str(current)), count_tokens=words).recipe()["source"]
     assert source == "openai/mrcr@f4c69fae7cf81f7ca26b9fee34b392a50f6b8a1d"
 
 
@@ -159,7 +162,7 @@ def test_the_hub_is_read_at_the_cards_revision_in_either_layout(layout, current,
     samples = read("hub", "8k", card=card)
     assert len(samples) == (3 if layout == "current" else 2)
     assert samples == read(folder, "8k")[: len(samples)]
-    assert MRCR(card, source="hub", count_tokens=words).recipe()["source"] == f"{folder}@abc"
+    assert MRCR(card, MRCROptions(source="hub"), count_tokens=words).recipe()["source"] == f"{folder}@abc"
 
 
 def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(monkeypatch):
@@ -174,7 +177,7 @@ def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(monkeypatch):
 
 def test_the_double_user_turn_is_asked_as_published_and_needles_are_found(current):
     encoder = Encoder(tiny_tokenizer("gpt2", template=CHATML), chat=True)
-    benchmark = MRCR(CARD, source=str(current), count_tokens=words)
+    benchmark = MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words)
     sample = next(benchmark.samples("2needle", "8k", 1))
     prompt = benchmark.prompt(sample, "8k", encoder, WINDOW)
     text = encoder.decode(prompt.token_ids)
@@ -187,14 +190,14 @@ def test_the_double_user_turn_is_asked_as_published_and_needles_are_found(curren
 
 def test_a_template_that_demands_alternation_refuses_the_row_in_words(current):
     encoder = Encoder(tiny_tokenizer("gpt2", template=ALTERNATING), chat=True)
-    benchmark = MRCR(CARD, source=str(current), count_tokens=words)
+    benchmark = MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words)
     with pytest.raises(BadInput, match=r"chat template refuses .*roles u u a.*must alternate"):
         benchmark.prompt(next(benchmark.samples("2needle", "8k", 1)), "8k", encoder, WINDOW)
 
 
 def test_the_window_bounds_a_published_row_and_not_its_label(current):
     encoder = Encoder(tiny_tokenizer("gpt2", template=CHATML), chat=True)
-    benchmark = MRCR(CARD, source=str(current), count_tokens=words)
+    benchmark = MRCR(CARD, MRCROptions(source=str(current)), count_tokens=words)
     sample = next(benchmark.samples("2needle", "8k", 1))
     assert len(benchmark.prompt(sample, "8k", encoder, WINDOW).token_ids) > 8192
     with pytest.raises(ContextOverflow, match=r"[\d,]+ prompt tokens \+ \d+ for the answer > 9,000\."):
@@ -241,9 +244,9 @@ def test_googles_rows_are_one_message_scored_by_googles_rule(tmp_path):
             "published_length": "8k",
             "context_len": 8000,
         }
-    assert MRCR(CARD, source=str(path)).recipe()["bins"] == "context_len"
+    assert MRCR(CARD, MRCROptions(source=str(path))).recipe()["bins"] == "context_len"
     encoder = Encoder(tiny_tokenizer("gpt2", template=CHATML), chat=True)
-    prompt = MRCR(CARD, source=str(path)).prompt(samples[0], "8k", encoder, 10**6)
+    prompt = MRCR(CARD, MRCROptions(source=str(path))).prompt(samples[0], "8k", encoder, 10**6)
     assert prompt.fact_positions == ()
     assert encoder.decode(prompt.token_ids).count("<|im_start|>user") == 1
 
@@ -306,6 +309,6 @@ def test_malformed_csv_is_named_with_its_line(tmp_path, rows, cut, message):
 
 def test_a_folder_without_published_rows_and_a_control_over_them_are_refused(tmp_path, current):
     with pytest.raises(BadInput, match=r"has no published MRCR rows: expected 2needle/2needle_0\.parquet"):
-        MRCR(CARD, source=str(tmp_path / "nothing"))
+        MRCR(CARD, MRCROptions(source=str(tmp_path / "nothing")))
     with pytest.raises(BadInput, match="drop the control facts-only"):
-        MRCR(CARD, source=str(current), control="facts-only")
+        MRCR(CARD, MRCROptions(source=str(current), control="facts-only"))

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evalkit.benchmarks import open_benchmark
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.models.encoder import Encoder
 from evalkit.train.data import (
@@ -20,7 +22,6 @@ from evalkit.train.data import (
     item_fingerprint,
     leakage,
     make_examples,
-    open_benchmark,
 )
 from evalkit.types import Prompt, Sample
 
@@ -69,6 +70,11 @@ class Stories:
         )
 
 
+def training(data, **options):
+    """BABILong as it is trained on."""
+    return open_benchmark("babilong", BABILongOptions(**options), seed=data.seed, part="train")
+
+
 def recipe(**changes):
     return replace(DataRecipe(subsets=("qa1",), samples=40, shortest=400, longest=700), **changes)
 
@@ -105,8 +111,7 @@ def test_a_sample_that_fits_no_length_is_left_out_even_where_its_drawn_length_is
 ):
     (tmp_path / "noise.txt").write_text(" ".join(f"The lamp of room {i} was old." for i in range(200)))
     data, encoder = recipe(subsets=("qa3",), samples=60, shortest=0, longest=400), Encoder.open(checkpoint)
-    options = {"noise": (tmp_path / "noise.txt",), "without": ("instruction", "examples", "post_prompt")}
-    benchmark = open_benchmark(data, options)
+    benchmark = training(data, noise=(tmp_path / "noise.txt",), instruction=False, examples=False, post_prompt=False)
     samples, _ = choose_samples(benchmark, data, ())
     assert 5 < len(make_examples(samples, benchmark, encoder, data, stop_id=0)) < 50
 
@@ -150,25 +155,20 @@ def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
         rows = [{"input": f"{length} noise {i}.", "question": "Where is Mary?", "target": "garden"} for i in range(3)]
         file.write_text(json.dumps(rows))
     data = recipe(rows=("1k", "4k"), longest=4096)
-    samples, _ = choose_samples(open_benchmark(data, {"source": str(tmp_path)}), data, ())
+    samples, _ = choose_samples(training(data, source=str(tmp_path)), data, ())
     assert [s.context for s in samples] == [f"{n} noise {i}." for i in range(3) for n in ("1k", "4k")]
-    assert len(make_examples(samples, open_benchmark(data, {"source": str(tmp_path)}), Letters(), data, stop_id=0)) == 6
+    assert len(make_examples(samples, training(data, source=str(tmp_path)), Letters(), data, stop_id=0)) == 6
 
 
 @pytest.mark.skipif(not BABI_FILES.is_dir(), reason="the bAbI text files are not beside this checkout")
 def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
     data = recipe(subsets=("qa4",), samples=1000)
-    trained = list(islice(draw_samples(open_benchmark(data, {"facts": BABI_FILES}), data), 1000))
+    trained = list(islice(draw_samples(training(data, facts=BABI_FILES), data), 1000))
     asked = questions.read_babi(BABI_FILES, "qa4")
     assert [s.facts for s in trained] == [
         s.facts for s in questions.read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")
     ]
     assert leakage(trained, asked).shared == 134
-
-
-def test_mrcr_refuses_what_only_babilong_has():
-    with pytest.raises(BadInput, match="noise: an option of BABILong"):
-        open_benchmark(recipe(task="mrcr"), {"noise": (Path("novel.txt"),)})
 
 
 def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():

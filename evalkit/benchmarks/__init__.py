@@ -1,9 +1,96 @@
-"""What is asked, and what counts as right."""
+"""What is asked, and what counts as right. A new benchmark is a card in ``tasks/``, a folder here, a line in TASKS."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeAlias
 
+from evalkit.benchmarks.cards import load_card
+from evalkit.benchmarks.options import Part, TaskOptions
 from evalkit.errors import BadInput
-from evalkit.types import Prediction, Score
+from evalkit.types import Benchmark, Prediction, Score
+
+Scorer: TypeAlias = Callable[[Prediction], Score]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The module of one benchmark, imported when it is first used.
+
+    It has ``OPTIONS``, its subclass of TaskOptions; ``open_benchmark(card, options, *, seed, part, count_tokens)``;
+    ``SCORERS`` by name, the official rule first, each a function of a Prediction alone; and ``SCORER_VERSION``.
+    """
+
+    module: str
+
+    @property
+    def options(self) -> type[TaskOptions]:
+        """The class of its options."""
+        options: type[TaskOptions] = self._module.OPTIONS
+        return options
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer]:
+        """The scoring rules by name, the official one first."""
+        scorers: Mapping[str, Scorer] = self._module.SCORERS
+        return scorers
+
+    @property
+    def scorer_version(self) -> str:
+        """Changes whenever a stored score has to be computed again."""
+        return str(self._module.SCORER_VERSION)
+
+    @property
+    def _module(self) -> Any:
+        return import_module(self.module)
+
+    def open(self, name: str, options: TaskOptions, seed: int, part: Part, count_tokens: Any) -> Benchmark:
+        """Return the benchmark; see ``open_benchmark``."""
+        opened: Benchmark = self._module.open_benchmark(
+            load_card(name), options, seed=seed, part=part, count_tokens=count_tokens
+        )
+        return opened
+
+
+TASKS: dict[str, Task] = {
+    "babilong": Task("evalkit.benchmarks.babilong.task"),
+    "mrcr": Task("evalkit.benchmarks.mrcr.task"),
+}
+"""Every benchmark by its name, which is that of its card."""
+
+
+def task(name: str) -> Task:
+    """Return a benchmark's entry in ``TASKS``.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if name not in TASKS:
+        raise BadInput(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def open_benchmark(
+    name: str,
+    options: TaskOptions,
+    *,
+    seed: int,
+    part: Part = "test",
+    count_tokens: Callable[[str], int] | None = None,
+) -> Benchmark:
+    """Return a benchmark, set up for a run or a training.
+
+    Args:
+        name: a key of ``TASKS``.
+        options: of the class that is registered there.
+        seed: draws the questions and all that surrounds them.
+        part: of data that come in two parts, the one to read.
+        count_tokens: the checkpoint's own count, for published rows that cannot be counted otherwise.
+
+    Raises:
+        BadInput: there is no such task, or its data cannot be used.
+    """
+    return task(name).open(name, options, seed, part, count_tokens)
 
 
 def score(prediction: Prediction) -> list[Score]:
@@ -12,25 +99,9 @@ def score(prediction: Prediction) -> list[Score]:
     Raises:
         BadInput: the task is unknown.
     """
-    return [scorer(prediction) for scorer in scorers(prediction.task).values()]
+    return [scorer(prediction) for scorer in task(prediction.task).scorers.values()]
 
 
-def scorers(task: str) -> Mapping[str, Callable[[Prediction], Score]]:
-    """Return the scorers of a task by name, the official rule first."""
-    if task == "babilong":
-        from evalkit.benchmarks.babilong import task as babilong
-
-        return babilong.SCORERS
-    if task == "mrcr":
-        from evalkit.benchmarks.mrcr import task as mrcr
-
-        return mrcr.SCORERS
-    raise BadInput(f"Nothing here scores the task {task!r}; the tasks are babilong and mrcr.")
-
-
-def scorer_version() -> str:
-    """Return the versions of all scoring rules; scores made under another one are computed again."""
-    from evalkit.benchmarks.babilong import task as babilong
-    from evalkit.benchmarks.mrcr import task as mrcr
-
-    return f"babilong {babilong.SCORER_VERSION}, mrcr {mrcr.SCORER_VERSION}"
+def scorer_version(name: str) -> str:
+    """Return the version of a task's scoring rules, as ``scores.parquet`` holds it."""
+    return f"{name} {task(name).scorer_version}"

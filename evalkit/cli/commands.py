@@ -9,19 +9,15 @@ import click
 from evalkit import __version__
 from evalkit.cli.options import (
     ANY_PATH,
-    DTYPES,
     FOLDER,
-    engine_options,
-    engine_settings,
+    SettingsCommand,
     lengths,
     names,
-    rope_options,
-    rope_request,
-    run_config,
-    run_options,
+    of_backend,
+    refuse_missing,
+    run_classes,
     token_count,
-    train_config,
-    train_options,
+    train_classes,
 )
 from evalkit.errors import EvalkitError
 
@@ -58,10 +54,9 @@ def main() -> None:
     """
 
 
-@main.command()
-@run_options
+@main.command(cls=SettingsCommand, classes=run_classes)
 @click.option("--dry-run", is_flag=True, help="Plan, build one prompt per cell, print what it would cost, and stop.")
-def run(dry_run: bool, **options: Any) -> None:
+def run(dry_run: bool, values: dict[str, Any]) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
     Killed or interrupted, the same command goes on where it was. Nothing is downloaded unless a hub data set is named.
@@ -77,15 +72,16 @@ def run(dry_run: bool, **options: Any) -> None:
     from evalkit.cli.progress import Progress
     from evalkit.runs import plan as planning
     from evalkit.runs import run as running
+    from evalkit.runs.config import run_config
 
-    config = run_config(options)
-    plan = planning.make_plan(config)
+    refuse_missing(values, "model", "task", "lengths")
+    plan = planning.make_plan(run_config(values))
     if dry_run:
         click.echo(planning.describe(plan))
         return
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.backend}, into {plan.out}", err=True)
+    click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
     with Progress() as progress:
         result = running.run(plan, progress)
     for notice in result.notices:
@@ -101,62 +97,63 @@ def run(dry_run: bool, **options: Any) -> None:
         sys.exit(FAILED_SAMPLES)
 
 
-@main.command()
-@click.argument("model", type=ANY_PATH)
-@click.option("--lengths", "wanted", required=True, type=lengths, help="Such as 16k,128k.")
-@rope_options
-@click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top.")
-@click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
-@click.option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
+def _check_classes() -> list[type]:
+    from evalkit.runs.check import CheckConfig
+
+    return [CheckConfig]
+
+
+@main.command(cls=SettingsCommand, classes=_check_classes)
+@click.argument("folder", required=False, type=ANY_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(model: Path, wanted: tuple[str, ...], gpu_memory: float | None, as_json: bool, **options: Any) -> None:
+def check(folder: Path | None, as_json: bool, values: dict[str, Any]) -> None:
     """Tell whether a run of these lengths would be right, before any money is spent on it. Loads no weights.
+
+    FOLDER is short for --model FOLDER.
 
     \b
     Examples:
-      evalkit check ckpt/ --lengths 16k,128k
-      evalkit check ckpt/ --lengths 16k,128k --rope yarn --factor 4 --gpu-memory 80
+      evalkit check --model ckpt/ --lengths 16k,128k
+      evalkit check --model ckpt/ --lengths 16k,128k --rope yarn --factor 4 --gpu-memory 80
     """
     import json
 
+    from evalkit import options
+    from evalkit.runs.check import CheckConfig
     from evalkit.runs.check import check as examine
 
-    request = rope_request(options)
-    report = examine(model, wanted, request, gpu_memory_gib=gpu_memory, **options)
+    values |= {"model": folder} if folder else {}
+    refuse_missing(values, "model", "lengths")
+    report = examine(options.read(CheckConfig, values, "The command line"))
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
     if not report.ok:
         sys.exit(WRONG_USE)
 
 
-@main.command()
-@click.argument("model", type=ANY_PATH)
+@main.command(cls=SettingsCommand, classes=run_classes)
+@click.argument("folder", required=False, type=ANY_PATH)
 @click.option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
-@click.option("--task", default="babilong", show_default=True, help="A task card; see 'evalkit tasks'.")
-@click.option("--lengths", type=lengths, default="1k", show_default=True, help="Such as 1k,4k.")
-@click.option("--subsets", type=names, default="", help="Default: the card's.")
-@click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True, help="Per subset and length.")
-@rope_options
-@click.option("--adapter", type=FOLDER, help="LoRA adapter folder to serve on top.")
-@click.option("--chat-template/--no-chat-template", "chat", default=None, help="Default: if the checkpoint has one.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
-@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def crosscheck(backends: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def crosscheck(folder: Path | None, backends: tuple[str, ...], as_json: bool, values: dict[str, Any]) -> None:
     """Ask two backends the same prompts, by id, and say how often and how early their answers part.
+
+    Takes the options of 'run'; those that only one of the two backends has are given to that one. By default two
+    samples of BABILong at 1k. FOLDER is short for --model FOLDER.
 
     \b
     Examples:
-      evalkit crosscheck ckpt/ --lengths 1k,4k
-      evalkit crosscheck ckpt/ --rope yarn --factor 4 --backends hf,server --base-url http://localhost:8000/v1
+      evalkit crosscheck --model ckpt/ --lengths 1k,4k
+      evalkit crosscheck --model ckpt/ --rope yarn --factor 4 --backends hf,server --base-url http://localhost:8000/v1
     """
     import json
 
+    from evalkit.runs.config import run_config
     from evalkit.runs.crosscheck import crosscheck_plans
-    from evalkit.runs.plan import RunConfig
 
-    options |= {"rope": rope_request(options), "engine": engine_settings(options)}
-    report = crosscheck_plans(RunConfig(**options), backends)
+    values |= {"model": folder} if folder else {}
+    refuse_missing(values, "model")
+    values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
+    report = crosscheck_plans([run_config(of_backend(values, name)) for name in backends])
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
 
 
@@ -216,16 +213,15 @@ def score(runs: tuple[Path, ...]) -> None:
       evalkit score results/ckpt-babilong-1a2b3c4d
     """
     from evalkit.records.folder import RunFolder
-    from evalkit.runs.run import score_folder
+    from evalkit.records.scoring import score_folder
 
     for path in runs:
         score_folder(RunFolder.open(path))
     _print_tables(list(runs))
 
 
-@main.command()
-@train_options
-def train(**options: Any) -> None:
+@main.command(cls=SettingsCommand, classes=train_classes)
+def train(values: dict[str, Any]) -> None:
     """Fine-tune a checkpoint under one recipe: how positions are drawn, and which rope rule is on.
 
     Interrupted, the same command goes on from its last checkpoint. What is trained carries its rope rule in its config
@@ -233,14 +229,15 @@ def train(**options: Any) -> None:
 
     \b
     Examples:
-      evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8192 --lora-rank 64
-      evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8192 --lora-rank 64
+      evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8k --lora-rank 64
+      evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8k --lora-rank 64
     """
     from tqdm import tqdm
 
-    from evalkit.train.finetune import finetune
+    from evalkit.train.finetune import finetune, train_config
 
-    config = train_config(options)
+    refuse_missing(values, "base", "out", "recipe")
+    config = train_config(values)
     with tqdm(unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
 
         def show(done: int, total: int) -> None:
@@ -368,7 +365,7 @@ def import_(folder: Path, out: Path) -> None:
     """
     from evalkit.records.folder import RunFolder
     from evalkit.records.published import import_babilong
-    from evalkit.runs.run import score_folder
+    from evalkit.records.scoring import score_folder
 
     for path in import_babilong(folder, out):
         score_folder(RunFolder.open(path))

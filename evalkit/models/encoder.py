@@ -113,6 +113,10 @@ class Encoder:
             )
         return np.asarray(whole[len(prefix) :], dtype=np.int32)
 
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a bare text has."""
+        return len(self._encode(text))
+
     def encode_with_starts(self, text: str) -> tuple[TokenIds, NDArray[np.int64]]:
         """Return ids and the character at which each token starts; see ``types.PromptEncoder``."""
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

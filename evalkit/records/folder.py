@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from evalkit.errors import RunFolderError
+from evalkit.files import write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
 from evalkit.types import Key, Prediction, Score
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA = 1
+SCHEMA = 2
+_READ_ONLY_SCHEMAS = (1,)
+"""Of folders that a report reads and no run continues: their fingerprints lack what the engine was found to be."""
 MAX_ATTEMPTS = 5
 """How often a sample with a retryable error is tried, over all invocations together."""
 
 _RUN, _PREDICTIONS, _SCORES, _PROMPTS = "run.json", "predictions.jsonl", "scores.parquet", "prompts"
 _LOCK, _WRITER = "run.lock", "writer.txt"
+_ENGINE = "engine."
+"""What begins the names of those parts of the fingerprint that are known only once an engine runs."""
 
 
 class RunFolder:
@@ -118,7 +123,15 @@ class RunFolder:
         run["fingerprint"] = {"sha256": fingerprint_sha(parts), "parts": parts}
         if (path / _RUN).exists():
             before = _read_run(path)
-            _refuse_another_run(path, {"arm": before["arm"], **before["fingerprint"]["parts"]}, {"arm": arm, **parts})
+            if before["schema"] != SCHEMA:
+                raise RunFolderError(
+                    f"Run folder {path} was written by an earlier evalkit (schema {before['schema']}, now {SCHEMA}), "
+                    "which did not record what its engine was: it can be reported, not continued; use another --out."
+                )
+            recorded = before["fingerprint"]["parts"]
+            engine = {name: value for name, value in recorded.items() if name.startswith(_ENGINE)}
+            _refuse_another_run(path, {"arm": before["arm"], **recorded}, {"arm": arm, **parts, **engine})
+            run["fingerprint"] = before["fingerprint"]
             run["config"] = {**before["config"], **config}
             run["config"]["scope"] = _union(before["config"].get("scope", {}), config.get("scope", {}))
             run["provenance"] = [*before["provenance"], provenance]
@@ -127,12 +140,29 @@ class RunFolder:
             (path / _PREDICTIONS).touch()  # before run.json: a folder that has run.json always has both
         folder = cls(path, run)
         folder.recorded()
-        _replace(path / _RUN, json.dumps(run, indent=1, allow_nan=False).encode("ascii"))
+        write_whole(path / _RUN, json.dumps(run, indent=1, allow_nan=False))
         folder._lock = lock
         folder._file = (path / _PREDICTIONS).open("ab", buffering=0)
         folder._file.truncate(folder._size)
         os.fsync(folder._file.fileno())
         return folder
+
+    def identify(self, engine: Mapping[str, Any]) -> None:
+        """Complete the fingerprint with what the engine was found to be, before its first answer is recorded.
+
+        Args:
+            engine: ``Backend.identity()``.
+
+        Raises:
+            RunFolderError: the answers that are recorded came from another engine; the differences are named.
+        """
+        parts = {f"{_ENGINE}{name}": as_json(value) for name, value in engine.items()}
+        known = {name: value for name, value in self.fingerprint.items() if name.startswith(_ENGINE)}
+        if known and self.recorded():
+            _refuse_another_run(self.path, known, parts)
+        if known != parts:
+            self.fingerprint = {name: v for name, v in self.fingerprint.items() if name not in known} | parts
+            self._rewrite()
 
     def add_provenance(self, facts: Mapping[str, Any]) -> None:
         """Add to what ``run.json`` says of this invocation: what is known only once a model is loaded.
@@ -140,11 +170,15 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written.
         """
-        run = _read_run(self.path)
         self.provenance[-1] |= as_json(facts)
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        run = _read_run(self.path)
+        run["fingerprint"] = {"sha256": fingerprint_sha(self.fingerprint), "parts": self.fingerprint}
         run["provenance"] = self.provenance
         try:
-            _replace(self.path / _RUN, json.dumps(run, indent=1, allow_nan=False).encode("ascii"))
+            write_whole(self.path / _RUN, json.dumps(run, indent=1, allow_nan=False))
         except OSError as error:
             raise _not_written(self.path / _RUN, error) from error
 
@@ -162,6 +196,12 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def expected(self) -> int | None:
+        """How many samples the run has in all, by its own count; None where it was not made by ``evalkit run``."""
+        cells = self.config.get("scope", {}).get("cells")
+        return sum(cells.values()) if cells else None
 
     @property
     def published(self) -> bool:
@@ -270,6 +310,11 @@ class RunFolder:
         """
         return scores.read(self.path / _SCORES, self.path / _PREDICTIONS, scorer_version, columns)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether there is a file of scores, sound or not."""
+        return (self.path / _SCORES).exists()
+
     def frame(self) -> "pd.DataFrame":
         """Return the latest attempts, one row each, with the columns of ``Prediction``."""
         import pandas as pd
@@ -287,7 +332,7 @@ class RunFolder:
         try:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                _replace(path, text.encode("utf-8", "backslashreplace"))
+                write_whole(path, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise _not_written(path, error) from error
 
@@ -331,9 +376,9 @@ def _read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(file.read_bytes())
         schema = run["schema"]
-        if schema != SCHEMA:
+        if schema not in (SCHEMA, *_READ_ONLY_SCHEMAS):
             raise RunFolderError(
-                f"Run folder {path} has schema version {schema}, and this evalkit reads and writes version {SCHEMA}; "
+                f"Run folder {path} has schema version {schema}, and this evalkit writes version {SCHEMA}; "
                 f"use the evalkit that made it, or another folder."
             )
         sound = run["fingerprint"]["sha256"] == fingerprint_sha(run["fingerprint"]["parts"])
@@ -363,7 +408,8 @@ def _refuse_another_run(path: Path, recorded: dict[str, Any], asked: dict[str, A
 
 def _refuse_strangers(path: Path) -> None:
     """Refuse a folder that has no run.json and holds more than what a start that was killed leaves behind."""
-    names = {entry.name for entry in path.iterdir()} - {_LOCK, _WRITER, f"{_RUN}.tmp"}
+    names = {entry.name for entry in path.iterdir()} - {_LOCK, _WRITER}
+    names = {name for name in names if not (name.startswith(f"{_RUN}.") and name.endswith(".tmp"))}
     if _PREDICTIONS in names and not (path / _PREDICTIONS).stat().st_size:
         names.remove(_PREDICTIONS)
     if names:
@@ -381,24 +427,3 @@ def _union(before: Any, now: Any) -> Any:
     if isinstance(before, int) and isinstance(now, int):
         return max(before, now)
     return now
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is, after any interruption, either the old or the new one as a whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make new names in a folder durable; Windows does so by itself and cannot open a folder."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

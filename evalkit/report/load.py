@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit import benchmarks
-from evalkit.errors import BadInput, EvalkitError, RunFolderError
+from evalkit.errors import BadInput, EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders
+from evalkit.records.scoring import scored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,21 +144,6 @@ def load_runs(paths: Iterable[Path | str]) -> Loaded:
     return Loaded(frame, tuple(runs), tuple(left_out))
 
 
-def _scores(folder: RunFolder) -> "tuple[pa.Table, list[str]]":
-    """The stored scores where they fit the predictions and the scoring rules of today, else those computed now."""
-    version = benchmarks.scorer_version()
-    stored = folder.read_scores(version)
-    if stored is not None:
-        return stored, []
-    said = ["the stored scores do not fit its predictions or the rules of today, and were computed again."]
-    notice = said if (folder.path / "scores.parquet").exists() else []
-    computed = [score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)]
-    try:
-        return folder.write_scores(computed, version), notice
-    except RunFolderError:  # a folder that may only be read can be reported all the same
-        return folder.score_table(computed, version), notice
-
-
 def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
     import pyarrow as pa
 
@@ -171,7 +156,9 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
         fingerprint=folder.fingerprint,
         provenance=folder.provenance,
     )
-    table, rescored = _scores(folder)
+    table, outdated = scored(folder)
+    said = "the stored scores do not fit its predictions or the rules of today, and were computed again."
+    rescored = [said] if outdated else []
     if not table.num_rows:
         raise BadInput("it has no answers yet.")
     table, wrong = _only_sound(table)

@@ -1,16 +1,18 @@
 """The doctor: would a run of these lengths be right, before money is spent on it?"""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.errors import BadInput
-from evalkit.lengths import parse_length
+from evalkit.lengths import parse_length, parse_lengths
+from evalkit.models.backends.options import DType
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import RopeRequest, ServedRope, served_rope
+from evalkit.options import option
 from evalkit.types import Message
 
 _GIB = 2**30
@@ -93,42 +95,38 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(
-    model: Path | str,
-    lengths: Sequence[str],
-    request: RopeRequest | None = None,
-    *,
-    adapter: Path | None = None,
-    chat: bool | None = None,
-    dtype: str | None = None,
-    gpu_memory_gib: float | None = None,
-) -> CheckReport:
-    """Examine a checkpoint for a run of the given lengths. Loads the tokenizer, no weights.
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What is examined: a part of what ``evalkit run`` takes, under the same names."""
 
-    Args:
-        model: a checkpoint folder.
-        lengths: labels such as "128k".
-        request: the rope rule; None serves the checkpoint's own.
-        adapter: a LoRA adapter folder.
-        chat: wrap the prompt in the chat template; None does so exactly when there is one.
-        dtype: of weights and cache; None is the checkpoint's own.
-        gpu_memory_gib: memory of the GPU (of all that share the model, together), to count how many requests fit.
+    model: Path = option("--model", "Hugging Face checkpoint folder.")
+    lengths: tuple[str, ...] = option("--lengths", "Such as 16k,128k.", parse=parse_lengths)
+    rope: RopeRequest = field(default_factory=RopeRequest)
+    adapter: Path | None = option("--adapter", "LoRA adapter folder to serve on top.", default=None)
+    chat: bool | None = option("--chat-template", "Use it; default: if the checkpoint has one.", default=None)
+    dtype: DType = option("--dtype", "Of weights and cache [auto: the checkpoint's].", default="auto")
+    gpu_memory: float | None = option(
+        "--gpu-memory", "GiB of the GPU (of all that share the model): counts what fits.", default=None
+    )
+
+
+def check(config: CheckConfig) -> CheckReport:
+    """Examine a checkpoint for a run of the given lengths. Loads the tokenizer, no weights.
 
     Raises:
         BadInput: the folder is not a checkpoint that could be examined any further.
     """
-    request = request or RopeRequest()
-    checkpoint = Checkpoint.open(model, adapter=adapter)
-    dtype = checkpoint.dtype if dtype in (None, "auto") else dtype
+    checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
+    dtype = checkpoint.dtype if config.dtype == "auto" else config.dtype
     rows, warnings = [], list(checkpoint.warnings)
-    for length in sorted(lengths, key=parse_length):
-        row, said = _check_length(checkpoint, request, length, dtype, gpu_memory_gib)
+    for length in config.lengths:
+        row, found = _check_length(checkpoint, config.rope, length, dtype, config.gpu_memory)
         rows.append(row)
-        warnings += said
+        warnings += found
     problems = [row.problem for row in rows if row.problem]
     prompt = None
     try:
-        encoder = Encoder.open(checkpoint.path, chat=chat)
+        encoder = Encoder.open(checkpoint.path, chat=config.chat)
         prompt = _check_prompt(encoder)
         problems += prompt_problems(encoder, checkpoint)
     except BadInput as error:
@@ -136,7 +134,7 @@ def check(
     if not checkpoint.has_chat_template:
         warnings.append("There is no chat template; prompts are plain text, which suits base models.")
     return CheckReport(
-        checkpoint=str(model),
+        checkpoint=str(config.model),
         facts=_facts(checkpoint),
         rows=tuple(rows),
         prompt=prompt,

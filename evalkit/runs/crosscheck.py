@@ -7,13 +7,15 @@ log-probabilities that are far apart from the first token on.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from evalkit.errors import BadInput
-from evalkit.runs.backends import OpenBackend, engine_options_of
-from evalkit.runs.plan import RunConfig, make_plan
-from evalkit.types import Backend, Completion, Key, Prompt
+from evalkit.models.backends import Backend
+from evalkit.runs.config import RunConfig
+from evalkit.runs.plan import make_plan
+from evalkit.types import Completion, Key, Prompt
 
 NamedAnswers: TypeAlias = tuple[str, Mapping[Key, Completion]]
 
@@ -102,31 +104,32 @@ class CrosscheckReport:
         return "\n".join(lines)
 
 
-def crosscheck_plans(config: RunConfig, backends: Sequence[str]) -> CrosscheckReport:
+def crosscheck_plans(configs: Sequence[RunConfig]) -> CrosscheckReport:
     """Ask two backends the prompts of one run, one backend after the other, so that only one is in memory.
 
     Args:
-        config: what is asked; its backend is replaced by each of the two.
-        backends: two names.
+        configs: two that differ in nothing but the backend and its options.
 
     Raises:
         BadInput: not two backends, or a run of either would be refused.
         EngineError: a backend cannot be started, or died for good.
     """
-    if len(set(backends)) != 2:
-        raise BadInput(f"A crosscheck compares two backends, such as --backends hf,vllm; got {', '.join(backends)}.")
+    names = [config.backend for config in configs]
+    if len(names) != 2 or names[0] == names[1]:
+        raise BadInput(f"A crosscheck compares two backends, such as --backends hf,vllm; got {', '.join(names)}.")
     named: list[NamedAnswers] = []
     prompts: list[Prompt] = []
-    plans = [make_plan(replace(config, backend=n, engine=engine_options_of(n, config.engine))) for n in backends]
-    both = [OpenBackend(plan, logprobs=True) for plan in plans]  # refuses the second before the first does any work
-    for name, plan, one in zip(backends, plans, both, strict=True):
+    plans = [make_plan(config) for config in configs]
+    both = [plan.open_backend(logprobs=True) for plan in plans]  # refuses the second before the first does any work
+    for name, plan, backend in zip(names, plans, both, strict=True):
         completions: dict[Key, Completion] = {}
         prompts = []
-        with one as opened:
-            for served, lengths in plan.groups:
+        with closing(backend):
+            for rope, lengths, positions in plan.groups:
                 asked = [plan.build(s, cell.length) for cell in plan.cells(lengths) for s in plan.samples_of(cell)]
                 prompts += asked
-                completions |= answers(opened.serving(served, lengths), asked)
+                backend.serve(rope, lengths, positions)
+                completions |= answers(backend, asked)
         named.append((name, completions))
     return compare(prompts, *named)
 

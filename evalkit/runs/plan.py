@@ -1,82 +1,43 @@
 """From what the user asked to a plan: every refusal happens here, before weights are loaded or money is spent."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
+from evalkit.benchmarks import open_benchmark
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.errors import BadInput, ContextOverflow, EvalkitError
+from evalkit.files import slug
 from evalkit.lengths import parse_length
+from evalkit.models.backends import Backend, open_backend
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.models.rope.served import RopeRequest, ServedRope, rope_groups, rope_identity
+from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
-from evalkit.runs.backends import check_engine_options
 from evalkit.runs.check import prompt_problems
+from evalkit.runs.config import RunConfig
 from evalkit.types import Benchmark, Prompt, Sample
 
-_DECISIVE = ("quantization", "deterministic", "chat", "model")  # engine options that can change an answer
-BACKENDS = ("auto", "hf", "vllm", "server", "scripted")
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What the user asked for: one task, one checkpoint, one arm. Defaults are those of ``evalkit run``."""
-
-    model: Path
-    task: str
-    lengths: tuple[str, ...]
-    """Canonical labels, shortest first (``lengths.parse_lengths``)."""
-    subsets: tuple[str, ...] = ()
-    """Empty: the card's default subsets."""
-    samples: int = 0
-    """Per cell; 0: the card's default."""
-    seed: int = 0
-    """Draws questions, background and placement. Evaluate all arms with the same one."""
-
-    source: str = "generated"
-    """"generated", a data set named in the card ("hub"), or a local copy of published rows."""
-    facts: Path | None = None
-    """Folder of bAbI v1.2 text files that replace the generated worlds."""
-    noise: tuple[Path, ...] = ()
-    """Text files that replace the built-in background prose."""
-    depths: tuple[float, ...] = ()
-    """Every sample is asked with its facts at each of these depths (0 top, 1 end); empty: official random placement."""
-    control: Literal["no-context", "facts-only"] | None = None
-    """Bound a curve from below (question only) or above (no background)."""
-
-    prompts: str = "own"
-    without: tuple[str, ...] = ()
-    """Wording parts left out: instruction, examples, post_prompt."""
-    system_prompt: str | None = None
-    chat: bool | None = None
-    """Use the chat template; None: exactly when the checkpoint has one."""
-    max_new_tokens: int | None = None
-    """None: the card's."""
-
-    rope: RopeRequest = field(default_factory=RopeRequest)
-    backend: str = "auto"
-    script: str = "oracle"
-    dtype: str = "auto"
-    device: str = "auto"
-    batch_tokens: int | None = None
-    adapter: Path | None = None
-    engine: dict[str, Any] = field(default_factory=dict)
-    """Options of the chosen backend alone: ``VLLMOptions`` or ``ServerBackend`` arguments."""
-
-    arm: str | None = None
-    """Name in tables and figures; None: the checkpoint's name, with its rope rule if one was named."""
-    out: Path | None = None
-    """Run folder; None: ``results/<arm>-<task>-<fingerprint>``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One (subset, length) of the plan."""
 
     subset: str
     length: str
+
+    def __str__(self) -> str:
+        return f"{self.subset}/{self.length}"
+
+
+class RopeGroup(NamedTuple):
+    """Lengths that are served under one rope rule."""
+
+    rope: ServedRope
+    lengths: tuple[str, ...]
+    positions: int
+    """Prompt plus answer of the longest request, tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,32 +50,37 @@ class Plan:
     encoder: Encoder
     benchmark: Benchmark
     subsets: tuple[str, ...]
-    samples: int
-    groups: tuple[tuple[ServedRope, tuple[str, ...]], ...]
-    """Lengths that share a rope rule, longest group first."""
+    groups: tuple[RopeGroup, ...]
+    """Longest lengths first."""
     fingerprint: dict[str, Any]
+    """All that decides the answers and is known before a model is loaded; ``Backend.identity`` adds the rest."""
     arm: str
     out: Path
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before trusting the answers; each once."""
-        ropes = (warning for served, _ in self.groups for warning in served.warnings)
+        ropes = (warning for group in self.groups for warning in group.rope.warnings)
         return tuple(dict.fromkeys([*self.checkpoint.warnings, *ropes]))
 
     @property
-    def backend(self) -> str:
-        """The backend that will answer, "auto" resolved."""
-        return str(self.fingerprint["backend"])
+    def samples(self) -> int:
+        """Questions per cell, where the data have so many."""
+        return self.config.samples or self.card.default_samples
 
-    def cells(self, lengths: tuple[str, ...]) -> list[Cell]:
+    @cached_property
+    def num_samples(self) -> Mapping[Cell, int]:
+        """How many samples each cell has: the one count that says when a run is finished."""
+        return count_samples(self.benchmark, self.subsets, self.config.lengths, self.samples)
+
+    def cells(self, lengths: Sequence[str]) -> list[Cell]:
         """Return the cells of some lengths, longest first: what does not fit into memory shows at once."""
         ordered = sorted(lengths, key=parse_length, reverse=True)
-        return [Cell(subset=subset, length=length) for length in ordered for subset in self.subsets]
+        return [Cell(subset, length) for length in ordered for subset in self.subsets]
 
     def rope_for(self, length: str) -> ServedRope:
         """Return the rule under which a length is served."""
-        return next(served for served, lengths in self.groups if length in lengths)
+        return next(group.rope for group in self.groups if length in group.lengths)
 
     def samples_of(self, cell: Cell) -> Iterator[Sample]:
         """Yield the samples of one cell."""
@@ -139,9 +105,20 @@ class Plan:
             except ContextOverflow as overflow:
                 yield cell, overflow
             except BadInput as error:
-                if self.config.source == "generated":
+                if self.benchmark.generated:
                     raise
                 yield cell, error  # a published row that this chat template refuses; others may pass
+
+    def open_backend(self, *, logprobs: bool = False) -> Backend:
+        """Return the backend that will answer, with nothing loaded yet.
+
+        Raises:
+            BadInput: it can be seen to fail.
+        """
+        groups = [group.lengths for group in self.groups]
+        return open_backend(
+            self.config.backend, self.checkpoint, self.encoder, self.config.engine, groups=groups, logprobs=logprobs
+        )
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -151,38 +128,23 @@ def make_plan(config: RunConfig) -> Plan:
         BadInput: anything that would make the run refuse or mislead, with the arithmetic.
     """
     card = load_card(config.task)
-    subsets = tuple(dict.fromkeys(config.subsets or card.default_subsets))  # named twice, asked once
-    unknown = [name for name in subsets if name not in card.subsets]
-    if unknown:
-        raise BadInput(f"{card.task} has no subset {unknown[0]!r}; it has {', '.join(card.subsets)}.")
-    if not config.lengths:
-        raise BadInput("No length was given; name them like --lengths 16k,64k,128k.")
-    if config.backend not in BACKENDS:
-        raise BadInput(f"There is no backend {config.backend!r}; choose one of {', '.join(BACKENDS)}.")
-    backend = best_backend() if config.backend == "auto" else config.backend
-    check_engine_options(backend, config.engine)
+    subsets = chosen_subsets(config)
     checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
     encoder = Encoder.open(config.model, chat=config.chat, system_prompt=config.system_prompt)
     for problem in prompt_problems(encoder, checkpoint):
         raise BadInput(problem)
-    groups = rope_groups(checkpoint, config.rope, config.lengths)
-    benchmark = make_benchmark(config, card, lambda text: len(encoder.encode_after(text, before="")))
+    benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
     fingerprint = {
         **{f"checkpoint.{name}": value for name, value in checkpoint.identity().items()},
         "tokenizer and template": encoder.identity,
         **{f"rope.{name}": value for name, value in rope_identity(checkpoint, config.rope).items()},
-        "backend": backend,
-        "script": config.script if backend == "scripted" else None,
-        "dtype": config.dtype,
+        "backend": config.backend,
         "decoding": "greedy",
-        **{f"engine.{name}": config.engine.get(name) for name in _DECISIVE},
         "card": f"{card.task} v{card.version} {card.sha256[:16]}",
         **{f"data.{name}": value for name, value in benchmark.recipe().items()},
     }
-    rule = "" if config.rope.rule == "checkpoint" else f" {config.rope.label()}"
-    rehearsal = f" (scripted: {config.script})" if backend == "scripted" else ""  # never one arm with real answers
-    arm = config.arm or f"{checkpoint.name}{rule}{rehearsal}"
-    name = f"{_slug(arm)}-{card.task}-{fingerprint_sha(fingerprint)[:8]}"
+    arm = config.arm or _arm(config, checkpoint)
+    sha = fingerprint_sha({**fingerprint, **config.engine.decisive})
     return Plan(
         config=config,
         card=card,
@@ -190,84 +152,78 @@ def make_plan(config: RunConfig) -> Plan:
         encoder=encoder,
         benchmark=benchmark,
         subsets=subsets,
-        samples=config.samples or card.default_samples,
-        groups=tuple((served, tuple(lengths)) for served, lengths in reversed(groups)),
+        groups=_groups(config, checkpoint, benchmark),
         fingerprint=fingerprint,
         arm=arm,
-        out=config.out or Path("results") / name,
+        out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}",
     )
+
+
+def chosen_subsets(config: RunConfig) -> tuple[str, ...]:
+    """Return the subsets that a run asks, each once.
+
+    Raises:
+        BadInput: the task has no such subset.
+    """
+    card = load_card(config.task)
+    subsets = tuple(dict.fromkeys(config.subsets or config.data.subsets or card.default_subsets))
+    if unknown := [name for name in subsets if name not in card.subsets]:
+        raise BadInput(f"{card.task} has no subset {unknown[0]!r}; it has {', '.join(card.subsets)}.")
+    return subsets
+
+
+def count_samples(
+    benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int
+) -> dict[Cell, int]:
+    """Return how many samples each cell has: fewer than asked for where published rows run out, more with depths."""
+    counted: dict[Cell, int] = {}
+    for subset in subsets:
+        for length in lengths:
+            if benchmark.generated and length != lengths[0]:  # the same questions at every length
+                counted[Cell(subset, length)] = counted[Cell(subset, lengths[0])]
+            else:
+                counted[Cell(subset, length)] = sum(1 for _ in benchmark.samples(subset, length, samples))
+    return counted
+
+
+def expected_samples(config: RunConfig) -> dict[Cell, int]:
+    """Return how many samples each cell of a run has, without opening its checkpoint; see ``count_samples``."""
+    samples = config.samples or load_card(config.task).default_samples
+    return count_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples)
 
 
 def asked_samples(config: RunConfig) -> Iterator[Sample]:
     """Yield what a run asks, each sample once: generated ones are the same at every length, published rows are not."""
-    card = load_card(config.task)
-    benchmark = make_benchmark(config, card)
-    for length in config.lengths[:1] if config.source == "generated" else config.lengths:
-        for subset in config.subsets or card.default_subsets:
-            yield from benchmark.samples(subset, length, config.samples or card.default_samples)
+    benchmark = _data_alone(config)
+    for length in config.lengths[:1] if benchmark.generated else config.lengths:
+        for subset in chosen_subsets(config):
+            yield from benchmark.samples(subset, length, config.samples or load_card(config.task).default_samples)
 
 
-def make_benchmark(config: RunConfig, card: TaskCard, count_tokens: Callable[[str], int] | None = None) -> Benchmark:
-    """Return the benchmark of a card, set up from a run's data options.
+def _data_alone(config: RunConfig) -> Benchmark:
+    """Open a run's benchmark; the tokenizer is loaded only if rows have to be counted."""
 
-    ``count_tokens`` is the checkpoint's own count, for published rows whose bins cannot be counted otherwise.
-    """
-    if card.task == "babilong":
-        from evalkit.benchmarks.babilong.task import BABILong
+    def count_tokens(text: str) -> int:
+        encoders[:] = encoders or [Encoder.open(config.model, chat=config.chat)]
+        return encoders[0].count_tokens(text)
 
-        return BABILong(
-            card,
-            seed=config.seed,
-            source=config.source,
-            facts=config.facts,
-            noise=config.noise,
-            depths=config.depths,
-            control=config.control,
-            prompts=config.prompts,
-            without=config.without,
-            max_new_tokens=config.max_new_tokens,
-        )
-    if card.task == "mrcr":
-        from evalkit.benchmarks.mrcr.task import MRCR
-
-        _refuse_babilong_options(config)
-        return MRCR(
-            card,
-            seed=config.seed,
-            source=config.source,
-            control=config.control,
-            max_new_tokens=config.max_new_tokens,
-            count_tokens=count_tokens,
-        )
-    raise BadInput(f"No benchmark is written for task card {card.task!r}.")
+    encoders: list[Encoder] = []
+    return open_benchmark(config.task, config.data, seed=config.seed, count_tokens=count_tokens)
 
 
-def _refuse_babilong_options(config: RunConfig) -> None:
-    given = {
-        "--facts": config.facts,
-        "--noise": config.noise,
-        "--depth": config.depths,
-        "--prompts": config.prompts != "own",
-        "--no-instruction, --no-examples and --no-post-prompt": config.without,
-    }
-    for name, value in given.items():
-        if value:
-            raise BadInput(f"{name}: an option of BABILong; MRCR's conversations have no such part.")
+def _groups(config: RunConfig, checkpoint: Checkpoint, benchmark: Benchmark) -> tuple[RopeGroup, ...]:
+    groups = []
+    for rope, lengths in reversed(rope_groups(checkpoint, config.rope, config.lengths)):
+        tokens = [parse_length(length) for length in lengths]
+        fills = benchmark.generated and 0 not in tokens  # else a prompt is as long as its row or its facts
+        groups.append(RopeGroup(rope, tuple(lengths), min(rope.window, max(tokens)) if fills else rope.window))
+    return tuple(groups)
 
 
-def best_backend() -> str:
-    """Return "vllm" where it is installed beside a GPU, else "hf"."""
-    from importlib.util import find_spec
-
-    if find_spec("vllm") is None:
-        return "hf"
-    import torch
-
-    return "vllm" if torch.cuda.is_available() else "hf"
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-").lower()
+def _arm(config: RunConfig, checkpoint: Checkpoint) -> str:
+    rule = "" if config.rope.rule == "checkpoint" else f" {config.rope.label()}"
+    rehearsal = f" ({config.engine.rehearsal})" if config.engine.rehearsal else ""  # never one arm with real answers
+    return f"{checkpoint.name}{rule}{rehearsal}"
 
 
 def describe(plan: Plan) -> str:
@@ -277,13 +233,12 @@ def describe(plan: Plan) -> str:
         BadInput: as ``Plan.first_prompts``.
     """
     lines = [
-        f"{plan.arm}: {plan.card.task} (card v{plan.card.version}), backend {plan.backend}, into {plan.out}",
+        f"{plan.arm}: {plan.card.task} (card v{plan.card.version}), backend {plan.config.backend}, into {plan.out}",
         f"{'length':>8} {'subset':>10} {'samples':>8} {'prompt tokens':>14} {'answer':>7} {'KV/request':>11}  rope",
     ]
-    total_samples = total_tokens = 0
+    total_tokens = 0
     for cell, prompt in plan.first_prompts():
-        samples = sum(1 for _ in plan.samples_of(cell))
-        total_samples += samples
+        samples = plan.num_samples[cell]
         row = f"{cell.length:>8} {cell.subset:>10} {samples:>8}"
         if isinstance(prompt, EvalkitError):
             lines.append(f"{row}  cannot be asked: {prompt}")
@@ -293,5 +248,5 @@ def describe(plan: Plan) -> str:
         kv_mib = plan.checkpoint.kv_bytes(tokens + prompt.max_new_tokens) / 2**20
         rope = plan.rope_for(cell.length).label
         lines.append(f"{row} {tokens:>14,} {prompt.max_new_tokens:>7} {kv_mib:>7,.0f} MiB  {rope}")
-    lines.append(f"In all {total_samples:,} samples and about {total_tokens:,} prompt tokens.")
+    lines.append(f"In all {sum(plan.num_samples.values()):,} samples and about {total_tokens:,} prompt tokens.")
     return "\n".join(lines)

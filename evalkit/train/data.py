@@ -7,14 +7,15 @@ question and answer, and no item of the evaluation may be among those of the tra
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from evalkit.errors import BadInput, ContextOverflow
-from evalkit.lengths import format_length
+from evalkit.lengths import format_length, parse_length, parse_lengths
+from evalkit.options import option
 from evalkit.types import Benchmark, PromptEncoder, Sample, TokenIds
 
 OnLeak: TypeAlias = Literal["refuse", "drop", "allow"]
@@ -29,16 +30,30 @@ _LENGTHS, _MIX = 1, 2
 class DataRecipe:
     """Which samples are trained on. The same recipe, benchmark options and tokenizer give the same examples."""
 
-    task: str = "babilong"
-    subsets: tuple[str, ...] = ("qa3",)
-    samples: int = 4_000
+    task: str = option("--task", "Task card that gives the training data [babilong].", default="babilong")
+    subsets: tuple[str, ...] = option("--subsets", "Such as qa3 [qa3].", default=("qa3",))
+    samples: int = option("--samples", "Training samples in all [4000].", default=4_000)
     """Over all subsets together."""
-    shortest: int = 0
+    shortest: int = option("--shortest", "Shortest sample, tokens with answer [0].", default=0, parse=parse_length)
     """Lengths are drawn uniformly from here, tokens with answer; a sample that needs more gets what it needs."""
-    longest: int = 8_192
+    longest: int = option(
+        "--longest",
+        "Longest sample: the trained length, tokens with answer [8k].",
+        default=8_192,
+        parse=parse_length,
+    )
     """To here, tokens with answer."""
-    seed: int = TRAINING_SEED
-    rows: tuple[str, ...] = ()
+    seed: int = option(
+        "--data-seed",
+        "Draws stories and background; far from those of evaluation by default.",
+        default=TRAINING_SEED,
+    )
+    rows: tuple[str, ...] = option(
+        "--rows",
+        "Of a --source, the lengths to train on, such as 4k,8k [that of --longest].",
+        default=(),
+        parse=parse_lengths,
+    )
     """Labels of the published rows that are trained on, such as ("4k", "8k"); empty: that of ``longest``."""
 
     def __post_init__(self) -> None:
@@ -196,31 +211,6 @@ def data_hash(examples: Iterable[Example]) -> str:
         for ids in (example.prompt_ids, example.answer_ids):
             digest.update(len(ids).to_bytes(4, "little") + np.ascontiguousarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
-
-
-def open_benchmark(
-    recipe: DataRecipe, options: Mapping[str, Any], count_tokens: Callable[[str], int] | None = None
-) -> Benchmark:
-    """Return the benchmark that a recipe draws from, seeded for training.
-
-    Args:
-        recipe: names task and seed.
-        options: the benchmark's own, as for evaluation (BABILong: facts, noise, source, prompts, without, ...). Of bAbI
-            files, the train files are read.
-        count_tokens: the base's own count, for published MRCR rows where o200k tokens cannot be counted.
-    """
-    from evalkit.benchmarks.cards import load_card
-
-    card = load_card(recipe.task)
-    if recipe.task == "mrcr":
-        from evalkit.benchmarks.mrcr.task import MRCR
-
-        if unknown := set(options) - {"source", "control", "max_new_tokens"}:
-            raise BadInput(f"{min(unknown)}: an option of BABILong; MRCR's conversations have no such part.")
-        return MRCR(card, seed=recipe.seed, count_tokens=count_tokens, **options)
-    from evalkit.benchmarks.babilong.task import BABILong
-
-    return BABILong(card, seed=recipe.seed, part="train", **options)
 
 
 def _fitting_prompt(

@@ -10,17 +10,25 @@ With LoRA the adapter is merged, or (``merge=False``) kept in ``out`` to be serv
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from evalkit import options
+from evalkit.benchmarks import open_benchmark, task
+from evalkit.benchmarks.babilong.options import BABILongOptions
+from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.formulas import RopeScaling, config_mapping
+from evalkit.options import option, read_toml
+from evalkit.records.folder import RunFolder
+from evalkit.runs.config import recorded_config, run_config
+from evalkit.runs.plan import asked_samples
 from evalkit.train.data import (
     DataRecipe,
     Example,
@@ -29,10 +37,9 @@ from evalkit.train.data import (
     choose_samples,
     data_hash,
     make_examples,
-    open_benchmark,
 )
 from evalkit.train.positions import PAPER_STAGES
-from evalkit.train.recipes import Recipe, make_recipe
+from evalkit.train.recipes import RECIPES, Recipe, make_recipe
 from evalkit.train.trainer import (
     Collator,
     Stream,
@@ -65,49 +72,59 @@ _BESIDE_THE_WEIGHTS = (
 class TrainConfig:
     """One arm. Two arms that differ in ``recipe`` and ``out`` alone see the same samples in the same order."""
 
-    base: Path
-    out: Path
-    recipe: str = "randomized-yarn"
+    base: Path = option("--base", "Checkpoint folder to start from.")
+    out: Path = option("--out", "Folder of the trained checkpoint.")
+    recipe: str = option("--recipe", f"One of {', '.join(RECIPES)}.")
     """One of ``recipes.RECIPES``."""
     data: DataRecipe = field(default_factory=DataRecipe)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the benchmark that gives the data: for BABILong facts, noise, source, prompts, without, ..."""
-    chat: bool | None = None
+    options: TaskOptions = field(default_factory=BABILongOptions)
+    """Of the benchmark that gives the data."""
+    chat: bool | None = option("--chat-template", "Use it; default: if the base has one.", default=None)
     """Use the chat template; None: exactly when the base has one."""
-    system_prompt: str | None = None
-    evaluation: tuple[Sample, ...] = ()
-    """Samples that will be asked later; training items must not be among them."""
-    on_leak: OnLeak = "refuse"
+    system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
+    against: tuple[Path, ...] = option(
+        "--against", "Run folder whose questions are held out (repeatable).", default=(), repeat=True
+    )
+    """Run folders, or TOML files of a run's settings."""
+    on_leak: OnLeak = option("--on-leak", "Items that evaluation asks too [refuse].", default="refuse")
 
-    factor: float = 2.0
+    factor: float = option("--factor", "Factor of YaRN in training, where the recipe has it on [2].", default=2.0)
     """s of YaRN in training, for the recipes that train under it."""
-    stages: tuple[float, ...] = PAPER_STAGES
+    stages: tuple[float, ...] = option(
+        "--stages",
+        "Ranges of random positions by stage, x trained length [1,1.25,1.5,2,2].",
+        default=PAPER_STAGES,
+    )
     """Ranges of random positions by stage, in multiples of the trained length ``data.longest``."""
-    mixed: bool = False
-    per_batch: bool = False
-    pose: bool = False
+    mixed: bool = option("--mixed", "Draw each sample's range log-uniformly up to the stage's [no].", default=False)
+    per_batch: bool = option("--per-batch", "One draw of positions for a whole batch [no].", default=False)
+    pose: bool = option("--pose", "Two runs of positions with a random gap instead of random gaps [no].", default=False)
 
-    epochs: float = 5.0
-    batch_size: int = 1
+    epochs: float = option("--epochs", "Passes over the data [5].", default=5.0)
+    batch_size: int = option("--batch-size", "Samples per device and step [1].", default=1)
     """Samples per device and step."""
-    accumulation: int = 8
+    accumulation: int = option("--accumulation", "Batches per optimizer step [8].", default=8)
     """Batches per optimizer step."""
-    learning_rate: float = 1e-4
-    warmup: float = 0.05
+    learning_rate: float = option("--learning-rate", "[1e-4]", default=1e-4)
+    warmup: float = option("--warmup", "Part of the steps over which the rate rises [0.05].", default=0.05)
     """Part of the steps over which the learning rate rises; it falls to a tenth along a cosine."""
-    weight_decay: float = 0.01
-    lm_weight: float = 0.0
+    weight_decay: float = option("--weight-decay", "[0.01]", default=0.01)
+    lm_weight: float = option(
+        "--lm-weight", "Weight of the loss on the prompt, beside that on the answer [0].", default=0.0
+    )
     """Weight of the language-model loss on the prompt, beside the loss on the answer."""
-    lora_rank: int = 0
+    lora_rank: int = option("--lora-rank", "0 trains all weights [0].", default=0)
     """0 trains all weights."""
-    lora_alpha: float = 32.0
-    lora_targets: tuple[str, ...] = ATTENTION_AND_MLP
-    merge: bool = True
-    gradient_checkpointing: bool = False
-    precision: Precision = "auto"
+    lora_alpha: float = option("--lora-alpha", "[32]", default=32.0)
+    lora_targets: tuple[str, ...] = option(
+        "--lora-targets", "Module names [attention and MLP projections].", default=ATTENTION_AND_MLP
+    )
+    merge: bool = option("--merge", "Merge the adapter into the weights, or write it beside [merge].", default=True)
+    gradient_checkpointing: bool = option("--gradient-checkpointing", "Less memory [no].", default=False)
+    precision: Precision = option("--precision", "[auto]", default="auto")
     """Of the arithmetic; "auto" is bfloat16 on a GPU and float32 on a CPU."""
-    seed: int = 0
-    save_every: int = 0
+    seed: int = option("--seed", "Of weights, order and positions [0].", default=0)
+    save_every: int = option("--save-every", "Steps between checkpoints [five in all].", default=0)
     """Optimizer steps between checkpoints; 0: five in all."""
 
     def __post_init__(self) -> None:
@@ -122,6 +139,17 @@ class TrainConfig:
     def make_recipe(self) -> Recipe:
         """Return the arm's recipe with this training's schedule."""
         return make_recipe(self.recipe, stages=self.stages, mixed=self.mixed, per_batch=self.per_batch, pose=self.pose)
+
+
+def train_config(values: Mapping[str, Any], where: str = "The command line") -> TrainConfig:
+    """Make a training's configuration of flat settings; see ``runs.config.run_config``.
+
+    Raises:
+        BadInput: a setting that is missing, unknown or of another type.
+    """
+    data = task(values.get("task", DataRecipe().task)).options
+    options.refuse_unknown(values, where, TrainConfig, data)
+    return options.read(TrainConfig, values, where, options=options.read(data, values, where))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +177,14 @@ def prepare(config: TrainConfig) -> Prepared:
     stop_id = encoder.tokenizer.eos_token_id
     if stop_id is None:
         raise BadInput(f"The tokenizer in {config.base} has no EOS token, so an answer could not be ended; name one.")
-    benchmark = open_benchmark(config.data, config.options, lambda text: len(encoder.encode_after(text, before="")))
-    samples, leakage = choose_samples(benchmark, config.data, config.evaluation, config.on_leak)
+    benchmark = open_benchmark(
+        config.data.task,
+        config.options,
+        seed=config.data.seed,
+        part="train",
+        count_tokens=lambda text: len(encoder.encode_after(text, before="")),
+    )
+    samples, leakage = choose_samples(benchmark, config.data, held_out(config.against), config.on_leak)
     examples = make_examples(samples, benchmark, encoder, config.data, stop_id=stop_id)
     return Prepared(config=config, recipe=recipe, checkpoint=checkpoint, rope=rope, examples=examples, leakage=leakage)
 
@@ -180,6 +214,20 @@ def finetune(config: TrainConfig, *, on_step: Callable[[int, int], None] = lambd
         _export(prepared, trainer, plan)
     trainer.accelerator.wait_for_everyone()
     return config.out
+
+
+def held_out(against: Sequence[Path]) -> Iterator[Sample]:
+    """Yield the samples that some runs ask, which no training may show.
+
+    Args:
+        against: run folders, or TOML files with the settings of a run.
+
+    Raises:
+        BadInput: one is neither.
+    """
+    for path in against:
+        config = recorded_config(RunFolder.open(path)) if path.is_dir() else run_config(read_toml(path), str(path))
+        yield from asked_samples(config)
 
 
 def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> RopeScaling:
@@ -349,7 +397,7 @@ def _plan(prepared: Prepared) -> dict[str, Any]:
         "base": {"name": prepared.checkpoint.name, **prepared.checkpoint.identity()},
         "data": {
             **config.data.to_json(),
-            "options": {name: _as_json(value) for name, value in config.options.items()},
+            "options": options.write(config.options),
             "examples": len(prepared.examples),
             "sha256": data_hash(prepared.examples),
             "leakage": asdict(prepared.leakage) | {"found": prepared.leakage.describe()},
@@ -388,10 +436,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def _as_json(value: Any) -> Any:
-    return [str(v) if isinstance(v, Path) else v for v in value] if isinstance(value, (tuple, list)) else str(value)
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:

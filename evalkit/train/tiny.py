@@ -25,12 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from evalkit.benchmarks import open_benchmark
+from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.worlds import HOUSE, HOUSE_PEOPLE
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples, open_benchmark
+from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples
 from evalkit.train.positions import PositionRule
 from evalkit.train.trainer import Collator, Stream, make_trainer, training_arguments
 
@@ -314,7 +316,7 @@ def _stage_examples(stage: BaseStage, encoder: Encoder, noise: Path, *, seed: in
     """Half questions of the task, half copies; each example is shown about twice."""
     half = max(stage.steps * stage.batch_size // 4, 1)
     recipe = DataRecipe(subsets=("qa1",), samples=half, shortest=stage.shortest, longest=stage.longest, seed=seed)
-    benchmark = open_benchmark(recipe, benchmark_options(noise))
+    benchmark = open_benchmark("babilong", task_options(noise), seed=seed, part="train")
     samples = list(islice(draw_samples(benchmark, recipe), half))
     eos = encoder.tokenizer.eos_token_id
     questions = make_examples(samples, benchmark, encoder, recipe, stop_id=eos)
@@ -322,6 +324,6 @@ def _stage_examples(stage: BaseStage, encoder: Encoder, noise: Path, *, seed: in
     return questions + copy_examples(len(questions), shortest=stage.shortest, longest=stage.longest, rng=rng)
 
 
-def benchmark_options(noise: Path) -> dict[str, Any]:
+def task_options(noise: Path) -> BABILongOptions:
     """Return BABILong's options for a tokenizer of words: the bare template, and room for one word and the end."""
-    return {"noise": (noise,), "without": ("instruction", "examples", "post_prompt"), "max_new_tokens": 2}
+    return BABILongOptions(noise=(noise,), instruction=False, examples=False, post_prompt=False, max_new_tokens=2)

@@ -11,16 +11,14 @@ qa8 the objects in the order of taking ("milk,apple"), for qa19 two directions (
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from evalkit.benchmarks.babilong.puzzles import PUZZLES
 from evalkit.benchmarks.babilong.worlds import WORLDS
+from evalkit.benchmarks.options import Part
 from evalkit.errors import BadInput
 from evalkit.types import Sample
-
-Part: TypeAlias = Literal["test", "train"]
 
 SUBSETS = tuple(f"qa{number}" for number in range(1, 21))
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +24,20 @@ from numpy.typing import NDArray
 
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
+from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.placement import Window, depth_gaps, draw_window, official_gaps, weave, weave_text
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.benchmarks.babilong.published import published_samples
 from evalkit.benchmarks.babilong.scorers import SCORER_VERSION, score_corrected, score_official
 from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import TaskCard, load_card
+from evalkit.benchmarks.options import GENERATED, Part
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
 
-__all__ = ["SCORERS", "SCORER_VERSION", "BABILong"]
+OPTIONS = BABILongOptions
+__all__ = ["OPTIONS", "SCORERS", "SCORER_VERSION", "BABILong", "open_benchmark"]
 
 BUILT_IN_WORDS = 400_000
 """Words of the built-in background: some 500,000 tokens, so that windows of 128K differ, and no sentence twice."""
@@ -43,7 +45,6 @@ BUILT_IN_WORDS = 400_000
 MAX_SPARE_TOKENS = 64
 """A generated prompt and its answer leave at most so many tokens of the length unused."""
 
-CONTROLS = (None, "no-context", "facts-only")
 _CONTEXT = "\ue000"  # a private-use character: stands for the context while the template is filled in
 
 
@@ -53,45 +54,35 @@ class BABILong:
     task = "babilong"
 
     def __init__(
-        self,
-        card: TaskCard,
-        *,
-        seed: int = 0,
-        source: str = "generated",
-        facts: Path | None = None,
-        part: questions.Part = "test",
-        noise: Sequence[Path] = (),
-        depths: Sequence[float] = (),
-        control: str | None = None,
-        prompts: str = "own",
-        without: Sequence[str] = (),
-        max_new_tokens: int | None = None,
+        self, card: TaskCard, options: BABILongOptions | None = None, *, seed: int = 0, part: Part = "test"
     ) -> None:
-        """Set up the data; the arguments are those of ``plan.RunConfig``, and ``part`` of the bAbI files in ``facts``.
+        """Set up the data.
+
+        Args:
+            card: the BABILong card.
+            options: facts, background, placement and wording; None: the defaults.
+            seed: decides every generated story, its background and its placement.
+            part: of the bAbI files in ``options.facts``, which are read.
 
         Raises:
-            BadInput: options that contradict each other, or files that cannot be used.
+            BadInput: files that cannot be used.
         """
-        if source != "generated" and (facts or noise or depths or control):
-            raise BadInput(f"Published rows (--source {source}) come with their facts and background ready made.")
-        if control not in CONTROLS:
-            raise BadInput(f"There is no control {control!r}; choose no-context or facts-only.")
-        wrong = [depth for depth in depths if not 0 <= depth <= 1]
-        if wrong:
-            raise BadInput(f"Depth {wrong[0]:g} is not between 0 and 1; 0 puts the facts first, 1 last.")
         self.card = card
+        self.options = options or BABILongOptions()
         self.seed = seed
-        self.source = source
-        self.facts = facts
         self.part = part
-        self.noise = tuple(noise)
-        self.depths = tuple(dict.fromkeys(depths))
-        self.control = control
-        self.max_new_tokens = max_new_tokens
-        self._wording = {name: texts.without(without) for name, texts in load_wording(prompts, card).items()}
+        self.depths = tuple(dict.fromkeys(self.options.depths))
+        left_out = self.options.left_out
+        wording = load_wording(self.options.prompts, card)
+        self._wording = {name: texts.without(left_out) for name, texts in wording.items()}
         self._haystacks: dict[str, TokenizedHaystack] = {}
         self._fact_ids: dict[tuple[str, str], TokenIds] = {}
         self._checked: set[tuple[str, str, str]] = set()
+
+    @property
+    def generated(self) -> bool:
+        """Whether prompts are made to fill their lengths; see ``types.Benchmark``."""
+        return self.options.source == GENERATED
 
     def samples(self, subset: str, length: str, count: int) -> Iterator[Sample]:
         """Yield ``count`` questions, each at every depth asked for; see ``types.Benchmark``.
@@ -99,8 +90,8 @@ class BABILong:
         Raises:
             BadInput: the source has no questions for this subset and length.
         """
-        if self.source != "generated":
-            yield from islice(published_samples(self.card, self.source, subset, length), count)
+        if not self.generated:
+            yield from islice(published_samples(self.card, self.options.source, subset, length), count)
             return
         for sample in islice(self._stories(subset), count):
             if not self.depths:
@@ -119,7 +110,7 @@ class BABILong:
         if sample.context is not None:
             ids, positions = self._published(sample, encoder), list[int]()
             limit = window
-        elif self.control == "no-context" or self.control == "facts-only" or parse_length(length) == 0:
+        elif self.options.control == "no-context" or self.options.control == "facts-only" or parse_length(length) == 0:
             ids, positions = self._without_background(sample, encoder)
             limit = window
         else:
@@ -136,28 +127,29 @@ class BABILong:
 
     def recipe(self) -> dict[str, Any]:
         """Return what decides the prompts; see ``types.Benchmark``."""
-        source = self.source
+        source = self.options.source
         if source in self.card.source:
             source = f"{self.card.source[source]['id']}@{self.card.source[source]['revision']}"
         wording = {name: [w.instruction, w.examples, w.post_prompt, w.template] for name, w in self._wording.items()}
         recipe: dict[str, Any] = {
             "source": source,
             "wording": _sha(json.dumps(wording, sort_keys=True)),
-            "max_new_tokens": self.max_new_tokens or self.card.max_new_tokens,
+            "max_new_tokens": self.options.max_new_tokens or self.card.max_new_tokens,
         }
-        if self.source == "generated":
+        if self.generated:
+            facts = self.options.facts
             recipe |= {
                 "seed": self.seed,
-                "facts": questions.files_hash(self.facts) if self.facts else f"generated worlds {questions.VERSION}",
+                "facts": questions.files_hash(facts) if facts else f"generated worlds {questions.VERSION}",
                 "noise": _sha(self._text),
                 "depths": ",".join(f"{depth:g}" for depth in self.depths) or "official placement",
-                "control": self.control,
+                "control": self.options.control,
             }
         return recipe
 
     def _stories(self, subset: str) -> Iterator[Sample]:
-        if self.facts is not None:
-            yield from questions.read_babi(self.facts, subset, part=self.part)
+        if self.options.facts is not None:
+            yield from questions.read_babi(self.options.facts, subset, part=self.part)
             return
         index = 0
         while True:
@@ -165,7 +157,7 @@ class BABILong:
             index += 1
 
     def _answer_tokens(self, subset: str) -> int:
-        tokens = self.max_new_tokens or self.card.subsets[subset].max_new_tokens or self.card.max_new_tokens
+        tokens = self.options.max_new_tokens or self.card.subsets[subset].max_new_tokens or self.card.max_new_tokens
         assert tokens is not None, "the card of BABILong says how long an answer may be"
         return tokens
 
@@ -188,7 +180,7 @@ class BABILong:
 
     def _without_background(self, sample: Sample, encoder: PromptEncoder) -> tuple[TokenIds, list[int]]:
         head, tail = self._frame(sample, encoder)
-        facts = () if self.control == "no-context" else sample.facts
+        facts = () if self.options.control == "no-context" else sample.facts
         ids = encoder.encode_prompt(head + " ".join(facts) + tail)
         starts = np.cumsum([len(encoder.encode_prompt(head)), *(len(self._ids_of(f, encoder)) for f in facts)])
         return ids, [int(start) for start in starts[: len(facts)]]
@@ -263,7 +255,19 @@ class BABILong:
 
     @cached_property
     def _text(self) -> str:
-        return read_noise(self.noise) if self.noise else generate_prose(self.seed, BUILT_IN_WORDS)
+        return read_noise(self.options.noise) if self.options.noise else generate_prose(self.seed, BUILT_IN_WORDS)
+
+
+def open_benchmark(
+    card: TaskCard,
+    options: BABILongOptions,
+    *,
+    seed: int,
+    part: Part,
+    count_tokens: Callable[[str], int] | None,
+) -> BABILong:
+    """Return the benchmark; see ``benchmarks.open_benchmark``. Tokens need no counting: published rows have a label."""
+    return BABILong(card, options, seed=seed, part=part)
 
 
 SCORERS: Mapping[str, Callable[[Prediction], Score]] = {

@@ -26,16 +26,18 @@ import numpy as np
 
 from evalkit.benchmarks.cards import TaskCard
 from evalkit.benchmarks.mrcr.conversation import ConversationEncoder, Turn, cut_between_words, message_offsets
+from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.benchmarks.mrcr.published import PublishedRows
 from evalkit.benchmarks.mrcr.scorers import SCORER_VERSION, SCORERS
 from evalkit.benchmarks.mrcr.texts import FORMATS, TEXTS_VERSION, TOPICS, write_text
+from evalkit.benchmarks.options import GENERATED, Part
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prompt, PromptEncoder, Sample, TokenIds
 
-__all__ = ["MRCR", "SCORERS", "SCORER_VERSION"]
+OPTIONS = MRCROptions
+__all__ = ["MRCR", "OPTIONS", "SCORERS", "SCORER_VERSION", "open_benchmark"]
 
-CONTROLS = (None, "no-context", "facts-only")
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th")
 SLACK = 64
 """A generated prompt may end this many tokens short of its length, never over it."""
@@ -61,38 +63,27 @@ class MRCR:
     def __init__(
         self,
         card: TaskCard,
+        options: MRCROptions | None = None,
         *,
         seed: int = 0,
-        source: str = "generated",
-        control: str | None = None,
-        max_new_tokens: int | None = None,
         count_tokens: Callable[[str], int] | None = None,
     ) -> None:
         """Set up the data.
 
         Args:
             card: the MRCR card.
+            options: where the rows come from, and what is left out; None: the defaults.
             seed: decides every generated sample.
-            source: "generated", "hub", or a path to published rows; see ``mrcr_published.PublishedRows``.
-            control: "no-context" asks the question alone, "facts-only" leaves out the distractors.
-            max_new_tokens: room for every answer, say of a model that reasons first. None: the tokens of the sample's
-                own answer, and a margin.
             count_tokens: the checkpoint's own count, for published rows where o200k tokens cannot be counted.
 
         Raises:
-            BadInput: the source holds no published rows, or there is no such control.
+            BadInput: the source holds no published rows.
         """
-        if control not in CONTROLS:
-            raise BadInput(f"There is no control {control!r}; choose no-context or facts-only.")
-        if control and source != "generated":
-            raise BadInput(
-                f"Published rows (--source {source}) come with their distractors; drop the control {control}."
-            )
         self.card = card
+        self.options = options or MRCROptions()
         self.seed = seed
-        self.control = control
-        self.max_new_tokens = max_new_tokens
-        self._published = None if source == "generated" else PublishedRows(card, source, count_tokens)
+        source = self.options.source
+        self._published = None if source == GENERATED else PublishedRows(card, source, count_tokens)
         self._pool: dict[tuple[str, str, int], Turn] = {}
         self._encoders: dict[str, ConversationEncoder] = {}
         self._checked: set[tuple[str, str, str]] = set()
@@ -101,7 +92,7 @@ class MRCR:
         """Return what decides every prompt, but for the encoder; see ``types.Benchmark``."""
         answer = {
             "card_version": self.card.version,
-            "max_new_tokens": self.max_new_tokens or f"answer + {self.card.settings['answer_margin']}",
+            "max_new_tokens": self.options.max_new_tokens or f"answer + {self.card.settings['answer_margin']}",
         }
         if self._published:
             return {**self._published.recipe(), **answer}
@@ -109,13 +100,18 @@ class MRCR:
         return {
             "source": "generated",
             "seed": self.seed,
-            "control": self.control,
+            "control": self.options.control,
             "texts_version": TEXTS_VERSION,
             "question": self.card.template,
             **{name: settings[name] for name in ("request", "distractor_chars", "share_topic", "share_format")},
             **{f"needle_chars {subset}": chars for subset, chars in settings["needle_chars"].items()},
             **answer,
         }
+
+    @property
+    def generated(self) -> bool:
+        """Whether prompts are made to fill their lengths; see ``types.Benchmark``."""
+        return self._published is None
 
     def samples(self, subset: str, length: str, count: int) -> Iterator[Sample]:
         """Yield ``count`` samples of "2needle", "4needle" or "8needle": generated ones are the same at every length.
@@ -172,9 +168,9 @@ class MRCR:
             ContextOverflow: a row, or the needles, question and answer of a generated sample, do not fit.
             BadInput: the chat template refuses the conversation, or changes it.
         """
-        room = self.max_new_tokens or self._answer_room(sample, encoder)
-        limit = window if sample.messages or self.control else parse_length(length)
-        if sample.messages or self.control == "no-context":
+        room = self.options.max_new_tokens or self._answer_room(sample, encoder)
+        limit = window if sample.messages or self.options.control else parse_length(length)
+        if sample.messages or self.options.control == "no-context":
             token_ids, offsets = _as_given(sample, encoder)
         else:
             token_ids, offsets = self._as_turns(sample, length, limit - room, encoder)
@@ -214,7 +210,7 @@ class MRCR:
         best = self._interleave(sample, [])
         ids = conversation.encode(best, sample.question)
         room = budget - len(ids) - _AIM
-        for _ in range(0 if self.control else _MAX_TRIES):
+        for _ in range(0 if self.options.control else _MAX_TRIES):
             if budget - len(ids) <= SLACK:
                 break
             turns = self._interleave(sample, self._choose(sample, room, conversation))
@@ -285,6 +281,18 @@ class MRCR:
         for gap, needle in reversed(list(zip(gaps.tolist(), sample.facts, strict=True))):
             turns.insert(gap, Turn(request, needle))
         return turns
+
+
+def open_benchmark(
+    card: TaskCard,
+    options: MRCROptions,
+    *,
+    seed: int,
+    part: Part,
+    count_tokens: Callable[[str], int] | None,
+) -> MRCR:
+    """Return the benchmark; see ``benchmarks.open_benchmark``. There is no train part: the seed parts the data."""
+    return MRCR(card, options, seed=seed, count_tokens=count_tokens)
 
 
 def _as_given(sample: Sample, encoder: PromptEncoder) -> tuple[TokenIds, tuple[int, ...]]:

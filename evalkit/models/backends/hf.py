@@ -1,25 +1,68 @@
 """The transformers backend: a checkpoint in this process, on a CPU or one GPU, greedy."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.models.encoder import stop_token_ids
+from evalkit.files import versions
+from evalkit.models.backends.flight import failed
+from evalkit.models.backends.options import ModelOptions
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.rope.readback import (
+    GPU_TOLERANCE,
+    TOLERANCE,
+    compare_model,
+    expected_frequencies,
+    read_back_transformers,
+    transformers_config,
+)
+from evalkit.models.rope.served import ServedRope
+from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _MAX_BATCH = 64
 _ANSWER_SHARE = 1 / 16
 """On a CPU, prompts are batched when their answers may have this part of their tokens, or when they are short:"""
 _SHORT = 512
 """tokens. A padded batch needs a mask, under which attention to 4,096 tokens takes three times as long as without
 (torch 2.13, float32); batches pay off where decoding takes longer than reading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFOptions(ModelOptions):
+    """How transformers runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("--device", "[auto: a GPU where there is one]", default="auto")
+    batch_tokens: int | None = option(
+        "--batch-tokens", "Padded prompt tokens per batch [8192 on a CPU, 65536 on a GPU].", default=None
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise BadInput(f"--batch-tokens is {self.batch_tokens}; a batch has at least 1 token.")
+
+
+OPTIONS = HFOptions
+
+
+def open_backend(
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    options: HFOptions,
+    *,
+    groups: Sequence[Sequence[str]],
+    logprobs: bool,
+) -> "HFBackend":
+    """Return the backend with nothing loaded; see ``backends.open_backend``."""
+    return HFBackend(checkpoint, encoder.tokenizer, options, logprobs=logprobs)
 
 
 class HFBackend:
@@ -29,53 +72,72 @@ class HFBackend:
     """
 
     name = "hf"
+    warnings: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        rope: Mapping[str, Any] | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        batch_tokens: int | None = None,
-        adapter: Path | None = None,
-        logprobs: bool = False,
+        self, checkpoint: Checkpoint, tokenizer: Any, options: HFOptions | None = None, *, logprobs: bool = False
     ) -> None:
-        """Load the checkpoint.
+        """Take what is asked; the first ``serve`` loads it.
 
         Args:
-            folder: a Hugging Face checkpoint folder.
-            rope: config fields that replace the checkpoint's (``rope_parameters`` complete, and
-                ``max_position_embeddings``); None serves what the config says.
-            dtype: one of ``DTYPES``; "auto" is the checkpoint's own on a GPU, and float32 on a CPU, where half
-                precision is both slower and less exact.
-            device: "auto", "cpu" or "cuda".
-            batch_tokens: padded prompt tokens per batch; by default 8,192 on a CPU and 65,536 on a GPU.
-            adapter: folder of a LoRA adapter that is merged into the weights.
+            checkpoint: what is asked, with its adapter (merged into the weights).
+            tokenizer: the checkpoint's.
+            options: how it runs.
             logprobs: fill ``Completion.logprobs``.
 
         Raises:
-            EngineError: the weights cannot be loaded or are not complete, or the device is missing.
+            BadInput: the device is missing.
         """
         import torch
-        from transformers import AutoTokenizer
+
+        options = options or HFOptions()
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise BadInput("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
+        self.checkpoint, self.tokenizer, self.logprobs = checkpoint, tokenizer, logprobs
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+        self.batch_tokens = options.batch_tokens or (65_536 if self.device == "cuda" else 8_192)
+        self.stops = stop_token_ids(checkpoint.path, tokenizer)
+        self.model: Any = None
+        self._dtype = "float32" if options.dtype == "auto" and self.device == "cpu" else options.dtype
+
+    def serve(self, rope: ServedRope, lengths: Sequence[str], positions: int) -> list[dict[str, Any]]:
+        """Load the weights, or switch the rule of the loaded ones, and compare what they compute with it.
+
+        Raises:
+            EngineError: the weights cannot be loaded, are not complete, or compute another rule.
+        """
         from transformers.utils import logging
 
-        from evalkit.models.rope.readback import transformers_config
-
         logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
-        if device == "cuda" and not torch.cuda.is_available():
-            raise EngineError("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.logprobs = logprobs
-        self.batch_tokens = batch_tokens or (65_536 if self.device == "cuda" else 8_192)
-        config = transformers_config(folder, rope)
-        torch_dtype: Any = "float32" if dtype == "auto" and self.device == "cpu" else dtype
-        model = load_causal_lm(folder, config, torch_dtype, adapter=adapter)
-        self.model = model.to(self.device).eval()
-        self.dtype = str(self.model.dtype).removeprefix("torch.")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self.stops = stop_token_ids(folder, self.tokenizer)
+        if self.model is None:
+            adapter = self.checkpoint.adapter
+            model = load_causal_lm(
+                self.checkpoint.path,
+                transformers_config(self.checkpoint.path, rope.mapping),
+                self._dtype,
+                adapter=adapter.path if adapter else None,
+            )
+            self.model = model.to(self.device).eval()
+        else:
+            self.set_rope(rope.mapping)
+        expected = expected_frequencies(self.checkpoint, rope)
+        tolerance = GPU_TOLERANCE if self.device == "cuda" else TOLERANCE
+        effective = read_back_transformers(self.model)
+        return [one.to_json() for one in compare_model(expected, effective, tolerance=tolerance)] if expected else []
+
+    def identity(self) -> dict[str, Any]:
+        """Return what can change an answer; see ``backends.Backend``."""
+        return {
+            "name": self.name,
+            "versions": versions(("torch", "transformers")),
+            "device": self.device,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "stop_ids": list(self.stops),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return what cannot change an answer; see ``backends.Backend``."""
+        return {"batch_tokens": self.batch_tokens}
 
     def set_rope(self, rope: Mapping[str, Any] | None) -> None:
         """Serve the loaded weights with another rope rule: rotary modules are built anew from the changed config."""
@@ -98,7 +160,7 @@ class HFBackend:
         """Drop the weights."""
         import torch
 
-        del self.model
+        self.model = None
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
@@ -110,22 +172,28 @@ class HFBackend:
         """Answer a batch; when it does not fit into memory, answer its halves."""
         import torch
 
-        answered: set[int] = set()
-        try:
-            for prompt, completion in self._decode(batch):
-                answered.add(id(prompt))
-                yield prompt, completion
-        except torch.OutOfMemoryError:
-            rest = [prompt for prompt in batch if id(prompt) not in answered]
-            torch.cuda.empty_cache()
-            if len(rest) == 1:
-                error = (
-                    f"engine: out of GPU memory at {len(rest[0].token_ids)} prompt tokens; use --dtype bfloat16 or vllm"
-                )
-                yield rest[0], Completion(text="", token_ids=(), finish_reason="error", error=error)
-                return
-            for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
-                yield from self._answer(half)
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop()
+            unanswered = {id(prompt): prompt for prompt in part}
+            try:
+                for prompt, completion in self._decode(part):
+                    del unanswered[id(prompt)]
+                    yield prompt, completion
+            except torch.OutOfMemoryError:
+                pass  # whose traceback holds the batch's tensors: it must be gone before the memory can be freed
+            if not unanswered:
+                continue
+            rest = list(unanswered.values())
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+            if len(rest) == 1 == len(part):
+                tokens = len(rest[0].token_ids)
+                error = f"engine: out of memory at {tokens} prompt tokens; use --dtype bfloat16 or vllm"
+                yield rest[0], failed(error, retryable=True)  # another process may have held the memory
+            else:
+                half = max(len(rest) // 2, 1)
+                waiting += [part for part in (rest[half:], rest[:half]) if part]
 
     def _decode(self, batch: list[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Prefill the left-padded batch once, then add one token a step to the rows that are not finished."""

@@ -8,17 +8,22 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from evalkit.errors import BadInput, EngineError
+from evalkit.lengths import format_length, parse_length
 from evalkit.models.backends.flight import Flight, LoopThread, failed
+from evalkit.models.backends.options import BackendOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.rope.served import ServedRope
+from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
+_T = TypeVar("_T")
 KEY_VARIABLES = ("EVALKIT_API_KEY", "OPENAI_API_KEY")
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
 _PASSING_STATUS = (408, 409, 425, 429)
@@ -26,29 +31,30 @@ _SPEAK_VLLM = ("vllm", "sglang")  # servers that take stop_token_ids and repetit
 _PROBE = "Mary went to the kitchen. Where is Mary? 12,345"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    """Which server, and how it is asked."""
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(BackendOptions):
+    """Which servers, and how they are asked."""
 
-    base_url: str
+    base_url: tuple[str, ...] = option(
+        "--base-url", "Its address, or LENGTH=URL for one server per length.", repeat=True, secret=True, default=()
+    )
     """Such as "http://localhost:8000/v1"."""
-    model: str | None = None
-    """A name that the server serves; None where it serves one."""
-    chat: bool = False
+    model: str | None = option("--served-model", "The model's name there, where it serves several.", default=None)
+    chat: bool = option("--server-chat", "It takes no ids; send text to its chat API.", default=False)
     """Send each prompt's text as one user message to /v1/chat/completions, for servers that take no ids. The server
     then applies its own template, so the prompt must be built without one."""
-    concurrency: int = 8
-    """Requests in flight."""
-    timeout_seconds: float = 600.0
-    """Per attempt."""
-    max_retries: int = 5
-    """Further attempts after trouble that may pass; they wait 0.5, 1, 2, 4, 8 ... 30 seconds, or as long as the server
-    asks for."""
+    concurrency: int = option("--concurrency", "Requests in flight [8].", default=8)
+    timeout_seconds: float = option("--timeout", "Seconds per attempt [600].", default=600.0)
+    max_retries: int = option("--max-retries", "Further attempts after trouble that may pass [5].", default=5)
+    """They wait 0.5, 1, 2, 4, 8 ... 30 seconds, or as long as the server asks for."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"{self.base_url!r} is not a server's address; give one like http://localhost:8000/v1.")
+        if not self.base_url:
+            raise BadInput("The server backend needs an address: --base-url http://localhost:8000/v1.")
+        for address in self._by_length.values():
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise BadInput(f"{address!r} is not a server's address; give one like http://localhost:8000/v1.")
         if self.concurrency < 1:
             raise BadInput(f"concurrency is {self.concurrency}; it must be at least 1.")
         if not self.timeout_seconds > 0:
@@ -57,9 +63,55 @@ class ServerOptions:
             raise BadInput(f"max_retries is {self.max_retries}; it must be 0 or more.")
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        """Which model, and in which form it is asked."""
+        given = {"served model": self.model, "server chat": self.chat}
+        return {name: value for name, value in given.items() if value}
+
+    @property
+    def _by_length(self) -> dict[str, str]:
+        """Addresses by length; "" for a bare one, which serves all."""
+        addresses: dict[str, str] = {}
+        for entry in self.base_url:
+            name, equals, url = entry.partition("=")
+            labelled = bool(equals) and "/" not in name
+            addresses[format_length(parse_length(name)) if labelled else ""] = url if labelled else entry
+        return addresses
+
+    def address_of(self, lengths: Sequence[str], num_groups: int) -> "ServerAddress":
+        """Return the server of lengths that share a rope rule.
+
+        Args:
+            lengths: their labels.
+            num_groups: how many rope rules the run has.
+
+        Raises:
+            BadInput: there is none, or more than one.
+        """
+        given = self._by_length
+        if num_groups > 1 and "" in given:
+            raise BadInput(
+                f"These lengths are served under {num_groups} rope rules and a server has one; start one server for "
+                "each, and name them like --base-url 16k=http://localhost:8001/v1 --base-url 32k=..."
+            )
+        urls = {given.get(length, given.get("", "")) for length in lengths}
+        if len(urls) != 1 or "" in urls:
+            raise BadInput(
+                f"The lengths {', '.join(lengths)} share a rope rule and need one server; name it with --base-url URL, "
+                "or once for each length with --base-url LENGTH=URL."
+            )
+        return ServerAddress(urls.pop())
+
+
+class ServerAddress(NamedTuple):
+    """One server's address as it was given."""
+
+    url: str
+
+    @property
     def api_root(self) -> str:
         """The address that /models and /completions are below; "/v1" where none was given."""
-        address = self.base_url.rstrip("/")
+        address = self.url.rstrip("/")
         return address if urlsplit(address).path else f"{address}/v1"
 
     @property
@@ -67,6 +119,21 @@ class ServerOptions:
         """The address without credentials, for records and messages."""
         parts = urlsplit(self.api_root)
         return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+OPTIONS = ServerOptions
+
+
+def open_backend(
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    options: ServerOptions,
+    *,
+    groups: Sequence[Sequence[str]],
+    logprobs: bool,
+) -> "ServerBackend":
+    """Return the backend with no server asked; see ``backends.open_backend``."""
+    return ServerBackend(checkpoint, encoder, options, groups=groups, logprobs=logprobs)
 
 
 class ServerBackend:
@@ -85,19 +152,39 @@ class ServerBackend:
         self,
         checkpoint: Checkpoint,
         encoder: Encoder,
-        *,
-        max_model_len: int,
         options: ServerOptions,
+        *,
+        groups: Sequence[Sequence[str]] = ((),),
         logprobs: bool = False,
     ) -> None:
-        """Find out what the server serves, and whether that suffices.
+        """Take what is asked; ``serve`` finds out what the server serves.
 
         Args:
             checkpoint: a local copy of what the server serves; its tokenizer makes the prompts.
             encoder: that tokenizer.
-            max_model_len: prompt plus answer of the longest request, tokens.
-            options: which server, and how it is asked.
+            options: which servers, and how they are asked.
+            groups: the lengths that are served together, one rope rule each.
             logprobs: fill ``Completion.logprobs``.
+
+        Raises:
+            BadInput: lengths have no server, or prompts would get two chat templates.
+        """
+        if options.chat and encoder.chat:
+            raise BadInput(
+                "In chat mode the server applies its own chat template, and these prompts carry one already; build "
+                "them without (--no-chat-template)."
+            )
+        self.options, self.logprobs = options, logprobs
+        self._addresses = {tuple(lengths): options.address_of(lengths, len(groups)) for lengths in groups if lengths}
+        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
+        self._tokenizer = encoder.tokenizer
+        self._stops = stop_token_ids(checkpoint.path, encoder.tokenizer)
+        self._loop: LoopThread | None = None
+        self.warnings: list[str] = []
+        """What a person should know before trusting the answers."""
+
+    def serve(self, rope: ServedRope, lengths: Sequence[str], positions: int) -> str:
+        """Find out what the server of these lengths serves, and whether that suffices.
 
         Raises:
             BadInput: the server lacks the model, its window is too small, it takes no ids, or it wants another key.
@@ -105,31 +192,25 @@ class ServerBackend:
         """
         from openai import AsyncOpenAI
 
-        if options.chat and encoder.chat:
-            raise BadInput(
-                "In chat mode the server applies its own chat template, and these prompts carry one already; build "
-                "them without (--no-chat-template)."
-            )
-        self.options, self.max_model_len, self.logprobs = options, max_model_len, logprobs
-        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
-        self._tokenizer = encoder.tokenizer
-        self._stops = stop_token_ids(checkpoint.path, encoder.tokenizer)
+        self.close()
+        self._address = self._addresses[tuple(lengths)]
+        self.max_model_len = positions
         self._loop = LoopThread("evalkit-server")
         self._client = AsyncOpenAI(
-            base_url=options.api_root, api_key=self._key, timeout=options.timeout_seconds, max_retries=0
+            base_url=self._address.api_root, api_key=self._key, timeout=self.options.timeout_seconds, max_retries=0
         )
-        self.warnings: list[str] = ["Which weights and which rope rule a server serves cannot be checked from outside."]
-        """What a person should know before trusting the answers."""
+        self._warn("Which weights and which rope rule a server serves cannot be checked from outside.")
         try:
-            self._served = self._loop.submit(self._find_model()).result()
+            self._served = self._wait_for(self._find_model())
             self._speaks_vllm = self._served.get("owned_by") in _SPEAK_VLLM
-            self.version = self._loop.submit(self._find_version()).result()
+            self.version = self._wait_for(self._find_version())
             self._check_window()
-            self._loop.submit(self._check_tokenizer()).result()
-            self._loop.submit(self._probe()).result()
+            self._wait_for(self._check_tokenizer())
+            self._wait_for(self._probe())
         except BaseException:
             self.close()
             raise
+        return "a server's rope rule cannot be read"
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
@@ -137,12 +218,13 @@ class ServerBackend:
         Raises:
             EngineError: the server is gone.
         """
-        waiting, flight = iter(prompts), Flight()
+        waiting, flight, loop = iter(prompts), Flight(), self._loop
+        assert loop is not None, "serve comes first"
         try:
             while True:
                 prompt = next(waiting, None) if len(flight) < self.options.concurrency else None
                 if prompt is not None:
-                    flight.add(prompt, self._loop.submit(self._answer(prompt)))
+                    flight.add(prompt, loop.submit(self._answer(prompt)))
                 elif not flight:
                     return
                 for future, seconds in flight.landed(wait=prompt is None):
@@ -151,35 +233,48 @@ class ServerBackend:
         finally:
             flight.cancel()
 
-    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what can change an answer (part of a run's identity), and what cannot (recorded beside it)."""
-        decisive = {
-            "engine": "server",
+    def identity(self) -> dict[str, Any]:
+        """Return what can change an answer, as far as a server tells; see ``backends.Backend``."""
+        return {
+            "name": self.name,
             "model": self._served["id"],
             "software": self._served.get("owned_by"),
-            "version": self.version,
+            "versions": {"server": self.version},
             "prompt_form": "one user message" if self.options.chat else "ids",
+            "stop_ids": list(self._stops),
         }
-        beside = {
-            "base_url": self.options.shown,
+
+    def settings(self) -> dict[str, Any]:
+        """Return what cannot change an answer; see ``backends.Backend``."""
+        return {
+            "base_url": self._address.shown,
             "max_model_len": self._served.get("max_model_len"),
             "root": self._served.get("root"),
             "concurrency": self.options.concurrency,
             "timeout_seconds": self.options.timeout_seconds,
             "max_retries": self.options.max_retries,
         }
-        return decisive, beside
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        self._loop.submit(self._client.close()).result()
-        self._loop.close()
+        if self._loop is not None:
+            self._wait_for(self._client.close())
+            self._loop.close()
+            self._loop = None
+
+    def _wait_for(self, work: Coroutine[Any, Any, _T]) -> _T:
+        assert self._loop is not None, "serve comes first"
+        return self._loop.submit(work).result()
+
+    def _warn(self, warning: str) -> None:
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     # What is asked once, before any work.
 
     async def _find_model(self) -> dict[str, Any]:
         """Return the entry of the model that is asked."""
-        where = self.options.shown
+        where = self._address.shown
         reply = await self._get("/models")
         models = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
@@ -202,12 +297,10 @@ class ServerBackend:
     def _check_window(self) -> None:
         window = self._served.get("max_model_len")
         if window is None:
-            self.warnings.append(
-                "The server does not say how many tokens it takes, so answers may be cut short unseen."
-            )
+            self._warn("The server does not say how many tokens it takes, so answers may be cut short unseen.")
         elif int(window) < self.max_model_len:
             raise BadInput(
-                f"{self.options.shown} serves {self._served['id']} with {int(window):,} tokens and the run needs "
+                f"{self._address.shown} serves {self._served['id']} with {int(window):,} tokens and the run needs "
                 f"{self.max_model_len:,}; start the server with a larger --max-model-len, or ask for shorter lengths."
             )
 
@@ -218,7 +311,7 @@ class ServerBackend:
         reply = await self._beside("/tokenize", request)
         theirs = reply.get("tokens") if isinstance(reply, dict) else None
         if theirs is not None and theirs != ours:
-            self.warnings.append(
+            self._warn(
                 f"The server's tokenizer differs from the checkpoint's: it makes {len(theirs)} tokens of {_PROBE!r} "
                 f"({theirs[:4]} ...), the checkpoint {len(ours)} ({ours[:4]} ...)."
             )
@@ -233,13 +326,13 @@ class ServerBackend:
             status = getattr(error, "status_code", None)
             if status in (400, 404, 405, 422, 501) and not self.options.chat:
                 raise BadInput(
-                    f"{self.options.shown} takes no token ids at {path} ({self._said(error)}); use --server-chat."
+                    f"{self._address.shown} takes no token ids at {path} ({self._said(error)}); use --server-chat."
                 ) from error
             raise self._unusable(error, path) from error
         counted = (reply.get("usage") or {}).get("prompt_tokens") if isinstance(reply, dict) else None
         if counted not in (None, len(ids)) and not self.options.chat:
             raise BadInput(
-                f"{self.options.shown} counts {counted} tokens where {len(ids)} ids were sent: it adds some or "
+                f"{self._address.shown} counts {counted} tokens where {len(ids)} ids were sent: it adds some or "
                 "tokenizes them again; use a server that takes ids as they are, or --server-chat."
             )
 
@@ -253,7 +346,7 @@ class ServerBackend:
         """Ask an endpoint of vLLM's, which lies beside /v1; None where there is none."""
         from openai import OpenAIError
 
-        address = self.options.api_root.removesuffix("/v1") + path
+        address = self._address.api_root.removesuffix("/v1") + path
         try:
             if body is None:
                 return await self._client.get(address, cast_to=object)
@@ -350,15 +443,15 @@ class ServerBackend:
         """Return the error for a server that does not answer a first question as it should."""
         import openai
 
-        where = f"{self.options.shown}{path}"
+        where = f"{self._address.shown}{path}"
         if isinstance(error, openai.APITimeoutError):
             return EngineError(
                 f"{where} gave no answer within {self.options.timeout_seconds:g} s; is the server ready?"
             )
         if isinstance(error, openai.APIConnectionError):
             return EngineError(
-                f"No server answers at {self.options.shown} ({self._said(error)}); start it, or check the address. The "
-                "same command goes on from what is recorded."
+                f"No server answers at {self._address.shown} ({self._said(error)}); start it, or check the address. "
+                "The same command goes on from what is recorded."
             )
         if isinstance(error, openai.APIStatusError):
             if error.status_code in (401, 403):

@@ -14,13 +14,23 @@ from typing import Any, Literal, TypeAlias
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope.formulas import RULES, RopeScaling, Rule, config_mapping, factor_for
+from evalkit.models.rope.formulas import RULES, RopeScaling, config_mapping, factor_for
 from evalkit.models.rope.stored import FULL, StoredRope
+from evalkit.options import option
 
 Factor: TypeAlias = float | Literal["auto"] | None
+RuleName: TypeAlias = Literal["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]
 _BY_PARTS = ("ntk-by-parts", "yarn")
 _DETAILS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
 _AS_STORED = ("llama3", "longrope", "proportional")  # static rules whose formulas are transformers' to know
+
+
+def _factor(text: str) -> float | str:
+    """Turn "4" into 4.0, and keep "auto"."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise BadInput(f"A rope factor is a number from 1 up, or auto; got {text!r}.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +41,27 @@ class RopeRequest:
         BadInput: settings that the rule does not have.
     """
 
-    rule: Literal["checkpoint"] | Rule = "checkpoint"
-    factor: Factor = None
+    rule: RuleName = option(
+        "--rope", "Rule to serve: the checkpoint's own, or another one in its place.", default="checkpoint"
+    )
+    factor: Factor = option(
+        "--factor",
+        "Window factor of a named rule; 'auto', its default: length / trained length, one per length.",
+        default=None,
+        parse=_factor,
+    )
     """None is auto: one factor per length bucket."""
-    original_length: int | None = None
+    original_length: int | None = option(
+        "--original-length",
+        "Trained window, such as 32k, where the config has it wrong.",
+        default=None,
+        parse=parse_length,
+    )
     """None: the checkpoint's own. Tokens."""
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    truncate: bool | None = None
-    attention_factor: float | None = None
+    beta_fast: float | None = option("--beta-fast", "Turns above which a pair keeps its angle [32].", default=None)
+    beta_slow: float | None = option("--beta-slow", "Turns below which a pair is interpolated [1].", default=None)
+    truncate: bool | None = option("--truncate", "Round the ramp's corners to whole pairs [yes].", default=None)
+    attention_factor: float | None = option("--attention-factor", "Of yarn, in place of 0.1 ln s + 1.", default=None)
 
     def __post_init__(self) -> None:
         if self.rule not in ("checkpoint", *RULES):

@@ -13,9 +13,16 @@ import numpy as np
 
 from evalkit.errors import EngineError
 from evalkit.models.backends.flight import Flight, failed
-from evalkit.models.backends.vllm.engine import Engine, EngineDied, VLLMOptions, engine_config, usable_vllm
+from evalkit.models.backends.vllm.engine import (
+    Engine,
+    EngineDied,
+    VLLMOptions,
+    engine_config,
+    require_vllm,
+    usable_vllm,
+)
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import stop_token_ids
+from evalkit.models.encoder import Encoder, stop_token_ids
 from evalkit.models.rope.formulas import Frequencies, vllm_mapping
 from evalkit.models.rope.readback import (
     GPU_TOLERANCE,
@@ -31,6 +38,21 @@ from evalkit.types import Completion, Prompt
 _MAX_IN_FLIGHT = 256
 
 
+OPTIONS = VLLMOptions
+
+
+def open_backend(
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    options: VLLMOptions,
+    *,
+    groups: Sequence[Sequence[str]],
+    logprobs: bool,
+) -> "VLLMBackend":
+    """Return the backend with no engine started; see ``backends.open_backend``."""
+    return VLLMBackend(checkpoint, encoder.tokenizer, options, logprobs=logprobs)
+
+
 class VLLMBackend:
     """Greedy answers from one vLLM engine, which serves one rope rule at a time. Implements ``types.Backend``.
 
@@ -43,42 +65,49 @@ class VLLMBackend:
     """
 
     name = "vllm"
+    warnings: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        served: ServedRope,
-        *,
-        max_model_len: int,
-        options: VLLMOptions | None = None,
-        logprobs: bool = False,
+        self, checkpoint: Checkpoint, tokenizer: Any, options: VLLMOptions | None = None, *, logprobs: bool = False
     ) -> None:
-        """Start the engine, load the weights and read the rotary table back.
+        """Take what is asked; the first ``serve`` starts an engine.
 
         Args:
             checkpoint: what is served, with its adapter.
-            served: the rope rule.
-            max_model_len: prompt plus answer of the longest request, tokens.
+            tokenizer: the checkpoint's.
             options: how the engine runs.
             logprobs: fill ``Completion.logprobs``.
 
         Raises:
-            BadInput: vLLM is missing, installed twice or without a device, or refuses an option or the checkpoint.
-            EngineError: the engine does not start, its rotary table does not cover ``max_model_len``, or it computes
-                another rule than ``served``.
+            BadInput: vLLM is missing, or installed twice.
         """
-        from transformers import AutoTokenizer
-
+        require_vllm()
         self.options = options or VLLMOptions()
-        self.checkpoint, self.max_model_len, self.logprobs = checkpoint, max_model_len, logprobs
-        self.version, self.device = usable_vllm()
-        self._started_with = self._served = served
-        self._deaths = 0
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        self.checkpoint, self.logprobs = checkpoint, logprobs
         self._tokenizer, self._stops = tokenizer, stop_token_ids(checkpoint.path, tokenizer)
-        self._engine = self._start()
+        self._deaths = 0
+        self._running: Engine | None = None
+        self.read_back: list[dict[str, Any]] = []
+        """What the loaded model computes, one entry per rotary table."""
+
+    def serve(self, rope: ServedRope, lengths: Sequence[str], positions: int) -> list[dict[str, Any]]:
+        """Start an engine and read its rotary table back, or switch the rule of the one that runs.
+
+        Raises:
+            BadInput: vLLM has no device here, or refuses an option or the checkpoint.
+            EngineError: the engine does not start, its rotary table does not cover ``positions``, or it computes
+                another rule than ``rope``.
+        """
+        if self._running is not None and self.can_switch_to(rope, positions):
+            self.switch_to(rope)
+            return self.read_back
+        self.close()
+        self.version, self.device = usable_vllm()
+        self._started_with = self._served = rope
+        self.max_model_len = positions
+        self._running = self._start()
         self.read_back = self._read_back()
-        """What the loaded model computes, one entry per rotary table; for run.json."""
+        return self.read_back
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
@@ -140,21 +169,24 @@ class VLLMBackend:
         else:
             self.read_back = self._read_back()
 
-    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what can change an answer (part of a run's identity), and what cannot (recorded beside it)."""
-        config, options = self._engine.config, self.options
-        decisive = {
-            "engine": "vllm",
-            "version": self.version,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
-            "quantization": config.model_config.quantization,
-            "adapter": self.checkpoint.adapter.identity() if self.checkpoint.adapter else None,
-            "deterministic": options.deterministic,
-            "batch_invariant": self._batch_invariant,
-        }
-        beside = {
+    def identity(self) -> dict[str, Any]:
+        """Return what can change an answer; see ``backends.Backend``."""
+        config = self._engine.config
+        return {
+            "name": self.name,
+            "versions": {"vllm": self.version},
             "device": self.device,
-            "seed": options.seed,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "kv_cache_dtype": str(config.cache_config.cache_dtype),
+            "quantization": config.model_config.quantization,
+            "deterministic": self.options.deterministic,
+            "stop_ids": list(self._stops),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return what cannot change an answer; see ``backends.Backend``."""
+        config, options = self._engine.config, self.options
+        return {
             "max_model_len": self.max_model_len,
             "tensor_parallel": options.tensor_parallel,
             "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
@@ -164,11 +196,17 @@ class VLLMBackend:
             "enforce_eager": config.model_config.enforce_eager,
             "prefix_cache": config.cache_config.enable_prefix_caching,
         }
-        return decisive, beside
 
     def close(self) -> None:
         """End the engine process and free its device."""
-        self._engine.close()
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    @property
+    def _engine(self) -> Engine:
+        assert self._running is not None, "serve comes first"
+        return self._running
 
     @property
     def _window(self) -> int:
@@ -249,7 +287,7 @@ class VLLMBackend:
                 f"times, the last time with {unanswered} prompts unanswered; too little memory is the usual cause: "
                 "lower --max-num-seqs or --max-num-batched-tokens. The same command goes on from what is recorded."
             )
-        self._engine = self._start()
+        self._running = self._start()
         try:
             if self._served is not self._started_with:
                 self._write_table()

