@@ -28,7 +28,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from evalkit.lengths import parse_length
+from evalkit.lengths import format_length, parse_length
+from evalkit.models.backends import Backend
 from evalkit.models.backends.server import ServerBackend, ServerOptions
 from evalkit.models.backends.vllm.backend import VLLMBackend
 from evalkit.models.backends.vllm.engine import VLLMOptions
@@ -36,7 +37,7 @@ from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.new_checkpoint import write_checkpoint
 from evalkit.models.rope.served import RopeRequest, served_rope
-from evalkit.types import Backend, Prompt, Sample
+from evalkit.types import Prompt, Sample
 
 NEW_TOKENS = 15
 ROUNDS = 10
@@ -94,9 +95,8 @@ def ask(backend: Backend, prompts: list[Prompt]) -> None:
 
 def overhead(checkpoint: Checkpoint, length: int, count: int, options: VLLMOptions) -> None:
     """Measure the backend against the bare loop, in turns on one engine."""
-    backend = VLLMBackend(
-        checkpoint, served_rope(checkpoint, RopeRequest(), length), max_model_len=length, options=options
-    )
+    backend = VLLMBackend(checkpoint, Encoder.open(checkpoint.path).tokenizer, options)
+    backend.serve(served_rope(checkpoint, RopeRequest(), length), (), length)
     try:
         ways = {"bare loop": ask_bare, "VLLMBackend": ask}
         taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -148,12 +148,10 @@ def in_flight(checkpoint: Checkpoint, length: int, count: int, options: VLLMOpti
         print(f"\n{count} prompts of {length} tokens, {NEW_TOKENS} new, vLLM's server")
         rates: dict[int, float] = {}
         for turn, concurrency in enumerate((1, IN_FLIGHT, 1, IN_FLIGHT, 1, IN_FLIGHT)):
-            backend = ServerBackend(
-                checkpoint,
-                Encoder.open(checkpoint.path),
-                max_model_len=length,
-                options=ServerOptions(base_url=url, concurrency=concurrency),
-            )
+            label = format_length(length)
+            asked = ServerOptions(base_url=(url,), concurrency=concurrency)
+            backend = ServerBackend(checkpoint, Encoder.open(checkpoint.path), asked, groups=[(label,)])
+            backend.serve(served_rope(checkpoint, RopeRequest(), length), (label,), length)
             prompts = random_prompts(count, length, turn=turn)
             rate = count / seconds(lambda backend=backend, prompts=prompts: ask(backend, prompts))
             backend.close()

@@ -24,8 +24,8 @@ def encoder(style: str, chat: bool) -> Encoder:
 
 
 @cache
-def benchmark(**options) -> BABILong:
-    return BABILong(load_card("babilong"), BABILongOptions(**options))
+def benchmark(seed=0, **options) -> BABILong:
+    return BABILong(load_card("babilong"), BABILongOptions(**options), seed=seed)
 
 
 def sample(subset="qa1", index=0, **options):

@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import BadInput
+from evalkit.lengths import parse_lengths
 from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.served import RopeRequest
-from evalkit.runs.check import check
-from evalkit.runs.plan import RunConfig, make_plan
+from evalkit.runs import check as checking
+from evalkit.runs.check import CheckConfig, CheckReport
+from evalkit.runs.plan import make_plan
 from tests.variants import variant, with_record
+
+
+def check(folder: Path, lengths: list[str], request: RopeRequest | None = None, **more: object) -> CheckReport:
+    rope = request or RopeRequest()
+    config = CheckConfig(model=folder, lengths=parse_lengths(",".join(lengths)), rope=rope, **more)  # type: ignore[arg-type]
+    return checking.check(config)
 
 
 def test_lengths_within_the_window_are_fine(checkpoint: Path):
@@ -53,9 +61,9 @@ def test_requests_that_fit_into_a_gpu_are_counted(checkpoint: Path, tmp_path: Pa
     # files, which are tiny here.
     shape = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
     folder = variant(checkpoint, tmp_path / "c", **shape)
-    report = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory_gib=80)
+    report = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory=80)
     assert report.rows[0].num_fit == int((80 * 0.92 - 2) // 7)
-    small = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory_gib=8)
+    small = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory=8)
     assert not small.ok
     assert "128k does not fit into 8 GiB" in small.problems[0]
     assert "7.0 GiB" in small.problems[0]
@@ -88,7 +96,7 @@ def test_bos_is_looked_for(checkpoint: Path, tmp_path: Path, template: str, said
     assert report.ok == ok
     assert said in report.to_text()
     with nullcontext() if ok else pytest.raises(BadInput, match=said):  # a run is refused where the check says so
-        make_plan(RunConfig(model=folder, task="babilong", lengths=("1k",), backend="hf"))
+        make_plan(run_config({"model": str(folder), "task": "babilong", "lengths": "1k", "backend": "hf"}))
 
 
 def test_the_training_rule_is_compared_with_what_would_be_served(checkpoint: Path, tmp_path: Path):

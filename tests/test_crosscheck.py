@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from evalkit.errors import BadInput
+from evalkit.runs.config import run_config
 from evalkit.runs.crosscheck import crosscheck, crosscheck_plans
-from evalkit.runs.plan import RunConfig
 from evalkit.types import Completion, Prompt, Sample
 
 
@@ -83,7 +83,7 @@ def test_text_and_json_say_where_answers_part():
 
 def test_a_second_backend_that_cannot_answer_is_refused_before_the_first_is_opened(checkpoint, monkeypatch):
     monkeypatch.setattr("evalkit.models.backends.vllm.engine.find_spec", lambda name: None)
-    monkeypatch.setattr("evalkit.models.backends.hf.HFBackend", None)
-    config = RunConfig(model=checkpoint, task="babilong", lengths=("1k",), samples=1)
+    monkeypatch.setattr("evalkit.models.backends.hf.load_causal_lm", None)
+    asked = {"model": str(checkpoint), "task": "babilong", "lengths": "1k", "samples": 1}
     with pytest.raises(BadInput, match="vLLM is not installed here"):
-        crosscheck_plans(config, ("hf", "vllm"))
+        crosscheck_plans([run_config({**asked, "backend": name}) for name in ("hf", "vllm")])

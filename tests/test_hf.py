@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from evalkit.errors import EngineError
-from evalkit.models.backends.hf import HFBackend, _batches
+from evalkit.models.backends.hf import _batches
+from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.types import Prompt, Sample
+from tests.backends import hf
 
 
 def prompt(token_ids, *, name="0", max_new_tokens=6):
@@ -27,7 +29,7 @@ def random_prompts(lengths, seed=0):
 @pytest.fixture(scope="module")
 def backend(checkpoint):
     torch.set_num_threads(1)
-    return HFBackend(checkpoint, device="cpu")
+    return hf(checkpoint)
 
 
 def test_answers_are_those_of_generate_for_prompts_of_mixed_length_in_one_batch(backend):
@@ -93,7 +95,7 @@ def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_random_nu
     with pytest.raises(
         EngineError, match=r"lack 1 tensors of the model, such as model\.layers\.1\.mlp\.up_proj\.weight"
     ):
-        HFBackend(tmp_path / "ckpt", device="cpu")
+        hf(tmp_path / "ckpt")
 
 
 def test_an_output_layer_that_is_the_embedding_is_no_lack(checkpoint, tmp_path):
@@ -105,24 +107,16 @@ def test_an_output_layer_that_is_the_embedding_is_no_lack(checkpoint, tmp_path):
     tensors = load_file(tmp_path / "ckpt" / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "ckpt" / "model.safetensors", metadata={"format": "pt"})
-    HFBackend(tmp_path / "ckpt", device="cpu")
+    hf(tmp_path / "ckpt")
 
 
 def test_changing_the_rope_rule_in_place_equals_loading_with_it(checkpoint, backend):
-    rope = {
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 1e4,
-            "factor": 4.0,
-            "original_max_position_embeddings": 2048,
-        },
-        "max_position_embeddings": 8192,
-    }
+    yarn = RopeRequest(rule="yarn", factor=4.0)
     prompts = random_prompts([2500, 300])
     plain = [c.token_ids for _, c in backend.generate(prompts)]
-    loaded = HFBackend(checkpoint, rope=rope, device="cpu")
-    switched = HFBackend(checkpoint, device="cpu")
-    switched.set_rope(rope)
+    loaded = hf(checkpoint, yarn, 8192)
+    switched = hf(checkpoint)
+    switched.serve(served_rope(switched.checkpoint, yarn, 8192), (), 8192)
     expected = [c.token_ids for _, c in loaded.generate(prompts)]
     assert [c.token_ids for _, c in switched.generate(prompts)] == expected
     assert expected != plain

@@ -310,5 +310,5 @@ def test_malformed_csv_is_named_with_its_line(tmp_path, rows, cut, message):
 def test_a_folder_without_published_rows_and_a_control_over_them_are_refused(tmp_path, current):
     with pytest.raises(BadInput, match=r"has no published MRCR rows: expected 2needle/2needle_0\.parquet"):
         MRCR(CARD, MRCROptions(source=str(tmp_path / "nothing")))
-    with pytest.raises(BadInput, match="drop the control facts-only"):
+    with pytest.raises(BadInput, match="drop --control facts-only"):
         MRCR(CARD, MRCROptions(source=str(current), control="facts-only"))

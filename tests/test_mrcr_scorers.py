@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.benchmarks import scorers
+from evalkit.benchmarks import task
 from evalkit.benchmarks.mrcr.task import SCORERS
 from evalkit.benchmarks.reasoning import without_reasoning
 from evalkit.types import Prediction
@@ -49,7 +49,7 @@ def values(output: str | None, **kwargs) -> dict[str, float | None]:
 
 def test_a_copy_behind_the_prefix_scores_one_everywhere():
     assert set(values(PREFIX + TRUTH).values()) == {1.0}
-    assert dict(scorers("mrcr")) == SCORERS
+    assert dict(task("mrcr").scorers) == SCORERS
     assert next(iter(SCORERS)) == "official"
 
 

@@ -14,6 +14,7 @@ from evalkit.models.backends.server import ServerBackend, ServerOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.types import Prompt, Sample
+from tests.backends import server as serving
 
 WINDOW = 512
 
@@ -158,8 +159,7 @@ def opened(server, served, encoder):
     backends = []
 
     def open_(*, max_model_len=WINDOW, url=None, logprobs=False, encoder=encoder, **options) -> ServerBackend:
-        options = ServerOptions(base_url=url or server.url, **options)
-        backends.append(ServerBackend(served, encoder, max_model_len=max_model_len, options=options, logprobs=logprobs))
+        backends.append(serving(served, encoder, url or server.url, max_model_len, logprobs=logprobs, **options))
         return backends[-1]
 
     yield open_
@@ -302,16 +302,16 @@ def test_chat_mode_refuses_prompts_that_carry_a_template_already(opened):
 
 def test_what_is_served_is_recorded_without_credentials(opened, server):
     backend = opened(url=server.url.replace("http://", "http://user:secret@"))
-    decisive, beside = backend.settings()
-    assert decisive == {
-        "engine": "server",
+    assert backend.identity() == {
+        "name": "server",
         "model": "tiny",
         "software": "vllm",
-        "version": "0.32.0",
+        "versions": {"server": "0.32.0"},
         "prompt_form": "ids",
+        "stop_ids": list(backend._stops),
     }
-    assert beside["base_url"] == server.url
-    assert beside["max_model_len"] == WINDOW
+    assert backend.settings()["base_url"] == server.url
+    assert backend.settings()["max_model_len"] == WINDOW
 
 
 def test_the_only_model_is_taken_and_several_must_be_named(opened, server):
@@ -320,7 +320,7 @@ def test_the_only_model_is_taken_and_several_must_be_named(opened, server):
         opened()
     with pytest.raises(BadInput, match="does not serve 'third'; it serves tiny, other"):
         opened(model="third")
-    assert opened(model="other").settings()[0]["model"] == "other"
+    assert opened(model="other").identity()["model"] == "other"
 
 
 def test_a_smaller_window_is_refused_before_any_work(opened):
@@ -369,7 +369,7 @@ def test_no_server_html_and_half_documents_are_named_for_what_they_are(opened, s
 
 
 def test_an_address_without_a_path_means_v1(opened, server):
-    assert opened(url=server.url.removesuffix("/v1")).settings()[1]["base_url"] == server.url
+    assert opened(url=server.url.removesuffix("/v1")).settings()["base_url"] == server.url
 
 
 def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatch):
@@ -388,10 +388,11 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"base_url": "localhost:8000"}, "is not a server's address"),
-        ({"base_url": "http://h", "concurrency": 0}, "concurrency is 0"),
-        ({"base_url": "http://h", "timeout_seconds": 0}, "timeout_seconds is 0"),
-        ({"base_url": "http://h", "max_retries": -1}, "max_retries is -1"),
+        ({}, "needs an address"),
+        ({"base_url": ("localhost:8000",)}, "is not a server's address"),
+        ({"base_url": ("http://h",), "concurrency": 0}, "concurrency is 0"),
+        ({"base_url": ("http://h",), "timeout_seconds": 0}, "timeout_seconds is 0"),
+        ({"base_url": ("http://h",), "max_retries": -1}, "max_retries is -1"),
     ],
 )
 def test_impossible_options_are_refused(options, said):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,9 +287,9 @@ def test_folders_that_are_no_sound_run_folders_are_refused(tmp_path: Path) -> No
         for opened in (RunFolder.open, start):
             with pytest.raises(RunFolderError, match=r"run.json is damaged or was edited"):
                 opened(tmp_path / "run")
-    run.write_text(sound.replace('"schema": 1', '"schema": 2'))
+    run.write_text(sound.replace('"schema": 2', '"schema": 3'))
     for opened in (RunFolder.open, start):
-        with pytest.raises(RunFolderError, match="has schema version 2, and this evalkit reads and writes version 1"):
+        with pytest.raises(RunFolderError, match="has schema version 3, and this evalkit writes version 2"):
             opened(tmp_path / "run")
     run.write_text(sound)
     run.with_name("predictions.jsonl").unlink()
@@ -296,8 +297,34 @@ def test_folders_that_are_no_sound_run_folders_are_refused(tmp_path: Path) -> No
         start(tmp_path / "run")
 
 
+def test_a_folder_of_an_earlier_schema_is_read_and_not_continued(tmp_path: Path) -> None:
+    run = filled(tmp_path, 2).with_name("run.json")
+    run.write_text(run.read_text().replace('"schema": 2', '"schema": 1'))
+    lines_ = run.with_name("predictions.jsonl")
+    with lines_.open("wb") as file:
+        for number in range(2):
+            body = lines.encode(failed(number, retryable=True)).replace(b'"retryable"', b'"passing"')
+            body = body[: body.index(b',"checksum"')]
+            file.write(body + b',"checksum":"%08x"}\n' % zlib.crc32(body))
+    assert [p.retryable for p in RunFolder.open(tmp_path).recorded().values()] == [True, True]
+    with pytest.raises(RunFolderError, match=r"written by an earlier evalkit .* can be reported, not continued"):
+        start(tmp_path)
+
+
+def test_answers_of_another_engine_are_not_continued_and_the_difference_is_named(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.identify({"dtype": "float32", "versions": {"vllm": "0.32.0"}})
+        folder.identify({"dtype": "bfloat16", "versions": {"vllm": "0.32.0"}})  # nothing is recorded yet
+        folder.append(prediction(1))
+    with start(tmp_path) as folder:
+        folder.identify({"dtype": "bfloat16", "versions": {"vllm": "0.32.0"}})
+        with pytest.raises(RunFolderError, match=r'engine\.dtype is "bfloat16" there and "float32" now'):
+            folder.identify({"dtype": "float32", "versions": {"vllm": "0.32.0"}})
+    assert RunFolder.open(tmp_path).fingerprint["engine.dtype"] == "bfloat16"
+
+
 def test_a_start_that_was_killed_half_way_does_not_block_the_next(tmp_path: Path) -> None:
-    for leftover in ("run.lock", "writer.txt", "run.json.tmp", "predictions.jsonl"):
+    for leftover in ("run.lock", "writer.txt", "run.json.4711.tmp", "predictions.jsonl"):
         (tmp_path / leftover).touch()
     start(tmp_path).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.jsonl", "run.json", "run.lock"]

@@ -118,6 +118,8 @@ class RunFolder:
     def _start_locked(
         cls, path: Path, lock: Any, arm: str, config: dict[str, Any], parts: dict[str, Any], provenance: dict[str, Any]
     ) -> Self:
+        for draft in (*path.glob(f"{_RUN}*.tmp"), *(path / _PROMPTS).glob("*.tmp")):  # of a writer that was killed
+            draft.unlink()
         (path / _WRITER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         run: dict[str, Any] = {"schema": SCHEMA, "arm": arm, "config": config, "provenance": [provenance]}
         run["fingerprint"] = {"sha256": fingerprint_sha(parts), "parts": parts}
@@ -409,7 +411,6 @@ def _refuse_another_run(path: Path, recorded: dict[str, Any], asked: dict[str, A
 def _refuse_strangers(path: Path) -> None:
     """Refuse a folder that has no run.json and holds more than what a start that was killed leaves behind."""
     names = {entry.name for entry in path.iterdir()} - {_LOCK, _WRITER}
-    names = {name for name in names if not (name.startswith(f"{_RUN}.") and name.endswith(".tmp"))}
     if _PREDICTIONS in names and not (path / _PREDICTIONS).stat().st_size:
         names.remove(_PREDICTIONS)
     if names:

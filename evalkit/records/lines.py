@@ -20,6 +20,7 @@ from evalkit.types import Prediction
 FIELDS = tuple(field.name for field in fields(Prediction))
 _CHECKSUM = b',"checksum":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
+_MARK = _CHECKSUM.partition(b"%")[0]
 
 
 class Line(NamedTuple):
@@ -71,7 +72,10 @@ def read(path: Path) -> Iterator[Line]:
     with file:
         for number, line in enumerate(file, start=1):
             prediction = decode(line)
-            if prediction is None and line.endswith(b"\n") and file.read(1):
+            # A tail that a killed writer left has no checksum before its end; with one, it holds the end of a line whose
+            # newline was damaged. (In JSON, a quotation mark inside a text has a backslash in front.)
+            swallowed = _MARK in line[:-_CHECKSUM_LENGTH]
+            if prediction is None and (swallowed or (line.endswith(b"\n") and file.read(1))):
                 raise RunFolderError(
                     f"Line {number} of {path} is damaged (it does not fit its checksum) and others follow it; restore "
                     f"the file from a backup, or delete that line and repeat the run, which asks that sample again."

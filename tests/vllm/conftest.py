@@ -6,15 +6,15 @@ An engine takes half a minute to start, so tests share one wherever they can.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from evalkit.models.backends.hf import HFBackend
 from evalkit.models.backends.vllm.backend import VLLMBackend
-from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.models.rope.served import RopeRequest
+from tests.backends import hf as in_transformers
+from tests.backends import vllm
 
 WINDOW, LONGEST = 256, 1024
 YARN = RopeRequest(rule="yarn")
@@ -33,8 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def backend(tiny: Checkpoint) -> Iterator[VLLMBackend]:
     """An engine that serves YaRN at factor 4 over 1024 positions; a test that switches its rule switches it back."""
-    served = served_rope(tiny, YARN, LONGEST)
-    engine = VLLMBackend(tiny, served, max_model_len=LONGEST, options=VLLMOptions(max_num_seqs=8), logprobs=True)
+    engine = vllm(tiny, YARN, LONGEST, max_num_seqs=8, logprobs=True)
     yield engine
     engine.close()
 
@@ -42,6 +41,6 @@ def backend(tiny: Checkpoint) -> Iterator[VLLMBackend]:
 @pytest.fixture(scope="session")
 def hf(tiny: Checkpoint) -> Iterator[HFBackend]:
     """The same weights and rule in transformers."""
-    reference = HFBackend(Path(tiny.path), rope=served_rope(tiny, YARN, LONGEST).mapping)
+    reference = in_transformers(tiny.path, YARN, LONGEST)
     yield reference
     reference.close()

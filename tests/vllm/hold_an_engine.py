@@ -4,12 +4,10 @@ import sys
 import time
 
 if __name__ == "__main__":
-    from evalkit.models.backends.vllm.backend import VLLMBackend
     from evalkit.models.checkpoint import Checkpoint
-    from evalkit.models.rope.served import RopeRequest, served_rope
+    from tests.backends import vllm
 
-    checkpoint = Checkpoint.open(sys.argv[1])
-    backend = VLLMBackend(checkpoint, served_rope(checkpoint, RopeRequest(), 256), max_model_len=256)
+    backend = vllm(Checkpoint.open(sys.argv[1]))
     print("ready", flush=True)
     while True:
         time.sleep(1)

@@ -48,14 +48,14 @@ def test_one_engine_serves_every_rule_in_turn_as_transformers_does(backend, hf, 
     start, served = served_rope(tiny, YARN, LONGEST), served_rope(tiny, request_, length)
     assert backend.can_switch_to(served, length)
     backend.switch_to(served)
-    hf.set_rope(served.mapping)
+    hf.serve(served, (), length)
     try:
         assert backend.read_back[0]["max_difference"] <= TOLERANCE
         lengths = [length - 16, length // 2, 40]
         report = crosscheck(backend, hf, [random_prompt(n, tokens) for n, tokens in enumerate(lengths)])
     finally:
         backend.switch_to(start)
-        hf.set_rope(start.mapping)
+        hf.serve(start, (), LONGEST)
     assert report.agreeing >= report.compared - 1 == 2, report.to_text()
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from evalkit.errors import EngineError
 from evalkit.models.backends.vllm import engine as vllm_engine
-from evalkit.models.backends.vllm.backend import VLLMBackend
-from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.rope.served import served_rope
+from tests.backends import vllm
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import YARN
 
@@ -27,12 +26,7 @@ def engine_processes() -> set[psutil.Process]:
 
 def test_an_engine_that_dies_or_hangs_is_noticed_started_again_and_asked_again_until_it_does_so_too_often(tiny):
     others = engine_processes()
-    backend = VLLMBackend(
-        tiny,
-        served_rope(tiny, YARN, 1024),
-        max_model_len=1024,
-        options=VLLMOptions(max_num_seqs=4, max_restarts=1, stall_seconds=20),
-    )
+    backend = vllm(tiny, YARN, 1024, max_num_seqs=4, max_restarts=1, stall_seconds=20)
     try:
         backend.switch_to(served_rope(tiny, YARN, 512))
         prompts = [random_prompt(n, 400, max_new_tokens=30) for n in range(24)]

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.models.backends.hf import HFBackend
-from evalkit.models.backends.vllm.backend import VLLMBackend
-from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.runs.crosscheck import crosscheck
+from tests.backends import hf, vllm
 from tests.variants import family
 from tests.vllm.asking import random_prompt
 
@@ -32,13 +30,13 @@ def test_olmo3_keeps_plain_rope_in_its_sliding_layers_and_is_read_back_there_too
         eos_token_id=2,
     )
     olmo = Checkpoint.open(family(Path(tiny.path), tmp_path / "olmo3", config))
-    served = served_rope(olmo, RopeRequest(rule="yarn", factor=4), 1024)
-    backend = VLLMBackend(olmo, served, max_model_len=1024, options=VLLMOptions(max_num_seqs=4))
+    yarn = RopeRequest(rule="yarn", factor=4)
+    backend = vllm(olmo, yarn, 1024, max_num_seqs=4)
     try:
         assert sorted(entry["attention_factor"] for entry in backend.read_back) == pytest.approx([1.0, 1.1386294])
-        assert not backend.can_switch_to(served, 1024), "there is no table to rewrite"
+        assert not backend.can_switch_to(served_rope(olmo, yarn, 1024), 1024), "there is no table to rewrite"
         prompts = [random_prompt(n, length) for n, length in enumerate([60, 300, 900])]
-        report = crosscheck(backend, HFBackend(Path(olmo.path), rope=served.mapping), prompts)
+        report = crosscheck(backend, hf(olmo.path, yarn, 1024), prompts)
     finally:
         backend.close()
     assert report.agreeing >= 2, report.to_text()

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.models.backends.server import ServerBackend, ServerOptions
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import served_rope
 from evalkit.runs.crosscheck import crosscheck
+from tests.backends import server as serving
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import LONGEST, YARN
 
@@ -60,13 +60,7 @@ def server(tiny, tmp_path_factory):
 
 def opened(tiny, url, **options):
     encoder = Encoder.open(tiny.path)
-    return ServerBackend(
-        tiny,
-        encoder,
-        max_model_len=LONGEST,
-        options=ServerOptions(base_url=url, **options),
-        logprobs=True,
-    )
+    return serving(tiny, encoder, url, LONGEST, logprobs=True, **options)
 
 
 def test_a_server_answers_as_the_engine_in_our_own_process_does(tiny, server, backend):
@@ -74,14 +68,14 @@ def test_a_server_answers_as_the_engine_in_our_own_process_does(tiny, server, ba
     try:
         prompts = [random_prompt(n, length) for n, length in enumerate([1000, 700, 400, 250, 40])]
         report = crosscheck(client, backend, prompts)
-        decisive, beside = client.settings()
+        identity, settings = client.identity(), client.settings()
         overflow = next(c for _, c in client.generate([random_prompt(1, 1020)]))
     finally:
         client.close()
     assert report.agreeing >= report.compared - 1 == 4, report.to_text()
     assert report.largest_logprob_gap < 5e-3
-    assert (decisive["model"], decisive["software"], decisive["version"]) == ("tiny", "vllm", "0.32.0")
-    assert beside["max_model_len"] == LONGEST
+    assert (identity["model"], identity["software"], identity["versions"]) == ("tiny", "vllm", {"server": "0.32.0"})
+    assert settings["max_model_len"] == LONGEST
     assert [w for w in client.warnings if "tokenizer" in w] == []
     assert overflow.error.startswith("context_overflow"), "the server would answer with 4 tokens and HTTP 200"
 

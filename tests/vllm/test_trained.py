@@ -2,12 +2,12 @@
 
 import pytest
 
-from evalkit.models.backends.vllm.backend import VLLMBackend
-from evalkit.models.backends.vllm.engine import VLLMOptions
+from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.models.rope.served import RopeRequest
 from evalkit.train import finetune as training
 from evalkit.train.data import DataRecipe
+from tests.backends import vllm
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import WINDOW
 
@@ -31,7 +31,7 @@ def test_vllm_gives_the_log_probabilities_of_the_model_that_was_trained(recipe, 
             out=tmp_path / recipe,
             recipe=recipe,
             data=DataRecipe(subsets=("qa1",), samples=8, longest=WINDOW),
-            options={"without": ("instruction", "examples", "post_prompt"), "control": "facts-only"},
+            options=BABILongOptions(instruction=False, examples=False, post_prompt=False, control="facts-only"),
             batch_size=2,
             accumulation=1,
             epochs=1,
@@ -39,8 +39,7 @@ def test_vllm_gives_the_log_probabilities_of_the_model_that_was_trained(recipe, 
         )
     )
     checkpoint = Checkpoint.open(out)
-    served = served_rope(checkpoint, RopeRequest(), length)
-    engine = VLLMBackend(checkpoint, served, max_model_len=length, options=VLLMOptions(max_num_seqs=8), logprobs=True)
+    engine = vllm(checkpoint, RopeRequest(), length, max_num_seqs=8, logprobs=True)
     try:
         prompt = random_prompt(3, length - 16)
         [(_, completion)] = engine.generate([prompt])
