@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import BadInput
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
+from evalkit.models.tokenizer import stop_token_ids
 from tests.tiny_tokenizers import ALTERNATING, CHATML, STYLES, tiny_tokenizer
 
 SENTENCES = [

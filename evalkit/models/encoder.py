@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import BadInput
+from evalkit.models.tokenizer import load_tokenizer
 from evalkit.types import Message, TokenIds
 
 _TODAY = datetime(2024, 7, 26)
@@ -46,18 +47,7 @@ class Encoder:
         Raises:
             BadInput: there is no usable fast tokenizer, or a chat template is asked for and there is none.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise BadInput(
-                f"No tokenizer can be loaded from {folder} ({_first_line(error)}); save it beside the weights."
-            ) from error
-        if not tokenizer.is_fast:
-            raise BadInput(
-                f"The tokenizer in {folder} has no tokenizer.json; save its fast version beside the weights."
-            )
+        tokenizer = load_tokenizer(folder)
         if chat and not tokenizer.chat_template:
             raise BadInput(f"{folder} has no chat template; add one, or ask for plain prompts with --no-chat-template.")
         chat = bool(tokenizer.chat_template) if chat is None else chat
@@ -141,19 +131,6 @@ class Encoder:
             "system_prompt": self.system_prompt,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end an answer: those of ``generation_config.json`` and the tokenizer's EOS.
-
-    Chat models end a turn with another token than a document; it is named in the generation config.
-    """
-    stops: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    config = folder / "generation_config.json"
-    if config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
-        stops.update(named if isinstance(named, list) else [named] if named is not None else [])
-    return tuple(sorted(stops))
 
 
 def _front(tokenizer: Any) -> list[int]:

@@ -64,6 +64,7 @@ _BESIDE_THE_WEIGHTS = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 

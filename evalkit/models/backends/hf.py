@@ -12,7 +12,7 @@ from evalkit.files import versions
 from evalkit.models.backends.flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
 from evalkit.models.rope.readback import (
     GPU_TOLERANCE,
     TOLERANCE,
@@ -22,6 +22,7 @@ from evalkit.models.rope.readback import (
     transformers_config,
 )
 from evalkit.models.rope.served import ServedRope
+from evalkit.models.tokenizer import stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
 

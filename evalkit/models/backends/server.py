@@ -18,8 +18,9 @@ from evalkit.lengths import format_length, parse_length
 from evalkit.models.backends.flight import Flight, LoopThread, failed
 from evalkit.models.backends.options import BackendOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import ServedRope
+from evalkit.models.tokenizer import stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
