@@ -3,11 +3,13 @@
 Everything that loads a tokenizer (prompts, backends, training, check) does so here, so that all have the same one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from evalkit.benchmarks.reasoning import is_mark
 from evalkit.errors import BadInput
+from evalkit.files import first_line
 from evalkit.models.folder import read_json, read_text
 
 _PROBES = (
@@ -38,7 +40,7 @@ def load_tokenizer(folder: Path) -> Any:
         as_stored = Tokenizer.from_file(str(file)) if file.is_file() else None
     except Exception as error:
         raise BadInput(
-            f"No tokenizer can be loaded from {folder} ({_first_line(error)}); save it beside the weights."
+            f"No tokenizer can be loaded from {folder} ({first_line(error)}); save it beside the weights."
         ) from error
     if not tokenizer.is_fast:
         raise BadInput(f"The tokenizer in {folder} has no tokenizer.json; save its fast version beside the weights.")
@@ -83,6 +85,19 @@ def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(stops))
 
 
+def decode_answer(tokenizer: Any, token_ids: Iterable[int]) -> str:
+    """Return an answer's text without its special tokens, but with those that are marks of reasoning.
+
+    Without these nobody could tell the answer from what was thought aloud.
+    """
+    dropped = {
+        token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and not is_mark(token.content)
+    }
+    return str(tokenizer.decode([int(i) for i in token_ids if i not in dropped], skip_special_tokens=False))
+
+
 def _require_same_ids(tokenizer: Any, as_stored: Any, folder: Path) -> None:
     as_stored.no_truncation()
     as_stored.no_padding()
@@ -115,7 +130,3 @@ def _default_template(named: Any, file: Path) -> str:
             f"{file} has no default chat template (it has: {names}); save the one to use as chat_template.jinja."
         )
     return default
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -22,7 +22,7 @@ from evalkit.models.rope.readback import (
     transformers_config,
 )
 from evalkit.models.rope.served import ServedRope
-from evalkit.models.tokenizer import stop_token_ids
+from evalkit.models.tokenizer import decode_answer, stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
@@ -259,7 +259,7 @@ class HFBackend:
 
     def _completion(self, token_ids: list[int], stopped: bool, seconds: float, logprobs: list[float]) -> Completion:
         return Completion(
-            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            text=decode_answer(self.tokenizer, token_ids),
             token_ids=tuple(token_ids),
             finish_reason="stop" if stopped else "length",
             seconds=seconds,
