@@ -176,7 +176,7 @@ def test_an_adapter_of_this_base_is_taken_with_its_record_and_becomes_part_of_th
     ("adapter", "said"),
     [
         ({"inputs": 96}, r"made for another model: its model.layers.0.self_attn.q_proj takes 96 values, that of .* 64"),
-        ({"module": "qkv_proj"}, "No tensor of the adapter"),
+        ({"module": "qkv_proj"}, r"changes model\.layers\.0\.self_attn\.qkv_proj, which .* does not have"),
         ({"peft_type": "PREFIX_TUNING"}, "only LoRA adapters"),
         ({"r": "four"}, "is not the config of a LoRA adapter"),
     ],

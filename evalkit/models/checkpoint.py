@@ -84,7 +84,7 @@ class Checkpoint:
         config = _as_transformers_reads(folder).get_text_config()
         rope = read_stored_rope(raw, config, where)
         tokenizer_config = read_json(folder / "tokenizer_config.json") or {}
-        given = Adapter.open(Path(adapter), tensors, folder) if adapter is not None else None
+        given = Adapter.open(Path(adapter), folder) if adapter is not None else None
         training = read_json((given.path if given else folder) / TRAINING_RECORD)
         if training is None:
             training = read_json(folder / TRAINING_RECORD)
@@ -111,7 +111,7 @@ class Checkpoint:
             tokenizer_limit=int(limit) if isinstance(limit, (int, float)) and limit < _ENDLESS else None,
             training=training,
             adapter=given,
-            warnings=(*(rope.warnings if rope else ()), *_adapter_inside(folder)),
+            warnings=(*(rope.warnings if rope else ()), *_adapter_inside(folder), *(given.warnings if given else ())),
         )
 
     @property

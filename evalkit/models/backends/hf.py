@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.files import versions
+from evalkit.files import first_line, versions
 from evalkit.models.backends.flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.checkpoint import Checkpoint
@@ -322,4 +322,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise BadInput(f"The adapter {adapter} cannot be put on its base: {first_line(error)}.") from error
