@@ -13,6 +13,7 @@ from evalkit.errors import BadInput
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.hf import HFBackend
 from evalkit.models.checkpoint import Checkpoint
+from evalkit.runs.check import check
 from tests.variants import family
 
 MakeAdapter = Callable[..., Path]
@@ -128,6 +129,9 @@ def test_what_vllm_does_not_serve_is_refused_with_the_way_out(
     adapter = Adapter.open(make_adapter(**config), checkpoint)
     with pytest.raises(BadInput, match=rf"{said}.*use --backend hf, or merge it"):
         adapter.require_vllm_serves()
+    report = check(checkpoint, ["1k"], adapter=adapter.path)
+    assert report.ok, "the hf backend serves it"
+    assert any("which vLLM does not serve" in text for text in report.warnings)
 
 
 def test_a_plain_adapter_and_one_whose_weights_need_no_base_of_their_own_are_served_by_vllm(

@@ -87,17 +87,22 @@ class Adapter:
         config = (self.path / "adapter_config.json").read_bytes()
         return hashlib.sha256(config + sampled_hash(self.tensors.values()).encode()).hexdigest()
 
+    def vllm_refusal(self) -> str | None:
+        """Return why vLLM would refuse the adapter, in a sentence (vLLM 0.32, ``vllm/lora/peft_helper.py``), or None."""
+        feature = next(self._not_in_vllm(), None)
+        return feature and (
+            f"The adapter {self.path} has {feature}, which vLLM does not serve; use --backend hf, or merge it into the "
+            "weights (peft's merge_and_unload) and give that folder as the model."
+        )
+
     def require_vllm_serves(self) -> None:
-        """Refuse what vLLM has not, before an engine is started for it (vLLM 0.32, ``vllm/lora/peft_helper.py``).
+        """Refuse what vLLM has not, before an engine is started for it.
 
         Raises:
             BadInput: a feature of the adapter is not among vLLM's.
         """
-        for feature in self._not_in_vllm():
-            raise BadInput(
-                f"The adapter {self.path} has {feature}, which vLLM does not serve; use --backend hf, or merge it into "
-                "the weights (peft's merge_and_unload) and give that folder as the model."
-            )
+        if refusal := self.vllm_refusal():
+            raise BadInput(refusal)
 
     def _not_in_vllm(self) -> Iterator[str]:
         config = self.config
@@ -192,8 +197,8 @@ def _own_files(folder: Path, base: Path) -> Iterator[str]:
         others.append("tokenizer")
     for name in others:
         yield (
-            f"The adapter {folder} has a {name} that is not that of {base}; prompts are made with the base's. Where the "
-            "adapter was trained with its own, put that into a copy of the base."
+            f"The adapter {folder} has a {name} that is not that of {base}; prompts are made with the base's. Where it "
+            "was trained with its own, put that into a copy of the base."
         )
 
 

@@ -132,6 +132,8 @@ def check(config: CheckConfig) -> CheckReport:
         problems += prompt_problems(encoder)
     except BadInput as error:
         problems.append(str(error))
+    if checkpoint.adapter and (refusal := checkpoint.adapter.vllm_refusal()):
+        warnings.append(refusal)
     if not checkpoint.has_chat_template:
         warnings.append("There is no chat template; prompts are plain text, which suits base models.")
     return CheckReport(
