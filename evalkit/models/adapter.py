@@ -88,7 +88,7 @@ class Adapter:
         return hashlib.sha256(config + sampled_hash(self.tensors.values()).encode()).hexdigest()
 
     def vllm_refusal(self) -> str | None:
-        """Return why vLLM would refuse the adapter, in a sentence (vLLM 0.32, ``vllm/lora/peft_helper.py``), or None."""
+        """Return a sentence why vLLM (0.32, ``vllm/lora/peft_helper.py``) would refuse the adapter, or None."""
         feature = next(self._not_in_vllm(), None)
         return feature and (
             f"The adapter {self.path} has {feature}, which vLLM does not serve; use --backend hf, or merge it into the "
