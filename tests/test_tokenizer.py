@@ -11,7 +11,7 @@ from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokenizer import chat_template, decode_answer, load_tokenizer, stop_token_ids
-from evalkit.runs.check import check
+from evalkit.runs.check import CheckConfig, CheckReport, check
 from tests.variants import variant
 
 MESSAGES = [{"role": "user", "content": "Where is Mary?"}]
@@ -21,6 +21,10 @@ def settings(folder: Path, **values: Any) -> None:
     """Change ``tokenizer_config.json``."""
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def report(folder: Path) -> CheckReport:
+    return check(CheckConfig(model=folder, lengths=("1k",)))
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_stop_tokens_are_gathered_from_all_places_that_name_them(copy: Path):
 
 def test_a_turn_that_ends_with_no_stop_token_is_warned_about(copy: Path):
     stops(copy, config=0)
-    assert any("ends a turn with '<|im_end|>' (2), which is not among" in text for text in check(copy, ["1k"]).warnings)
+    assert any("ends a turn with '<|im_end|>' (2), which is not among" in text for text in report(copy).warnings)
     stops(copy, config=[0, 2])
     assert Encoder.open(copy).warnings == ()
     # GLM's template writes nothing behind an answer: the next turn's opening ends it.
@@ -130,14 +134,14 @@ def test_a_token_beyond_the_vocabulary_does_no_harm_until_a_prompt_uses_it(copy:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     values["added_tokens"].append({"id": 4096, "content": "<image_soft_token>", **flags})
     file.write_text(json.dumps(values))
-    assert check(copy, ["1k"]).ok
+    assert report(copy).ok
     encoder = Encoder.open(copy, vocab_size=4096)
     assert encoder.encode_prompt("Mary").size
     for encode in (encoder.encode_prompt, encoder.encode_after, encoder.encode_with_starts):
         with pytest.raises(BadInput, match=r"token 4,096 \('<image_soft_token>'\), and the model has only 4,096"):
             encode("a <image_soft_token>")
     (copy / "chat_template.jinja").write_text("<image_soft_token>{{ messages[-1]['content'] }}")
-    assert "do not belong together" in check(copy, ["1k"]).problems[0]
+    assert "do not belong together" in report(copy).problems[0]
 
 
 def test_marks_of_reasoning_stay_in_an_answer_though_they_are_special_tokens(copy: Path):

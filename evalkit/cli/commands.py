@@ -11,7 +11,6 @@ from evalkit.cli.options import (
     ANY_PATH,
     FOLDER,
     SettingsCommand,
-    lengths,
     names,
     of_backend,
     refuse_missing,

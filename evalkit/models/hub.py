@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evalkit.errors import BadInput
-from evalkit.models.tokenizer import first_line
+from evalkit.files import first_line
 from evalkit.models.weights import INDEX, SINGLE, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
