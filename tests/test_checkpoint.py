@@ -142,24 +142,6 @@ def test_identity_sees_what_changes_answers_and_nothing_else(checkpoint: Path, t
     assert Checkpoint.open(stops).identity() != before.identity()
 
 
-def test_tokenizer_and_template_have_identities_of_their_own(checkpoint: Path, copy: Path):
-    before = Checkpoint.open(checkpoint)
-    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    templated = Checkpoint.open(copy)
-    assert templated.tokenizer_identity() == before.tokenizer_identity()
-    assert templated.template_identity() != before.template_identity()
-    (copy / "chat_template.jinja").unlink()
-    assert Checkpoint.open(copy).template_identity() is None
-    assert not Checkpoint.open(copy).has_chat_template
-    settings = json.loads((copy / "tokenizer_config.json").read_text())
-    inside = {**settings, "chat_template": before.path.joinpath("chat_template.jinja").read_text()}
-    (copy / "tokenizer_config.json").write_text(json.dumps(inside))
-    assert Checkpoint.open(copy).template_identity() == before.template_identity()
-    tokenizer = (copy / "tokenizer.json").read_text()
-    (copy / "tokenizer.json").write_text(tokenizer + " ")
-    assert Checkpoint.open(copy).tokenizer_identity() != before.tokenizer_identity()
-
-
 def test_the_tokenizers_limit_is_known_where_it_is_one(copy: Path):
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     for written, known in ((512, 512), (1e30, None)):
@@ -194,7 +176,7 @@ def test_an_adapter_of_this_base_is_taken_with_its_record_and_becomes_part_of_th
     ("adapter", "said"),
     [
         ({"inputs": 96}, r"made for another model: its model.layers.0.self_attn.q_proj takes 96 values, that of .* 64"),
-        ({"module": "qkv_proj"}, "No tensor of the adapter"),
+        ({"module": "qkv_proj"}, r"changes model\.layers\.0\.self_attn\.qkv_proj, which .* does not have"),
         ({"peft_type": "PREFIX_TUNING"}, "only LoRA adapters"),
         ({"r": "four"}, "is not the config of a LoRA adapter"),
     ],

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from evalkit.cli.commands import main
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
@@ -69,6 +71,13 @@ def test_sizes_are_as_asked(tmp_path: Path):
     assert opened.vocab_size == 500
     assert opened.rope is not None
     assert opened.rope.theta == 1e4
+
+
+def test_a_list_of_windows_is_refused(tmp_path: Path):
+    said = CliRunner().invoke(main, ["new-checkpoint", str(tmp_path / "a"), "--window", "4k,8k"])
+    assert said.exit_code == 2
+    assert "'4k,8k' is not a number of tokens" in said.output
+    assert not (tmp_path / "a").exists()
 
 
 def test_nothing_is_overwritten(tmp_path: Path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import BadInput
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
 from tests.tiny_tokenizers import ALTERNATING, CHATML, STYLES, tiny_tokenizer
 
 SENTENCES = [
@@ -116,9 +116,3 @@ def test_a_checkpoint_folder_without_tokenizer_or_template_is_refused(tmp_path):
     assert not Encoder.open(tmp_path).chat
     with pytest.raises(BadInput, match="has no chat template"):
         Encoder.open(tmp_path, chat=True)
-
-
-def test_answers_stop_at_the_ids_of_the_generation_config_and_at_eos(tmp_path):
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    tokenizer = tiny_tokenizer("llama3")
-    assert stop_token_ids(tmp_path, tokenizer) == tuple(sorted({7, 9, tokenizer.eos_token_id}))

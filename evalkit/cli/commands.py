@@ -11,7 +11,6 @@ from evalkit.cli.options import (
     ANY_PATH,
     FOLDER,
     SettingsCommand,
-    lengths,
     names,
     of_backend,
     refuse_missing,
@@ -337,20 +336,20 @@ def tasks(task: str | None) -> None:
 
 @main.command("new-checkpoint")
 @click.argument("folder", type=ANY_PATH)
-@click.option("--window", type=lengths, default="4k", show_default=True, help="Positions of the checkpoint.")
+@click.option("--window", type=token_count, default="4k", show_default=True, help="Positions of the checkpoint.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
-def new_checkpoint(folder: Path, window: tuple[str, ...], seed: int) -> None:
+def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     """Write a small checkpoint with random weights, a tokenizer and a chat template: something to try evalkit on.
 
     \b
     Example:
       evalkit new-checkpoint ckpt && evalkit run --model ckpt --task babilong --lengths 1k,2k,4k --samples 5
     """
-    from evalkit.lengths import parse_length
+    from evalkit.lengths import format_length
     from evalkit.models.new_checkpoint import write_checkpoint
 
-    write_checkpoint(folder, window=parse_length(window[-1]), seed=seed)
-    click.echo(f"{folder}: random weights, window {window[-1]}; its answers are noise.", err=True)
+    write_checkpoint(folder, window=window, seed=seed)
+    click.echo(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
 
 
 @main.command("import")

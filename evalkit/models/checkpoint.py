@@ -15,8 +15,10 @@ from typing import Any
 
 from evalkit.errors import BadInput
 from evalkit.models.adapter import Adapter
+from evalkit.models.folder import read_json
 from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.stored import StoredRope, read_stored_rope, refuse_contradictions
+from evalkit.models.tokenizer import chat_template
 from evalkit.models.weights import (
     DTYPE_NAMES,
     StoredTensor,
@@ -29,15 +31,6 @@ from evalkit.models.weights import (
 
 TRAINING_RECORD = "evalkit_training.json"
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "torch_dtype", "dtype")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
@@ -90,11 +83,11 @@ class Checkpoint:
         _require_tokenizer(folder)
         config = _as_transformers_reads(folder).get_text_config()
         rope = read_stored_rope(raw, config, where)
-        tokenizer_config = _read_json(folder / "tokenizer_config.json") or {}
-        given = Adapter.open(Path(adapter), tensors, folder) if adapter is not None else None
-        training = _read_json((given.path if given else folder) / TRAINING_RECORD)
+        tokenizer_config = read_json(folder / "tokenizer_config.json") or {}
+        given = Adapter.open(Path(adapter), folder) if adapter is not None else None
+        training = read_json((given.path if given else folder) / TRAINING_RECORD)
         if training is None:
-            training = _read_json(folder / TRAINING_RECORD)
+            training = read_json(folder / TRAINING_RECORD)
         heads, layers = config.num_attention_heads, config.num_hidden_layers
         layer_types = getattr(config, "layer_types", None) or []
         limit = tokenizer_config.get("model_max_length")
@@ -114,11 +107,11 @@ class Checkpoint:
             sliding_window=getattr(config, "sliding_window", None),
             num_sliding_layers=sum(kind == "sliding_attention" for kind in layer_types),
             tensors=tensors,
-            has_chat_template=_chat_template(folder, tokenizer_config) is not None,
+            has_chat_template=chat_template(folder) is not None,
             tokenizer_limit=int(limit) if isinstance(limit, (int, float)) and limit < _ENDLESS else None,
             training=training,
             adapter=given,
-            warnings=(*(rope.warnings if rope else ()), *_adapter_inside(folder)),
+            warnings=(*(rope.warnings if rope else ()), *_adapter_inside(folder), *(given.warnings if given else ())),
         )
 
     @property
@@ -178,27 +171,10 @@ class Checkpoint:
         """Return a hash over every byte of the weights, independent of how they are split into files."""
         return full_hash(self.tensors.values())
 
-    def tokenizer_identity(self) -> str:
-        """Return a hash over the tokenizer's files; the chat template is apart."""
-        digest = hashlib.sha256()
-        for name in _TOKENIZER_FILES:
-            if (file := self.path / name).is_file():
-                content = file.read_bytes()
-                if name == "tokenizer_config.json":
-                    values = _read_json(file) or {}
-                    content = _canonical({k: v for k, v in values.items() if k != "chat_template"})
-                digest.update(name.encode() + b"\0" + content)
-        return digest.hexdigest()
-
-    def template_identity(self) -> str | None:
-        """Return a hash of the chat template, or None where there is none."""
-        template = _chat_template(self.path, _read_json(self.path / "tokenizer_config.json") or {})
-        return None if template is None else hashlib.sha256(template.encode()).hexdigest()
-
     def _config_hash(self) -> str:
         parts = []
         for name in ("config.json", "generation_config.json"):
-            values = _read_json(self.path / name) or {}
+            values = read_json(self.path / name) or {}
             parts.append({k: v for k, v in values.items() if k not in _CHANGES_NO_ANSWER})
         return hashlib.sha256(_canonical(parts)).hexdigest()
 
@@ -216,32 +192,12 @@ def _require_folder(folder: Path, given: str) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    raw = _read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     if raw is not None:
         return raw
     if (folder / "adapter_config.json").is_file():
         raise BadInput(f"{folder} is a LoRA adapter; give its base as the model and this folder as --adapter.")
     raise BadInput(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None where there is no such file."""
-    try:
-        values = json.loads(_read_text(file))
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{file} is not JSON: line {error.lineno}, {error.msg}.") from error
-    if not isinstance(values, dict):
-        raise BadInput(f"{file} holds {type(values).__name__}; it should be a JSON object.")
-    return values
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{file} is not text in UTF-8; copy it again.") from error
 
 
 def _require_tokenizer(folder: Path) -> None:
@@ -277,15 +233,6 @@ def _dtype_of(tensors: Mapping[str, StoredTensor]) -> str:
         if tensor.dtype in DTYPE_NAMES:
             sizes[DTYPE_NAMES[tensor.dtype]] += tensor.num_bytes
     return max(sizes, key=lambda dtype: sizes[dtype], default="bfloat16")
-
-
-def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    if (file := folder / "chat_template.jinja").is_file():
-        return _read_text(file)
-    template = tokenizer_config.get("chat_template")
-    if template is None and (older := _read_json(folder / "chat_template.json")):
-        template = older.get("chat_template")
-    return template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
 
 
 def _adapter_inside(folder: Path) -> tuple[str, ...]:

@@ -6,64 +6,121 @@ backends that are compared are asked the very same thing.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.benchmarks.reasoning import is_closed, is_mark, is_unfinished, mentions_reasoning
 from evalkit.errors import BadInput
+from evalkit.files import first_line
+from evalkit.models.tokenizer import load_tokenizer, stop_token_ids
 from evalkit.types import Message, TokenIds
 
 _TODAY = datetime(2024, 7, 26)
 """The day for every template that asks for today's (Llama 3.2's): a prompt must be the same whenever it is built. It is
 the one that Llama 3's templates name where there is no clock."""
 
+Thinking: TypeAlias = Literal["none", "possible", "open"]
+
+_QUESTION: tuple[Message, ...] = ({"role": "user", "content": "Where is Mary?"},)
+_EXCHANGE: tuple[Message, ...] = (*_QUESTION, {"role": "assistant", "content": "Mary is in the garden."})
+_OWN_VARIABLES = {"messages", "add_generation_prompt", "strftime_now", "raise_exception", "namespace", "range"}
+_OWN_VARIABLES |= {"bos_token", "eos_token", "unk_token", "pad_token"}
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 class Encoder:
     """The tokenizer and chat template of one checkpoint folder. Implements ``types.PromptEncoder``."""
 
-    def __init__(self, tokenizer: Any, *, chat: bool, system_prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat: bool,
+        system_prompt: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        vocab_size: int | None = None,
+        stop_ids: Collection[int] = (),
+    ) -> None:
+        """Take a loaded tokenizer; see ``open``.
+
+        Args:
+            tokenizer: of transformers, fast.
+            chat: wrap prompts in its chat template.
+            system_prompt: content of a system message; "" is an empty message, None is none.
+            template_args: further variables of the chat template.
+            vocab_size: tokens that the model knows; None does not compare.
+            stop_ids: ids that end an answer; where there are none, they are not compared with the template's.
+        """
         self.tokenizer = tokenizer
         self.chat = chat
         self.system_prompt = system_prompt
+        self.template_args = dict(template_args or {})
+        self._vocab_size = vocab_size
         self._front = [] if chat else _front(tokenizer)
         self.identity = self._identity()
+        self.thinking: Thinking = self._thinking() if chat else "none"
+        """Whether an answer begins with reasoning: "open" where the prompt ends inside of it, "possible" where the
+        template knows marks of it and leaves it to the model."""
+        self.warnings = tuple(self._warnings(stop_ids)) if chat else ()
+        """What a person should know before trusting the answers."""
 
     @classmethod
-    def open(cls, folder: Path, *, chat: bool | None = None, system_prompt: str | None = None) -> "Encoder":
+    def open(
+        cls,
+        folder: Path,
+        *,
+        chat: bool | None = None,
+        system_prompt: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        vocab_size: int | None = None,
+    ) -> "Encoder":
         """Load the tokenizer of a checkpoint folder.
 
         Args:
             folder: a Hugging Face checkpoint or tokenizer folder.
             chat: wrap prompts in the chat template; None does so exactly when the checkpoint has one.
-            system_prompt: content of a system message in front of every conversation.
+            system_prompt: content of a system message in front of every conversation; "" is an empty message.
+            template_args: further variables of the chat template, such as ``{"enable_thinking": False}``.
+            vocab_size: tokens that the model knows; prompts that need others are refused when they are encoded.
 
         Raises:
-            BadInput: there is no usable fast tokenizer, or a chat template is asked for and there is none.
+            BadInput: there is no usable fast tokenizer, a chat template is asked for and there is none, or the
+                template ignores the system prompt or an argument.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise BadInput(
-                f"No tokenizer can be loaded from {folder} ({_first_line(error)}); save it beside the weights."
-            ) from error
-        if not tokenizer.is_fast:
-            raise BadInput(
-                f"The tokenizer in {folder} has no tokenizer.json; save its fast version beside the weights."
-            )
+        tokenizer = load_tokenizer(folder)
         if chat and not tokenizer.chat_template:
             raise BadInput(f"{folder} has no chat template; add one, or ask for plain prompts with --no-chat-template.")
         chat = bool(tokenizer.chat_template) if chat is None else chat
         if system_prompt is not None and not chat:
             raise BadInput("A system prompt needs a chat template; drop --system-prompt, or --no-chat-template.")
-        return cls(tokenizer, chat=chat, system_prompt=system_prompt)
+        if template_args and not chat:
+            raise BadInput(
+                f"{next(iter(template_args))} is an argument of a chat template, and prompts are plain here; drop "
+                "--template-arg, or --no-chat-template."
+            )
+        if chat:
+            _require_known(template_args or {}, tokenizer.chat_template, folder)
+        encoder = cls(
+            tokenizer,
+            chat=chat,
+            system_prompt=system_prompt,
+            template_args=template_args,
+            vocab_size=vocab_size,
+            stop_ids=stop_token_ids(folder, tokenizer),
+        )
+        if system_prompt is not None and encoder.render(_QUESTION) == encoder._apply(_QUESTION):
+            raise BadInput(
+                f"The chat template of {folder} makes the same prompt with the system prompt {system_prompt[:40]!r} as "
+                "without one; drop --system-prompt, or use a template that writes it."
+            )
+        return encoder
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the whole prompt text: the chat template's, or the bare text where no template is used.
@@ -79,18 +136,10 @@ class Encoder:
                 return messages[0]["content"]
             turns = [f"{_PLAIN_ROLES[m['role']]}: {m['content']}" for m in messages]
             return "\n\n".join([*turns, "Assistant:"])
-        system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [*system, *messages], tokenize=False, add_generation_prompt=True, strftime_now=_TODAY.strftime
-            )
-        except Exception as error:
-            roles = " ".join(m["role"][0] for m in [*system, *messages][:6])
-            raise BadInput(
-                f"The chat template refuses this conversation (roles {roles} ...): {_first_line(error)}; "
-                "use a template that takes it, or --no-chat-template."
-            ) from error
-        return str(text)
+        system: list[Message] = []
+        if self.system_prompt is not None:
+            system = [{"role": "system", "content": self.system_prompt}]
+        return self._apply([*system, *messages])
 
     def encode_prompt(self, text: str) -> TokenIds:
         """Return the ids of a rendered prompt, shape (num_tokens,).
@@ -120,6 +169,7 @@ class Encoder:
     def encode_with_starts(self, text: str) -> tuple[TokenIds, NDArray[np.int64]]:
         """Return ids and the character at which each token starts; see ``types.PromptEncoder``."""
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        self._require_known_to_model(encoding.input_ids)
         offsets = np.asarray(encoding.offset_mapping, dtype=np.int64).reshape(-1, 2)
         # Some tokenizers trim the space off a token's offsets: a token starts where the one before it ended.
         previous_ends = np.concatenate([[0], offsets[:-1, 1]])
@@ -131,7 +181,78 @@ class Encoder:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        self._require_known_to_model(ids)
         return ids
+
+    def _require_known_to_model(self, ids: list[int]) -> None:
+        """Refuse ids beyond the model's vocabulary; that the tokenizer has such tokens does no harm until one is used
+        (Gemma 3 1B has one for pictures)."""
+        if self._vocab_size is not None and ids and (highest := max(ids)) >= self._vocab_size:
+            raise BadInput(
+                f"A prompt needs token {highest:,} ({self.decode([highest])!r}), and the model has only "
+                f"{self._vocab_size:,} tokens; tokenizer and weights do not belong together."
+            )
+
+    def _apply(self, messages: Sequence[Message], *, generation: bool = True) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [*messages],
+                tokenize=False,
+                add_generation_prompt=generation,
+                strftime_now=_TODAY.strftime,
+                **self.template_args,
+            )
+        except Exception as error:
+            roles = " ".join(m["role"][0] for m in messages[:6])
+            raise BadInput(
+                f"The chat template refuses this conversation (roles {roles} ...): {first_line(error)}; "
+                "use a template that takes it, or --no-chat-template."
+            ) from error
+        return str(text)
+
+    def _thinking(self) -> Thinking:
+        try:
+            _, _, end = self.render(_QUESTION).rpartition(_QUESTION[0]["content"])
+        except BadInput:
+            return "none"  # the run's own conversations will be refused, with the reason
+        if is_unfinished(end):
+            return "open"
+        return "possible" if mentions_reasoning(self.tokenizer.chat_template) and not is_closed(end) else "none"
+
+    def _warnings(self, stop_ids: Collection[int]) -> Iterator[str]:
+        end = self._end_of_turn()
+        if stop_ids and end is not None and end not in stop_ids:
+            stops = ", ".join(f"{i} {self.decode([i])!r}" for i in stop_ids)
+            yield (
+                f"The chat template ends a turn with {self.decode([end])!r} ({end}), which is not among the tokens "
+                f"that end an answer ({stops}): answers may run on behind it; add it to eos_token_id in "
+                "generation_config.json."
+            )
+        if self.thinking != "none":
+            how = "opens a think block" if self.thinking == "open" else "lets the model think before it answers"
+            known = template_variables(self.tokenizer.chat_template) & {"enable_thinking", "thinking"}
+            off = f"--template-arg {min(known)}=false asks for none; else " if known else ""
+            yield (
+                f"The chat template {how}, and an answer that is cut off in its thoughts is none: {off}give it room "
+                "with --max-new-tokens."
+            )
+
+    def _end_of_turn(self) -> int | None:
+        """Return the first added token behind an assistant's message; None where the template marks no end.
+
+        Some templates (GLM's) write none: there the next turn's opening ends the answer.
+        """
+        for messages in (_EXCHANGE, [*_EXCHANGE, *_QUESTION]):
+            try:
+                text = self._apply(messages, generation=False)
+            except BadInput:
+                continue
+            end = text.rpartition(_EXCHANGE[1]["content"])[2]
+            added = self.tokenizer.added_tokens_decoder
+            for token in self._encode(end):
+                if token in added and not is_mark(added[token].content):
+                    return token
+        return None
 
     def _identity(self) -> str:
         parts = {
@@ -140,20 +261,39 @@ class Encoder:
             "chat_template": self.tokenizer.chat_template if self.chat else None,
             "system_prompt": self.system_prompt,
         }
+        if self.template_args:  # not named where there are none: older run folders go on
+            parts["template_args"] = self.template_args
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end an answer: those of ``generation_config.json`` and the tokenizer's EOS.
+def template_variables(template: str) -> set[str]:
+    """Return the names of the variables that a chat template reads from outside.
 
-    Chat models end a turn with another token than a document; it is named in the generation config.
+    Raises:
+        BadInput: it is not a Jinja template.
     """
-    stops: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    config = folder / "generation_config.json"
-    if config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
-        stops.update(named if isinstance(named, list) else [named] if named is not None else [])
-    return tuple(sorted(stops))
+    from jinja2 import Environment, TemplateError, meta
+
+    # {% generation %} is an extension of transformers' own, which marks what is trained on and reads nothing.
+    source = _GENERATION_TAG.sub("", template)
+    try:
+        return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source))
+    except TemplateError as error:
+        raise BadInput(f"The chat template cannot be read ({first_line(error)}).") from error
+
+
+def _require_known(template_args: Mapping[str, Any], template: str, folder: Path) -> None:
+    if not template_args:
+        return
+    reads = template_variables(template) - _OWN_VARIABLES
+    for name in template_args:
+        if name in _OWN_VARIABLES:
+            raise BadInput(f"{name} is set by evalkit itself for every prompt; drop --template-arg {name}.")
+        if name not in reads:
+            raise BadInput(
+                f"The chat template of {folder} ignores {name}; drop --template-arg {name} (it reads: "
+                f"{', '.join(sorted(reads)) or 'no arguments'})."
+            )
 
 
 def _front(tokenizer: Any) -> list[int]:
@@ -163,7 +303,3 @@ def _front(tokenizer: Any) -> list[int]:
     """
     bare, whole = tokenizer("x", add_special_tokens=False).input_ids, tokenizer("x").input_ids
     return next(whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

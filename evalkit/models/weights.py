@@ -87,6 +87,13 @@ def full_hash(tensors: Iterable[StoredTensor]) -> str:
     return _hash(tensors, None)
 
 
+def is_zero(tensor: StoredTensor) -> bool:
+    """Whether every byte of a tensor is zero; reads it until one is not."""
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.start)
+        return not any(block.strip(b"\0") for block in _blocks(stream, tensor.num_bytes))
+
+
 def _hash(tensors: Iterable[StoredTensor], limit: int | None) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:

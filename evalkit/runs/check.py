@@ -126,11 +126,14 @@ def check(config: CheckConfig) -> CheckReport:
     problems = [row.problem for row in rows if row.problem]
     prompt = None
     try:
-        encoder = Encoder.open(checkpoint.path, chat=config.chat)
+        encoder = Encoder.open(checkpoint.path, chat=config.chat, vocab_size=checkpoint.vocab_size)
+        warnings += encoder.warnings
         prompt = _check_prompt(encoder)
-        problems += prompt_problems(encoder, checkpoint)
+        problems += prompt_problems(encoder)
     except BadInput as error:
         problems.append(str(error))
+    if checkpoint.adapter and (refusal := checkpoint.adapter.vllm_refusal()):
+        warnings.append(refusal)
     if not checkpoint.has_chat_template:
         warnings.append("There is no chat template; prompts are plain text, which suits base models.")
     return CheckReport(
@@ -209,15 +212,13 @@ def _check_prompt(encoder: Encoder) -> PromptCheck:
     )
 
 
-def prompt_problems(encoder: Encoder, checkpoint: Checkpoint) -> list[str]:
-    """Return why the prompts of this tokenizer and template cannot be asked; empty where they can."""
+def prompt_problems(encoder: Encoder) -> list[str]:
+    """Return why the prompts of this tokenizer and template cannot be asked; empty where they can.
+
+    Raises:
+        BadInput: they cannot even be encoded.
+    """
     problems = []
-    highest = max(encoder.tokenizer.get_vocab().values())
-    if highest >= checkpoint.vocab_size:
-        problems.append(
-            f"The tokenizer knows ids up to {highest:,}, the model only {checkpoint.vocab_size:,} tokens; they do not "
-            "belong together."
-        )
     bos = encoder.tokenizer.bos_token_id
     if bos is not None and encoder.encode_prompt(encoder.render(_MESSAGES))[:2].tolist() == [bos, bos]:
         problems.append(

@@ -61,7 +61,7 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before trusting the answers; each once."""
         ropes = (warning for group in self.groups for warning in group.rope.warnings)
-        return tuple(dict.fromkeys([*self.checkpoint.warnings, *ropes]))
+        return tuple(dict.fromkeys([*self.checkpoint.warnings, *self.encoder.warnings, *ropes]))
 
     @property
     def samples(self) -> int:
@@ -130,8 +130,10 @@ def make_plan(config: RunConfig) -> Plan:
     card = load_card(config.task)
     subsets = chosen_subsets(config)
     checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
-    encoder = Encoder.open(config.model, chat=config.chat, system_prompt=config.system_prompt)
-    for problem in prompt_problems(encoder, checkpoint):
+    encoder = Encoder.open(
+        config.model, chat=config.chat, system_prompt=config.system_prompt, vocab_size=checkpoint.vocab_size
+    )
+    for problem in prompt_problems(encoder):
         raise BadInput(problem)
     benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
     fingerprint = {

@@ -64,6 +64,7 @@ _BESIDE_THE_WEIGHTS = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 
@@ -173,7 +174,9 @@ def prepare(config: TrainConfig) -> Prepared:
     """
     recipe, checkpoint = config.make_recipe(), Checkpoint.open(config.base)
     rope = _rope(config, recipe, checkpoint)
-    encoder = Encoder.open(config.base, chat=config.chat, system_prompt=config.system_prompt)
+    encoder = Encoder.open(
+        config.base, chat=config.chat, system_prompt=config.system_prompt, vocab_size=checkpoint.vocab_size
+    )
     stop_id = encoder.tokenizer.eos_token_id
     if stop_id is None:
         raise BadInput(f"The tokenizer in {config.base} has no EOS token, so an answer could not be ended; name one.")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.files import versions
+from evalkit.files import first_line, versions
 from evalkit.models.backends.flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
 from evalkit.models.rope.readback import (
     GPU_TOLERANCE,
     TOLERANCE,
@@ -22,6 +22,7 @@ from evalkit.models.rope.readback import (
     transformers_config,
 )
 from evalkit.models.rope.served import ServedRope
+from evalkit.models.tokenizer import decode_answer, stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
@@ -258,7 +259,7 @@ class HFBackend:
 
     def _completion(self, token_ids: list[int], stopped: bool, seconds: float, logprobs: list[float]) -> Completion:
         return Completion(
-            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            text=decode_answer(self.tokenizer, token_ids),
             token_ids=tuple(token_ids),
             finish_reason="stop" if stopped else "length",
             seconds=seconds,
@@ -321,4 +322,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise BadInput(f"The adapter {adapter} cannot be put on its base: {first_line(error)}.") from error

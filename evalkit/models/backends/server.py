@@ -18,8 +18,9 @@ from evalkit.lengths import format_length, parse_length
 from evalkit.models.backends.flight import Flight, LoopThread, failed
 from evalkit.models.backends.options import BackendOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import ServedRope
+from evalkit.models.tokenizer import decode_answer, stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
@@ -424,7 +425,7 @@ class ServerBackend:
                 return failed(f"server: the answer was cut at {len(token_ids)} of {max_new_tokens} tokens")
             if token_ids[-1] in self._stops:
                 token_ids = token_ids[:-1]
-            text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+            text = decode_answer(self._tokenizer, token_ids)
         else:
             token_ids = self._tokenizer(text, add_special_tokens=False).input_ids
         given = choice.get("logprobs") or {}

@@ -22,7 +22,7 @@ from evalkit.models.backends.vllm.engine import (
     usable_vllm,
 )
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, stop_token_ids
+from evalkit.models.encoder import Encoder
 from evalkit.models.rope.formulas import Frequencies, vllm_mapping
 from evalkit.models.rope.readback import (
     GPU_TOLERANCE,
@@ -33,6 +33,7 @@ from evalkit.models.rope.readback import (
     rope_from_table,
 )
 from evalkit.models.rope.served import ServedRope
+from evalkit.models.tokenizer import decode_answer, stop_token_ids
 from evalkit.types import Completion, Prompt
 
 _MAX_IN_FLIGHT = 256
@@ -249,7 +250,7 @@ class VLLMBackend:
         if answer.finish_reason == "stop" and token_ids and token_ids[-1] in self._stops:
             token_ids = token_ids[:-1]
         return Completion(
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            text=decode_answer(self._tokenizer, token_ids),
             token_ids=token_ids,
             finish_reason=answer.finish_reason,
             seconds=seconds,

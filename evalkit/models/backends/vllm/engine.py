@@ -187,6 +187,7 @@ def engine_config(
         "use_tqdm_on_load": False,
     }
     if checkpoint.adapter is not None:
+        checkpoint.adapter.require_vllm_serves()
         ranks = [rank for rank in _LORA_RANKS if rank >= checkpoint.adapter.rank]
         if not ranks:
             raise BadInput(

@@ -1,0 +1,247 @@
+"""A model's name is a folder, in the hub's cache, or on the hub; what cannot be used is refused before its download."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from evalkit.errors import BadInput
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.hub import ModelSource, resolve
+
+COMMIT, OLDER = "a" * 40, "b" * 40
+NAME = "some-lab/tiny-model"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put_into_cache(cache: Path, model: Path, *, commit: str = COMMIT, ref: str = "main", leave_out: str = "") -> Path:
+    """Lay a model out as the hub's client does: blobs, snapshots that link to them, refs that name commits."""
+    repository = cache / f"models--{NAME.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
+    for folder in (repository / "blobs", repository / "refs", snapshot):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(sorted(model.iterdir())):
+        if file.name != leave_out:
+            blob = repository / "blobs" / f"{commit[0]}{number}"
+            shutil.copy(file, blob)
+            (snapshot / file.name).symlink_to(blob)
+    (repository / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+class Hub(NamedTuple):
+    """What the stand-in for the hub has, and which files it was asked for."""
+
+    repositories: dict[str, dict[str, bytes]]
+    gated: set[str]
+    asked: list[str]
+
+
+@pytest.fixture
+def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server on this machine that speaks as much of the hub's HTTP interface as its client needs for a download."""
+    served = Hub({}, set(), [])
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path.removeprefix("/api/models").strip("/").split("/")
+            name, what, rest = "/".join(path[:2]), path[2:3], path[3:]
+            files = served.repositories.get(name)
+            if files is None:
+                return self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
+            if rest and rest[0] not in ("main", COMMIT):
+                return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            if what == ["resolve"]:
+                served.asked.append(rest[1])
+                if name in served.gated:
+                    return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+                return self.answer(200, files[rest[1]], {"X-Repo-Commit": COMMIT, "ETag": f'"{hash(files[rest[1]])}"'})
+            if what == ["tree"]:
+                tree = [{"type": "file", "path": f, "size": len(c), "oid": str(hash(c))} for f, c in files.items()]
+                return self.answer(200, json.dumps(tree).encode())
+            listed = [{"rfilename": file, "size": len(content), "blobId": "x"} for file, content in files.items()]
+            return self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": listed}).encode())
+
+        def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(code)
+            for header, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+                self.send_header(header, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    yield served
+    server.shutdown()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_a_folder_is_itself(checkpoint: Path):
+    assert resolve(str(checkpoint)) == ModelSource(path=checkpoint, name="tiny", commit=None)
+
+
+def test_a_model_in_the_cache_is_taken_from_there_under_any_name_of_its_commit(cache: Path, checkpoint: Path):
+    snapshot = put_into_cache(cache, checkpoint)
+    older = put_into_cache(cache, checkpoint, commit=OLDER, ref="v1")
+    for revision, found in ((None, snapshot), ("main", snapshot), (COMMIT, snapshot), ("v1", older), (OLDER, older)):
+        assert resolve(NAME, revision) == ModelSource(path=found, name=NAME, commit=found.name)
+    assert Checkpoint.open(resolve(NAME).path).window == 2048
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_part_of_a_model_in_the_cache_is_not_taken_for_the_whole(cache: Path, checkpoint: Path, missing: str):
+    put_into_cache(cache, checkpoint, leave_out=missing)
+    with pytest.raises(BadInput, match="nor whole in the hub's cache"):
+        resolve(NAME)
+
+
+def test_without_a_network_the_command_to_type_elsewhere_is_named(cache: Path):
+    with pytest.raises(BadInput, match=rf"HF_HUB_OFFLINE is set; .*: hf download {NAME} --revision v2$"):
+        resolve(NAME, "v2")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "revision", "said"),
+    [
+        ("tiny-model", None, "no folder tiny-model, and it is no hub name either, which would be owner/name"),
+        ("./some/where", None, "no folder"),
+        ("some..lab/model", None, "neither a folder nor a hub name"),
+        ("FOLDER", "main", "a revision is one of a hub name; drop --revision main"),
+        ("FOLDER/config.json", None, "is a file; a checkpoint is a folder"),
+        ("model-Q4_K_M.gguf", None, "is a GGUF file, which evalkit does not read"),
+    ],
+)
+def test_what_is_no_model_is_named(cache: Path, checkpoint: Path, text: str, revision: str | None, said: str):
+    with pytest.raises(BadInput, match=said):
+        resolve(text.replace("FOLDER", str(checkpoint)), revision)
+
+
+def test_only_what_is_needed_is_downloaded_and_found_in_the_cache_from_then_on(
+    hub: Hub, cache: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    useless = (
+        "pytorch_model.bin",
+        "modeling_tiny.py",
+        "consolidated.safetensors",
+        "README.md",
+        "model.fp16.safetensors",
+    )
+    hub.repositories[NAME] = contents(checkpoint) | dict.fromkeys(useless, b"x")
+    source = resolve(NAME)
+    assert (source.name, source.commit) == (NAME, COMMIT)
+    assert contents(source.path) == contents(checkpoint)
+    assert not set(useless) & set(hub.asked)
+    Checkpoint.open(source.path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve(NAME) == resolve(NAME, COMMIT) == source
+
+
+def test_shards_are_downloaded_with_their_index(hub: Hub, cache: Path, checkpoint: Path):
+    files = contents(checkpoint)
+    weights = files.pop("model.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    index = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(Checkpoint.open(checkpoint).tensors, shard)})
+    hub.repositories[NAME] = files | {shard: weights, "model.safetensors.index.json": index.encode()}
+    assert Checkpoint.open(resolve(NAME).path).num_parameters == Checkpoint.open(checkpoint).num_parameters
+
+
+def test_an_adapter_is_downloaded_without_its_checkpoints(hub: Hub, cache: Path):
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "adapter_model.bin": b"x"}
+    hub.repositories[NAME] = adapter | {"checkpoint-1/adapter_model.safetensors": b"x", "tokenizer.json": b"{}"}
+    found = contents(resolve(NAME).path)
+    assert set(found) == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+
+
+def config_with_code(files: dict[str, bytes]) -> dict[str, bytes]:
+    config = json.loads(files["config.json"]) | {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.A"}}
+    return files | {"config.json": json.dumps(config).encode()}
+
+
+def only(*names: str) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    return lambda files: {"config.json": files["config.json"]} | dict.fromkeys(names, b"x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (only("pytorch_model.bin"), r"its weights only as pickles \(pytorch_model.bin\)"),
+        (only("m-Q4.gguf", "m-Q8.gguf"), r"only GGUF files \(m-Q4.gguf\)"),
+        (only("README.md"), "neither a checkpoint nor a LoRA adapter"),
+        (only("model.safetensors"), "has no tokenizer"),
+        (lambda files: {k: v for k, v in files.items() if k != "config.json"}, "has no config.json"),
+        (config_with_code, "it needs code of its own, which evalkit does not run"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_leaves_nothing_behind(
+    hub: Hub, cache: Path, checkpoint: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], said: str
+):
+    hub.repositories[NAME] = change(contents(checkpoint))
+    with pytest.raises(BadInput, match=said):
+        resolve(NAME)
+    assert not cache.exists()
+    assert set(hub.asked) <= {"config.json"}
+
+
+def test_a_disk_that_is_too_small_for_what_is_missing_is_named_with_both_sizes(
+    hub: Hub, cache: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub.repositories[NAME] = contents(checkpoint)
+    usage = shutil.disk_usage(checkpoint)._replace(free=500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(
+        BadInput, match=r"needs [1-9]\.\d MB more .*hub has 0\.5 MB free; make room, or set HF_HUB_CACHE"
+    ):
+        resolve(NAME)
+    assert not cache.exists()
+    put_into_cache(cache, checkpoint, leave_out="tokenizer_config.json")
+    (cache / "models--some-lab--tiny-model" / "snapshots" / COMMIT / "tokenizer.json").unlink()
+    assert resolve(NAME).commit == COMMIT, "the weights are there, and the rest fits"
+
+
+def test_a_mistyped_gated_or_unknown_name_or_revision_is_told_apart(hub: Hub, cache: Path, checkpoint: Path):
+    hub.repositories[NAME] = contents(checkpoint)
+    with pytest.raises(BadInput, match=r"no model of this name on the hub .*models\?search=tinny-model,"):
+        resolve("some-lab/tinny-model")
+    with pytest.raises(BadInput, match=rf"{NAME} has no revision v7; see .*{NAME}/tree/main"):
+        resolve(NAME, "v7")
+    hub.gated.add(NAME)
+    with pytest.raises(BadInput, match=rf"{NAME} is gated: ask for access at .*{NAME}, then type: hf auth login"):
+        resolve(NAME)
+    assert not cache.exists()
+
+
+def test_a_hub_that_does_not_answer_is_named_with_the_command(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match=rf"cannot be downloaded \(.*: hf download {NAME}$"):
+        resolve(NAME)
+    assert not cache.exists()
