@@ -12,6 +12,7 @@ from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.served import RopeRequest
 from evalkit.runs import check as checking
 from evalkit.runs.check import CheckConfig, CheckReport
+from evalkit.runs.config import run_config
 from evalkit.runs.plan import make_plan
 from tests.variants import variant, with_record
 

@@ -72,7 +72,7 @@ def read(path: Path) -> Iterator[Line]:
     with file:
         for number, line in enumerate(file, start=1):
             prediction = decode(line)
-            # A tail that a killed writer left has no checksum before its end; with one, it holds the end of a line whose
+            # A tail that a killed writer left has no checksum before its end; one that has holds another line, whose
             # newline was damaged. (In JSON, a quotation mark inside a text has a backslash in front.)
             swallowed = _MARK in line[:-_CHECKSUM_LENGTH]
             if prediction is None and (swallowed or (line.endswith(b"\n") and file.read(1))):
