@@ -4,7 +4,10 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import evalkit
 
@@ -60,6 +63,32 @@ def test_every_file_imports_only_from_its_own_wing_and_those_above():
             if name.startswith("evalkit."):
                 theirs = wing(tuple(name.split(".")[1:]))
                 assert WINGS.index(theirs) <= WINGS.index(own), f"{path.name} ({own}) imports {name} ({theirs})"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_files(tree: ast.Module, files: set[str]) -> set[str]:
+    """Return the files of the package that a file imports, wherever in it, for type checking only as well."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & files
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}" for alias in node.names} & files
+            found |= named or ({node.module} & files)
+    return found
+
+
+def test_no_two_files_import_each_other_not_even_by_a_detour():
+    files = {module_name(path): ast.parse(path.read_text()) for path in modules()}
+    graph = {name: imported_files(tree, set(files)) - {name} for name, tree in files.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 def test_no_module_imports_a_heavy_library_when_it_is_imported():

@@ -53,21 +53,19 @@ class SettingsCommand(click.Command):
     def __init__(self, *args: Any, classes: Callable[[], Iterable[type]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._classes = classes
-        self._keys: set[str] = set()
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return all options, those of the settings first."""
-        if not self._keys:
-            found = {key: setting for cls in self._classes() for key, setting in options.settings(cls).items()}
-            self._keys = set(found)
-            self.params = [*map(_option, found.values()), *self.params]
-        return super().get_params(ctx)
+        return [*map(_option, self._settings().values()), *super().get_params(ctx)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command with the settings that were typed gathered in ``values``."""
-        given = {key: ctx.params.pop(key) for key in list(ctx.params) if key in self._keys}
+        given = {key: ctx.params.pop(key) for key in self._settings()}
         ctx.params["values"] = {key: value for key, value in given.items() if value is not None and value != ()}
         return super().invoke(ctx)
+
+    def _settings(self) -> dict[str, Setting]:
+        return {key: setting for cls in self._classes() for key, setting in options.settings(cls).items()}
 
 
 def _option(setting: Setting) -> click.Option:
