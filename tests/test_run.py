@@ -190,6 +190,21 @@ def test_another_setting_never_reuses_old_answers_and_is_named(checkpoint, tmp_p
     assert (tmp_path / "r" / "predictions.jsonl").read_bytes() == content
 
 
+def test_another_engine_never_adds_to_old_answers_and_a_refused_command_changes_nothing(checkpoint, tmp_path):
+    one = ("--lengths", "1k", "--subsets", "qa1", "--samples", 1)
+    run(checkpoint, tmp_path / "r", *one)
+    before = (tmp_path / "r" / "run.json").read_bytes()
+    for arguments, said in (
+        (one, "was answered with script oracle, not wrong, and nothing is left to ask"),
+        ((*one[:-1], 2), 'engine.script is "oracle" there and "wrong" now'),
+    ):
+        shown = run(checkpoint, tmp_path / "r", *arguments, script="wrong")
+        assert shown.exit_code == 2
+        assert said in shown.output
+        assert (tmp_path / "r" / "run.json").read_bytes() == before
+    assert len(lines(tmp_path / "r")) == 1
+
+
 def test_another_checkpoint_never_reuses_old_answers(checkpoint, tmp_path):
     from evalkit.models.new_checkpoint import write_checkpoint
 

@@ -142,7 +142,8 @@ class RunFolder:
             (path / _PREDICTIONS).touch()  # before run.json: a folder that has run.json always has both
         folder = cls(path, run)
         folder.recorded()
-        write_whole(path / _RUN, json.dumps(run, indent=1, allow_nan=False))
+        if not any(name.startswith(_ENGINE) for name in folder.fingerprint):
+            folder.accept()
         folder._lock = lock
         folder._file = (path / _PREDICTIONS).open("ab", buffering=0)
         folder._file.truncate(folder._size)
@@ -156,15 +157,30 @@ class RunFolder:
             engine: ``Backend.identity()``.
 
         Raises:
-            RunFolderError: the answers that are recorded came from another engine; the differences are named.
+            RunFolderError: the answers that are recorded came from another engine; the differences are named, and the
+                folder stays as it was.
         """
         parts = {f"{_ENGINE}{name}": as_json(value) for name, value in engine.items()}
         known = {name: value for name, value in self.fingerprint.items() if name.startswith(_ENGINE)}
         if known and self.recorded():
             _refuse_another_run(self.path, known, parts)
-        if known != parts:
-            self.fingerprint = {name: v for name, v in self.fingerprint.items() if name not in known} | parts
-            self._rewrite()
+        self.fingerprint = {name: value for name, value in self.fingerprint.items() if name not in known} | parts
+        self.accept()
+
+    def accept(self) -> None:
+        """Write down this invocation: its settings, scope and provenance.
+
+        ``start`` does so where no engine is known yet, ``identify`` once the engine proves to be the same.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        fingerprint = {"sha256": fingerprint_sha(self.fingerprint), "parts": self.fingerprint}
+        run = {"schema": SCHEMA, "arm": self.arm, "config": self.config, "provenance": self.provenance}
+        try:
+            write_whole(self.path / _RUN, json.dumps(run | {"fingerprint": fingerprint}, indent=1, allow_nan=False))
+        except OSError as error:
+            raise _not_written(self.path / _RUN, error) from error
 
     def add_provenance(self, facts: Mapping[str, Any]) -> None:
         """Add to what ``run.json`` says of this invocation: what is known only once a model is loaded.
@@ -173,16 +189,7 @@ class RunFolder:
             RunFolderError: it cannot be written.
         """
         self.provenance[-1] |= as_json(facts)
-        self._rewrite()
-
-    def _rewrite(self) -> None:
-        run = _read_run(self.path)
-        run["fingerprint"] = {"sha256": fingerprint_sha(self.fingerprint), "parts": self.fingerprint}
-        run["provenance"] = self.provenance
-        try:
-            write_whole(self.path / _RUN, json.dumps(run, indent=1, allow_nan=False))
-        except OSError as error:
-            raise _not_written(self.path / _RUN, error) from error
+        self.accept()
 
     def close(self) -> None:
         """Let another writer in. Everything recorded is on the disk already."""

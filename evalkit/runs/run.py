@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import options
-from evalkit.errors import BadInput, ContextOverflow
+from evalkit.errors import BadInput, ContextOverflow, RunFolderError
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import score_folder
+from evalkit.runs.config import recorded_config
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import provenance
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
@@ -76,6 +77,9 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
         todo = [list(_unanswered(plan, folder, group.lengths)) for group in plan.groups]
         observer.starts([length for samples in todo for _, length in samples])
+        if not any(todo):
+            _refuse_other_settings(plan, folder)
+            folder.accept()
         read_back: dict[str, Any] = {}
         with closing(backend):
             for group, samples in zip(plan.groups, todo, strict=True):
@@ -92,6 +96,21 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                     observer.answered(prediction)
         score_folder(folder)
         return _result(plan, folder, asked, backend.warnings)
+
+
+def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:
+    """Where nothing is left to ask, no engine will show whether it is the one that answered: the settings must agree.
+
+    Raises:
+        RunFolderError: the first setting that differs.
+    """
+    asked, recorded = plan.config.engine.decisive, recorded_config(RunFolder.open(folder.path)).engine.decisive
+    for name in sorted({*asked, *recorded}):
+        if asked.get(name) != recorded.get(name):
+            raise RunFolderError(
+                f"Run folder {folder.path} was answered with {name} {recorded.get(name)}, not {asked.get(name)}, and "
+                "nothing is left to ask; use another --out, or repeat the settings that the folder was made with."
+            )
 
 
 def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:
