@@ -191,7 +191,7 @@ def test_another_setting_never_reuses_old_answers_and_is_named(checkpoint, tmp_p
 
 
 def test_another_engine_never_adds_to_old_answers_and_a_refused_command_changes_nothing(checkpoint, tmp_path):
-    one = ("--lengths", "1k", "--subsets", "qa1", "--samples", 1)
+    one = ("--arm", "x", "--lengths", "1k", "--subsets", "qa1", "--samples", 1)
     run(checkpoint, tmp_path / "r", *one)
     before = (tmp_path / "r" / "run.json").read_bytes()
     for arguments, said in (
