@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evalkit.errors import BadInput
-from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.checkpoint import Checkpoint, layer_caches
 from evalkit.models.rope.formulas import RopeScaling
 from tests.variants import variant, with_record
 
@@ -98,6 +98,63 @@ def test_layers_with_a_sliding_window_stop_growing(checkpoint: Path, tmp_path: P
     per_layer = 2 * 1 * 32 * 4
     assert opened.kv_bytes(2048) == per_layer * (2048 + 3 * 256)
     assert opened.kv_bytes(100) == per_layer * 400
+
+
+PUBLIC_SIZES = {  # model: config, bytes of a request in bfloat16 by tokens; as the models' reports and vLLM have them
+    "DeepSeek-V3, latent": ("deepseek_v3", {}, {1: 61 * 576 * 2, 131072: 61 * 576 * 2 * 131072}),
+    "Falcon-7B, one key head": ("falcon", {"multi_query": True}, {1: 32 * 2 * 64 * 2}),
+    "Falcon-40B": (
+        "falcon",
+        {"hidden_size": 8192, "num_attention_heads": 128, "num_hidden_layers": 60, "new_decoder_architecture": True,
+         "num_kv_heads": 8},
+        {1: 60 * 2 * 8 * 64 * 2},
+    ),
+    "Mistral-7B v0.1, sliding": (
+        "mistral", {"sliding_window": 4096, "num_key_value_heads": 8},
+        {1: 32 * 2 * 8 * 128 * 2, 32768: 32 * 2 * 8 * 128 * 2 * 4096},
+    ),
+    "Llama 4, chunked in 3 of 4 layers": (
+        "llama4_text",
+        {"num_hidden_layers": 48, "num_key_value_heads": 8, "head_dim": 128, "attention_chunk_size": 8192},
+        {100000: 2 * 8 * 128 * 2 * (12 * 100000 + 36 * 8192)},
+    ),
+    "gpt-oss-20b": (
+        "gpt_oss", {"num_hidden_layers": 24, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128},
+        {1000: 2 * 8 * 64 * 2 * (12 * 1000 + 12 * 128)},
+    ),
+    "Qwen3-Next, keys in 12 of 48 layers": (
+        "qwen3_next", {"num_hidden_layers": 48, "num_key_value_heads": 2, "head_dim": 256},
+        {1000: 2 * (12 * 2 * 2 * 256 * 1000 + 36 * (32 * 128 * 128 + 8192 * 4))},
+    ),
+    "Gemma 4, head sizes by layer": (
+        "gemma4_text",
+        {"num_hidden_layers": 6, "num_key_value_heads": 1, "head_dim": 256, "global_head_dim": 512,
+         "sliding_window": 512},
+        {1000: 2 * (5 * 2 * 256 * 512 + 2 * 512 * 1000)},
+    ),
+    "Gemma 3n, 15 of 35 layers share another's": (
+        "gemma3n_text",
+        {"num_hidden_layers": 35, "num_kv_shared_layers": 15, "num_key_value_heads": 2, "head_dim": 256,
+         "sliding_window": 512},
+        {100: 2 * 20 * 2 * 2 * 256 * 100},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC_SIZES)
+def test_the_cache_is_counted_layer_by_layer(name: str):
+    from transformers import AutoConfig
+
+    kind, values, expected = PUBLIC_SIZES[name]
+    layers = layer_caches(AutoConfig.for_model(kind, **values))
+    assert {n: 2 * sum(layer.num_values(n) for layer in layers) for n in expected} == expected
+
+
+@pytest.mark.parametrize(("kind", "lacks"), [("mamba2", "max_position_embeddings"), ("rwkv", "num_attention_heads")])
+def test_a_model_without_a_window_or_heads_is_refused(copy: Path, kind: str, lacks: str):
+    (copy / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(BadInput, match=lacks):
+        Checkpoint.open(copy)
 
 
 def test_sharded_weights_are_the_same_checkpoint(checkpoint: Path, copy: Path):

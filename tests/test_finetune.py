@@ -14,16 +14,19 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.cli.commands import main
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.new_checkpoint import write_checkpoint
+from evalkit.models.rope import served as served_module
 from evalkit.train import finetune as finetune_module
 from evalkit.train.data import DataRecipe, Example
 from evalkit.train.finetune import TrainConfig, _export, finetune
 from evalkit.train.positions import PositionRule
 from evalkit.train.recipes import RECIPES
 from evalkit.train.trainer import Collator, Stream, answer_loss
+from tests.variants import variant
 
 
 def tiny_model(**rope):
@@ -174,7 +177,7 @@ def base(tmp_path_factory):
 
 def config(base, out, **changes):
     data = DataRecipe(subsets=("qa1",), samples=8, shortest=0, longest=240)
-    options = {"without": ("instruction", "examples", "post_prompt"), "control": "facts-only"}
+    options = BABILongOptions(instruction=False, examples=False, post_prompt=False, control="facts-only")
     settings = {"epochs": 3, "batch_size": 2, "accumulation": 2, "learning_rate": 1e-3, "save_every": 2}
     return TrainConfig(base=base, out=out, **{"data": data, "options": options, **settings, **changes})
 
@@ -318,16 +321,43 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(base, tmp_path):
     shutil.copytree(base, other)
     GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(other)
     refused("has no rotary positions", other, recipe="plain")
-    scaled = tmp_path / "scaled"
-    shutil.copytree(base, scaled)
-    values = json.loads((scaled / "config.json").read_text())
-    values["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256}
-    (scaled / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 512}))
-    refused("already has yarn, factor 2 over 256", scaled, recipe="yarn")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x")
     with pytest.raises(BadInput, match="is not empty and holds no training"):
         finetune(config(base, tmp_path / "notes", recipe="plain"))
+
+
+def test_a_base_that_loads_under_another_rule_than_is_trained_stops_before_the_first_step(base, tmp_path, monkeypatch):
+    loaded_plain = lambda folder, mapping: served_module.config_for(folder, None)  # noqa: E731
+    monkeypatch.setattr(finetune_module, "config_for", loaded_plain)
+    with pytest.raises(EngineError, match=r"attention factor 1 where the rope rule says 1\.069"):
+        finetune(config(base, tmp_path / "out", recipe="yarn", factor=2.0))
+    assert not (tmp_path / "out" / "loss.csv").exists()
+
+
+def test_a_stored_rule_is_trained_under_and_recorded_by_its_name(base, tmp_path):
+    llama3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 64, "rope_theta": 1e6}  # fmt: skip
+    stored = variant(base, tmp_path / "llama3", rope_parameters=llama3)
+    out = finetune(config(stored, tmp_path / "out", recipe="rpe", epochs=1))
+    record = json.loads((out / "evalkit_training.json").read_text())
+    assert record["rope"] == {"rule": "as stored", "type": "llama3", "original_length": 64, "parameters": llama3}
+    assert record["base"]["rope"] == record["rope"]
+    assert json.loads((out / "config.json").read_text())["rope_parameters"] == llama3
+    yarn = finetune(config(stored, tmp_path / "yarn", recipe="yarn", factor=8, epochs=1))
+    record = json.loads((yarn / "evalkit_training.json").read_text())
+    assert (record["rope"]["rule"], record["rope"]["factor"], record["rope"]["original_length"]) == ("yarn", 8, 64)
+    assert record["base"]["rope"]["type"] == "llama3"
+    assert record["rope_warnings"] == ["The checkpoint's own rule llama3 is replaced by yarn, factor 8 over 64."]
+
+
+def test_a_longrope_base_is_trained_on_one_side_of_its_original_length_only(base, tmp_path):
+    stored = variant(base, tmp_path / "long", rope_parameters={
+        "rope_type": "longrope", "rope_theta": 1e6, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16,
+        "original_max_position_embeddings": 250})  # fmt: skip
+    with pytest.raises(BadInput, match=r"passes 250 positions .* this training reaches 480"):
+        finetune(config(stored, tmp_path / "out", recipe="rpe"))
+    assert finetune(config(stored, tmp_path / "out", recipe="plain", epochs=1)).is_dir()
 
 
 def test_questions_of_a_run_are_held_out_of_a_training(base, tmp_path):

@@ -10,15 +10,14 @@ import pytest
 from evalkit.errors import EngineError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.formulas import Frequencies, RopeScaling, frequencies
+from evalkit.models.rope.modules import EffectiveRope, read_back_transformers
 from evalkit.models.rope.readback import (
     compare_frequencies,
     compare_model,
     expected_frequencies,
-    read_back_transformers,
     rope_from_table,
-    transformers_config,
 )
-from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.models.rope.served import RopeRequest, config_for, served_rope
 from tests.variants import family, variant
 
 YARN4 = RopeScaling(rule="yarn", theta=1e4, rotary_dim=32, original_length=512, factor=4)
@@ -35,7 +34,7 @@ def load(checkpoint: Checkpoint, mapping: Any) -> Any:
     """Load a model under a mapping, the way a backend does."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(checkpoint.path, config=transformers_config(checkpoint.path, mapping))
+    return AutoModelForCausalLM.from_pretrained(checkpoint.path, config=config_for(checkpoint.path, mapping))
 
 
 def read_back(checkpoint: Checkpoint, request: RopeRequest, length: int) -> list[float]:
@@ -78,7 +77,7 @@ def test_layer_types_with_rules_of_their_own_are_read_back_one_by_one(checkpoint
         **TINY, num_hidden_layers=4, max_position_embeddings=2048, sliding_window=256, pad_token_id=0, eos_token_id=2
     )
     opened = Checkpoint.open(family(checkpoint, tmp_path / "olmo3", config))
-    assert opened.num_sliding_layers == 3
+    assert [layer.window for layer in opened.cache] == [256, 256, 256, None]
     served = served_rope(opened, RopeRequest(rule="yarn", factor=4), 8192)
     assert served.mapping is not None
     assert served.mapping["rope_parameters"]["full_attention"]["rope_type"] == "yarn"
@@ -169,8 +168,6 @@ def test_a_model_without_the_rotary_module_that_matters_is_stopped(checkpoint: P
 
 
 def test_a_module_that_does_not_name_its_layers_is_matched_to_a_rule():
-    from evalkit.models.rope.readback import EffectiveRope
-
     plain = frequencies(RopeScaling(rule="none", theta=1e4, rotary_dim=32, original_length=512))
     expected = {"full_attention": frequencies(YARN4), "sliding_attention": plain}
 
@@ -180,3 +177,28 @@ def test_a_module_that_does_not_name_its_layers_is_matched_to_a_rule():
     assert len(compare_model(expected, [module(plain), module(frequencies(YARN4))])) == 2
     with pytest.raises(EngineError, match="full-attention"):
         compare_model(expected, [module(plain)])
+
+
+def test_pairs_that_a_rule_does_not_turn_are_compared_as_they_are():
+    still = Frequencies(np.array([1.0, 0.1, 0.0, 0.0]), 1.0)
+    assert compare_frequencies(still, [1.0, 0.1, 0.0, 0.0], 1.0, "the model").max_difference == 0
+    with pytest.raises(EngineError, match=r"pair 3 by 0\.001 radians a position where the rope rule says 0;"):
+        compare_frequencies(still, [1.0, 0.1, 0.0, 0.001], 1.0, "the model")
+
+
+def test_a_rewritten_entry_is_compared_with_what_the_class_makes_of_the_file_not_with_itself(
+    checkpoint: Path, tmp_path: Path
+):
+    from transformers import Gemma3TextConfig
+
+    layers = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = Gemma3TextConfig(**TINY, num_hidden_layers=6, head_dim=32, rope_parameters=layers)
+    opened = Checkpoint.open(family(checkpoint, tmp_path / "gemma3", config))
+    served = served_rope(opened, RopeRequest(rule="yarn", factor=4), 8192)
+    assert served.mapping is not None
+    served.mapping["rope_parameters"]["sliding_attention"]["rope_theta"] = 2e4
+    with pytest.raises(EngineError, match="radians a position"):
+        compare_model(expected_frequencies(opened, served), read_back_transformers(load(opened, served.mapping)))

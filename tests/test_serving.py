@@ -8,8 +8,15 @@ import pytest
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.formulas import RopeScaling
-from evalkit.models.rope.served import RopeRequest, rope_groups, rope_identity, served_rope
-from tests.variants import variant, with_record
+from evalkit.models.rope.served import (
+    RopeRequest,
+    rope_groups,
+    rope_identity,
+    served_rope,
+    served_rule,
+    training_rope,
+)
+from tests.variants import family, variant, with_record
 
 WINDOW = 2048  # of the session's checkpoint
 YARN4 = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 512}
@@ -129,7 +136,7 @@ def test_a_config_that_lost_the_rule_of_training_is_refused(checkpoint: Path, tm
     below = served_rope(recorded, RopeRequest(rule="yarn", factor=1), 1024)
     assert "a lower one loses accuracy" in below.warnings[0]
     moved = served_rope(recorded, RopeRequest(rule="yarn", factor=4, original_length=1024), 1024)
-    assert "original length of 2,048, served over 1,024" in moved.warnings[0]
+    assert "original length of 1,024; it was trained over 2,048" in moved.warnings[0]
     deliberate = served_rope(recorded, RopeRequest(rule="none"), 1024)
     assert deliberate.scaling is not None
 
@@ -174,13 +181,103 @@ def test_a_rule_that_nobody_can_check_is_refused_unless_replaced(checkpoint: Pat
 
 
 def test_partial_rotary_survives_the_replacement_of_a_rule(checkpoint: Path, tmp_path: Path):
-    stored = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
-    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters=stored))
+    from transformers import PhiConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = PhiConfig(**sizes, vocab_size=4096, max_position_embeddings=2048)
+    opened = Checkpoint.open(family(checkpoint, tmp_path / "c", config))
     served = served_rope(opened, RopeRequest(rule="yarn", factor=2), 4096)
     assert served.scaling is not None
     assert served.scaling.rotary_dim == 16
     assert served.mapping is not None
     assert served.mapping["rope_parameters"]["partial_rotary_factor"] == 0.5
+
+
+def test_a_key_that_the_models_class_reads_beside_the_rule_is_kept_under_every_rule(checkpoint: Path, tmp_path: Path):
+    from transformers import Ministral3Config
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    stored = {**YARN4, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+    config = Ministral3Config(
+        **sizes,
+        num_key_value_heads=1,
+        head_dim=32,
+        vocab_size=4096,
+        max_position_embeddings=2048,
+        rope_parameters=stored,
+    )
+    opened = Checkpoint.open(family(checkpoint, tmp_path / "c", config))
+    requests = [RopeRequest(), RopeRequest(rule="yarn", factor=8), RopeRequest(rule="none"), RopeRequest(rule="linear")]
+    for request in requests:
+        mapping = served_rope(opened, request, 512).mapping
+        assert mapping is not None
+        assert mapping["rope_parameters"]["llama_4_scaling_beta"] == 0.1
+        assert mapping["rope_parameters"]["original_max_position_embeddings"] == 512
+        assert not {"mscale", "mscale_all_dim", "type"} & mapping["rope_parameters"].keys()
+
+
+def test_an_entry_whose_class_reads_more_than_its_rule_is_served_as_stored_and_said_so(
+    checkpoint: Path, tmp_path: Path
+):
+    from transformers import HunYuanDenseV1Config
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    stored = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": 1000.0}
+    config = HunYuanDenseV1Config(
+        **sizes,
+        num_key_value_heads=1,
+        head_dim=32,
+        vocab_size=4096,
+        max_position_embeddings=2048,
+        rope_parameters=stored,
+    )
+    opened = Checkpoint.open(family(checkpoint, tmp_path / "c", config))
+    served = served_rope(opened, RopeRequest(), 2048)
+    assert (served.scaling, served.mapping) == (None, None)
+    assert "reads alpha in its own way" in opened.warnings[0]
+    with pytest.raises(BadInput, match="alpha"):
+        served_rope(opened, RopeRequest(rule="yarn", factor=4), 2048)
+    with pytest.raises(BadInput, match="ask for less"):
+        served_rope(opened, RopeRequest(), 2049)
+
+
+def test_a_stored_rule_is_trained_as_it_is_or_gives_way_to_yarn_over_its_original_length(
+    checkpoint: Path, tmp_path: Path
+):
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", rope_parameters={**YARN4, "beta_fast": 16.0}))
+    kept, more, less = (training_rope(opened, 500, factor) for factor in (None, 8.0, 2.0))
+    assert kept.scaling == opened.rope.scaling  # type: ignore[union-attr]
+    for rope, factor in ((more, 8), (less, 2)):
+        assert rope.scaling is not None
+        assert (rope.scaling.factor, rope.scaling.original_length, rope.scaling.beta_fast) == (factor, 512, 16)
+    assert more.warnings == ()
+    assert "Trained at factor 4, served at 2: a lower one loses accuracy." in less.warnings
+    with pytest.raises(BadInput, match=r"original length 512 x factor 2 = 1,024"):
+        training_rope(opened, 1500, 2.0)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e6,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+
+
+def test_a_rule_of_training_whose_formula_is_not_ours_must_still_be_in_the_config(checkpoint: Path, tmp_path: Path):
+    opened = Checkpoint.open(variant(checkpoint, tmp_path / "base", rope_parameters=LLAMA3))
+    rule = served_rule(opened, training_rope(opened, 512, None))
+    assert rule.describe() == "llama3 as stored, over 256"
+    kept = Checkpoint.open(with_record(variant(checkpoint, tmp_path / "kept", rope_parameters=LLAMA3), rule))
+    assert kept.trained_rope == rule
+    assert served_rope(kept, RopeRequest(), 2048).label == "llama3 as stored"
+    replaced = served_rope(kept, RopeRequest(rule="yarn", factor=8), 2048)
+    assert "own rule llama3 is replaced by yarn, factor 8 over 256" in replaced.warnings[0]
+    changed = with_record(variant(checkpoint, tmp_path / "lost", rope_parameters=LLAMA3 | {"factor": 4.0}), rule)
+    with pytest.raises(BadInput, match=r"trained under llama3 as stored.* put the base's rope settings back"):
+        served_rope(Checkpoint.open(changed), RopeRequest(), 512)
 
 
 def test_the_identity_of_a_rule_is_its_numbers_not_the_way_it_was_asked_for(
@@ -233,8 +330,6 @@ def test_a_request_that_makes_no_sense_is_refused(request_: dict[str, Any], said
 
 def test_a_model_without_rotary_positions_takes_no_rule_but_runs_within_its_window(checkpoint: Path, tmp_path: Path):
     from transformers import GPT2Config
-
-    from tests.variants import family
 
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=4096, n_positions=256)
     opened = Checkpoint.open(family(checkpoint, tmp_path / "gpt2", config))

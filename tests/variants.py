@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.stored import KnownRule
 
 
 def variant(checkpoint: Path, folder: Path, *, drop: tuple[str, ...] = (), **config: Any) -> Path:
@@ -17,7 +17,7 @@ def variant(checkpoint: Path, folder: Path, *, drop: tuple[str, ...] = (), **con
     return folder
 
 
-def with_record(folder: Path, rope: RopeScaling, trained_length: int = 512) -> Path:
+def with_record(folder: Path, rope: KnownRule, trained_length: int = 512) -> Path:
     """Put a training record into a checkpoint folder."""
     record = {"recipe": "test", "trained_length": trained_length, "rope": rope.to_json()}
     (folder / "evalkit_training.json").write_text(json.dumps(record))
@@ -31,7 +31,23 @@ def family(checkpoint: Path, folder: Path, config: Any) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # attention that is not flat, so that a wrong rotation shows
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5 * 2)
+        model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(checkpoint / name, folder / name)
     return folder
+
+
+def family_as_published(checkpoint: Path, folder: Path, values: dict[str, Any]) -> Path:
+    """Write a random model whose config.json holds these values as they stand, in whatever layout they are."""
+    from transformers import AutoConfig
+
+    draft = folder.with_name(f"{folder.name}-draft")
+    draft.mkdir()
+    (draft / "config.json").write_text(json.dumps(values))
+    family(checkpoint, draft, AutoConfig.from_pretrained(draft))
+    (draft / "config.json").write_text(json.dumps(values))
+    return draft.rename(folder)

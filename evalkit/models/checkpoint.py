@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalkit.errors import BadInput
+from evalkit.errors import BadInput, EngineError
 from evalkit.models.adapter import Adapter
 from evalkit.models.folder import read_json
-from evalkit.models.rope.formulas import RopeScaling
-from evalkit.models.rope.stored import StoredRope, read_stored_rope, refuse_contradictions
+from evalkit.models.rope.formulas import Frequencies
+from evalkit.models.rope.modules import own_frequencies
+from evalkit.models.rope.stored import (
+    KnownRule,
+    StoredRope,
+    full_attention_config,
+    head_size,
+    read_stored_rope,
+    refuse_contradictions,
+    rule_from_json,
+)
 from evalkit.models.tokenizer import chat_template
 from evalkit.models.weights import (
     DTYPE_NAMES,
@@ -37,6 +46,22 @@ _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """What one layer keeps of a request."""
+
+    values_per_token: int = 0
+    """Numbers per token: keys and values, or what attention with latent keys and values (MLA) keeps instead."""
+    window: int | None = None
+    """Tokens at which it stops growing; None where it never does."""
+    state_values: int = 0
+    """Numbers that do not depend on the tokens: of state-space and linear-attention layers."""
+
+    def num_values(self, num_tokens: int) -> int:
+        """Return how many numbers it keeps of a request of so many tokens."""
+        return self.values_per_token * min(num_tokens, self.window or num_tokens) + self.state_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A Hugging Face checkpoint folder: what its files say, checked against each other. Make one with ``open``."""
 
@@ -49,6 +74,7 @@ class Checkpoint:
     rope: StoredRope | None
     """None for a model whose positions are not rotary."""
     head_dim: int
+    """Of the layers that see the whole context, where layers differ."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -56,9 +82,8 @@ class Checkpoint:
     vocab_size: int
     dtype: str
     """Of the weights: float32, bfloat16, ...; of those beside the quantized ones where they are quantized."""
-    sliding_window: int | None
-    num_sliding_layers: int
-    """Layers whose cache stops growing at ``sliding_window`` tokens."""
+    cache: tuple[LayerCache, ...]
+    """What each layer with a cache of its own keeps."""
     tensors: Mapping[str, StoredTensor]
     has_chat_template: bool
     tokenizer_limit: int | None
@@ -81,37 +106,42 @@ class Checkpoint:
         refuse_contradictions(raw, where)
         tensors = stored_tensors(weight_files(folder))
         _require_tokenizer(folder)
-        config = _as_transformers_reads(folder).get_text_config()
-        rope = read_stored_rope(raw, config, where)
+        whole = _as_transformers_reads(folder)
+        config = whole.get_text_config()
+        longest = _longest(config, where)
+        own, unbuilt = _own_frequencies(whole)
+        rope = read_stored_rope(raw, config, where, own)
         tokenizer_config = read_json(folder / "tokenizer_config.json") or {}
         given = Adapter.open(Path(adapter), folder) if adapter is not None else None
         training = read_json((given.path if given else folder) / TRAINING_RECORD)
         if training is None:
             training = read_json(folder / TRAINING_RECORD)
-        heads, layers = config.num_attention_heads, config.num_hidden_layers
-        layer_types = getattr(config, "layer_types", None) or []
         limit = tokenizer_config.get("model_max_length")
         return cls(
             path=folder,
             name=folder.resolve().name,
             model_type=config.model_type,
-            max_position_embeddings=_longest(config, folder),
+            max_position_embeddings=longest,
             rope=rope,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=head_size(config),
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=_num_kv_heads(full_attention_config(config)),
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
             dtype=_dtype_of(tensors),
-            sliding_window=getattr(config, "sliding_window", None),
-            num_sliding_layers=sum(kind == "sliding_attention" for kind in layer_types),
+            cache=layer_caches(config),
             tensors=tensors,
             has_chat_template=chat_template(folder) is not None,
             tokenizer_limit=int(limit) if isinstance(limit, (int, float)) and limit < _ENDLESS else None,
             training=training,
             adapter=given,
-            warnings=(*(rope.warnings if rope else ()), *_adapter_inside(folder), *(given.warnings if given else ())),
+            warnings=(
+                *unbuilt,
+                *(rope.warnings if rope else ()),
+                *_adapter_inside(folder),
+                *(given.warnings if given else ()),
+            ),
         )
 
     @property
@@ -135,9 +165,9 @@ class Checkpoint:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     @property
-    def trained_rope(self) -> RopeScaling | None:
+    def trained_rope(self) -> KnownRule | None:
         """The rule that was on in training, from the record; None without a record."""
-        return RopeScaling.from_json(self.training["rope"]) if self.training and "rope" in self.training else None
+        return rule_from_json(self.training["rope"]) if self.training and "rope" in self.training else None
 
     @property
     def trained_length(self) -> int | None:
@@ -149,15 +179,15 @@ class Checkpoint:
         return DTYPE_BYTES.get(dtype or self.dtype, 2)
 
     def kv_bytes(self, num_tokens: int, dtype: str | None = None) -> int:
-        """Return the size of one request's keys and values in the cache.
+        """Return the size of what one request keeps in the cache: keys and values, latent ones, states.
+
+        As vLLM keeps it. transformers keeps latent keys and values (MLA) expanded, for every head.
 
         Args:
             num_tokens: prompt and answer.
             dtype: of the cache; None: of the weights.
         """
-        per_layer = 2 * self.num_kv_heads * self.head_dim * self.dtype_bytes(dtype)
-        sliding = min(num_tokens, self.sliding_window or num_tokens) * self.num_sliding_layers
-        return per_layer * (num_tokens * (self.num_layers - self.num_sliding_layers) + sliding)
+        return self.dtype_bytes(dtype) * sum(layer.num_values(num_tokens) for layer in self.cache)
 
     def identity(self) -> dict[str, str]:
         """Return hashes that change when answers could: of sampled weights, of the config, of the adapter.
@@ -219,10 +249,63 @@ def _as_transformers_reads(folder: Path) -> Any:
         raise BadInput(f"transformers cannot use {folder}/config.json: {reason[:300]}.") from error
 
 
-def _longest(config: Any, folder: Path) -> int:
+def layer_caches(config: Any) -> tuple[LayerCache, ...]:
+    """Return what each layer keeps, by the kinds of layers that transformers sees in a config (its text part)."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+    return tuple(
+        LayerCache(
+            values_per_token=_values_per_token(own) if isinstance(layer, DynamicLayer) else 0,
+            window=getattr(layer, "sliding_window", None),
+            state_values=_state_values(own) if isinstance(layer, LinearAttentionLayer) else 0,
+        )
+        for layer, own in zip(DynamicCache(config=config).layers, config.per_layer_config, strict=False)
+    )
+
+
+def _values_per_token(config: Any) -> int:
+    if rank := getattr(config, "kv_lora_rank", None):
+        return int(rank + config.qk_rope_head_dim)
+    keys = head_size(config)
+    return int(_num_kv_heads(config) * (keys + (getattr(config, "v_head_dim", None) or keys)))
+
+
+def _num_kv_heads(config: Any) -> int:
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads")
+    return next((n for name in names if (n := getattr(config, name, None))), None) or int(config.num_attention_heads)
+
+
+def _state_values(config: Any) -> int:
+    """The recurrent state and the last inputs of its convolution; 0 for kinds of layers not known here."""
+    if heads := getattr(config, "linear_num_value_heads", None):  # gated delta rule: Qwen3-Next, Qwen3.5
+        keys = config.linear_num_key_heads * config.linear_key_head_dim
+        values = heads * config.linear_value_head_dim
+        return int(values * config.linear_key_head_dim + (2 * keys + values) * config.linear_conv_kernel_dim)
+    if heads := getattr(config, "mamba_n_heads", None):  # Mamba-2: Granite 4, Bamba, Falcon-H1
+        inner = heads * config.mamba_d_head
+        mixed = inner + 2 * config.mamba_n_groups * config.mamba_d_state
+        return int(inner * config.mamba_d_state + mixed * config.mamba_d_conv)
+    return 0
+
+
+def _own_frequencies(config: Any) -> tuple[dict[str, Frequencies] | None, tuple[str, ...]]:
+    """What the model's class computes, or None and why; vLLM may still have a class of its own."""
+    try:
+        return own_frequencies(config), ()
+    except EngineError as error:
+        return None, (f"The hf backend will not load this checkpoint: {error}",)
+
+
+def _longest(config: Any, where: str) -> int:
     longest = getattr(config, "max_position_embeddings", None)
     if not isinstance(longest, int) or longest < 1:
-        raise BadInput(f"{folder}/config.json has no usable max_position_embeddings; it says how long a prompt may be.")
+        raise BadInput(f"{where} has no usable max_position_embeddings; it says how long a prompt may be.")
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+        if not hasattr(config, name):
+            raise BadInput(f"{where} ({config.model_type}) has no {name}, so evalkit cannot size what it serves.")
     return longest
 
 

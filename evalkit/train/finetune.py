@@ -24,7 +24,9 @@ from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.models.rope.formulas import RopeScaling, config_mapping
+from evalkit.models.rope.modules import read_back_transformers
+from evalkit.models.rope.readback import compare_model, expected_frequencies
+from evalkit.models.rope.served import ServedRope, config_for, served_rule, training_rope
 from evalkit.options import option, read_toml
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import recorded_config, run_config
@@ -160,7 +162,7 @@ class Prepared:
     config: TrainConfig
     recipe: Recipe
     checkpoint: Checkpoint
-    rope: RopeScaling
+    rope: ServedRope
     """The rule that is on in training, and to be served at this factor or more."""
     examples: list[Example]
     leakage: Leakage
@@ -233,8 +235,10 @@ def held_out(against: Sequence[Path]) -> Iterator[Sample]:
         yield from asked_samples(config)
 
 
-def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> RopeScaling:
-    """Return the rule of training: YaRN over the base's original length, or what the base has."""
+def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> ServedRope:
+    """Return the rule of training: what the base has, or YaRN over the base's original length in its place."""
+    from huggingface_hub.errors import StrictDataclassError
+
     stored = checkpoint.rope
     if stored is None:
         raise BadInput(
@@ -246,24 +250,21 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> RopeSc
             f"The trained length of {config.data.longest:,} tokens is beyond the {checkpoint.window:,} positions of "
             f"{checkpoint.name}; train on shorter samples."
         )
-    if recipe.rope == "none":
-        if stored.scaling is None:
-            raise BadInput(
-                f"{checkpoint.name} stores rope rule {stored.type!r}, whose formula is not one of evalkit's, so the "
-                "record could not say what was trained; start from a base with plain rope."
-            )
-        return stored.scaling
-    if stored.fixed_because:
-        raise BadInput(f"The rope rule of {checkpoint.name} cannot be replaced by yarn: {stored.fixed_because}.")
-    if stored.scaling is not None and stored.scaling.rule != "none":
-        raise BadInput(f"{checkpoint.name} already has {stored.scaling.describe()}; start YaRN from a plain base.")
-    return RopeScaling(
-        rule="yarn",
-        theta=stored.theta,
-        rotary_dim=stored.rotary_dim,
-        original_length=stored.original_length,
-        factor=config.factor,
-    )
+    reached = recipe.positions.largest_range(config.data.longest)
+    if recipe.rope == "none" and stored.type == "longrope" and reached > stored.original_length:
+        raise BadInput(
+            f"{checkpoint.name} changes its frequencies where a sample passes {stored.original_length:,} positions "
+            f"(longrope), and this training reaches {reached:,}, so it would mix two rules; stay below."
+        )
+    rope = training_rope(checkpoint, config.data.longest, None if recipe.rope == "none" else config.factor)
+    try:
+        config_for(config.base, rope.mapping).validate()
+    except (StrictDataclassError, ValueError) as error:  # as saving the trained checkpoint would
+        raise BadInput(
+            f"{checkpoint.name} cannot be trained under {rope.label}: its config class ({checkpoint.model_type}) does "
+            f"not save such a rule ({str(error.__cause__ or error).rstrip('.')})."
+        ) from error
+    return rope
 
 
 def _trainer(prepared: Prepared, on_step: Callable[[int, int], None]) -> Any:
@@ -306,20 +307,20 @@ def _trainer(prepared: Prepared, on_step: Callable[[int, int], None]) -> Any:
 
 
 def _load(prepared: Prepared, *, half: bool) -> Any:
-    """Load the base under the rope rule of training, with fresh LoRA weights where they are asked for.
+    """Load the base under the rope rule of training, read it back, and add fresh LoRA weights where they are asked for.
 
     Weights that are trained stay float32, and bfloat16 is only computed in; a frozen base is held in bfloat16.
     """
     import torch
-    from transformers import AutoConfig
 
     config = prepared.config
-    model_config = AutoConfig.from_pretrained(config.base, local_files_only=True, trust_remote_code=False)
-    if prepared.recipe.rope != "none":
-        for name, value in config_mapping(prepared.rope).items():
-            setattr(model_config, name, value)
     frozen = config.lora_rank > 0
-    model = load_causal_lm(config.base, model_config, torch.bfloat16 if half and frozen else torch.float32)
+    model = load_causal_lm(
+        config.base,
+        config_for(config.base, prepared.rope.mapping),
+        torch.bfloat16 if half and frozen else torch.float32,
+    )
+    compare_model(expected_frequencies(prepared.checkpoint, prepared.rope), read_back_transformers(model))
     if not frozen:
         return model
     try:
@@ -396,8 +397,13 @@ def _plan(prepared: Prepared) -> dict[str, Any]:
         "trained_length": config.data.longest,
         "positions": asdict(rule) | {"stages": list(rule.stages)},
         "largest_position": rule.largest_range(config.data.longest) - 1,
-        "rope": prepared.rope.to_json(),
-        "base": {"name": prepared.checkpoint.name, **prepared.checkpoint.identity()},
+        "rope": served_rule(prepared.checkpoint, prepared.rope).to_json(),
+        "rope_warnings": list(prepared.rope.warnings),
+        "base": {
+            "name": prepared.checkpoint.name,
+            **prepared.checkpoint.identity(),
+            "rope": prepared.checkpoint.rope.rule.to_json() if prepared.checkpoint.rope else None,
+        },
         "data": {
             **config.data.to_json(),
             "options": options.write(config.options),

@@ -13,15 +13,9 @@ from evalkit.models.backends.flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.models.rope.readback import (
-    GPU_TOLERANCE,
-    TOLERANCE,
-    compare_model,
-    expected_frequencies,
-    read_back_transformers,
-    transformers_config,
-)
-from evalkit.models.rope.served import ServedRope
+from evalkit.models.rope.modules import read_back_transformers, rebuild_rotary_modules
+from evalkit.models.rope.readback import GPU_TOLERANCE, TOLERANCE, compare_model, expected_frequencies
+from evalkit.models.rope.served import ServedRope, config_for
 from evalkit.models.tokenizer import decode_answer, stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
@@ -114,17 +108,16 @@ class HFBackend:
             adapter = self.checkpoint.adapter
             model = load_causal_lm(
                 self.checkpoint.path,
-                transformers_config(self.checkpoint.path, rope.mapping),
+                config_for(self.checkpoint.path, rope.mapping),
                 self._dtype,
                 adapter=adapter.path if adapter else None,
             )
             self.model = model.to(self.device).eval()
         else:
             self.set_rope(rope.mapping)
-        expected = expected_frequencies(self.checkpoint, rope)
+        expected, effective = expected_frequencies(self.checkpoint, rope), read_back_transformers(self.model)
         tolerance = GPU_TOLERANCE if self.device == "cuda" else TOLERANCE
-        effective = read_back_transformers(self.model)
-        return [one.to_json() for one in compare_model(expected, effective, tolerance=tolerance)] if expected else []
+        return [one.to_json() for one in compare_model(expected, effective, tolerance=tolerance)]
 
     def identity(self) -> dict[str, Any]:
         """Return what can change an answer; see ``backends.Backend``."""
@@ -142,15 +135,13 @@ class HFBackend:
 
     def set_rope(self, rope: Mapping[str, Any] | None) -> None:
         """Serve the loaded weights with another rope rule: rotary modules are built anew from the changed config."""
-        if rope is None:
-            return
-        for name, module in list(self.model.named_modules()):
-            # One rule: a buffer "inv_freq"; a rule per layer type: "full_attention_inv_freq" and so on.
-            if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
-                for field, value in rope.items():
-                    setattr(module.config, field, deepcopy(value))  # transformers completes the mapping in place
-                parent = self.model.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], type(module)(config=module.config).to(self.device))
+        wanted = config_for(self.checkpoint.path, rope).get_text_config()
+        for config in {id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values():
+            if config.model_type == wanted.model_type:  # modules may read the rope entry at every step
+                for field in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings"):
+                    if hasattr(wanted, field):
+                        setattr(config, field, deepcopy(getattr(wanted, field)))
+        rebuild_rotary_modules(self.model)
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Yield each prompt with its greedy completion as soon as its row of the batch is finished."""
@@ -233,7 +224,7 @@ class HFBackend:
                     return
                 if len(keep) < len(rows):
                     kept = torch.tensor(keep, device=self.device)
-                    cache.batch_select_indices(kept)
+                    cache.reorder_cache(kept)  # every kind of layer can, also those with a state instead of keys
                     mask, next_ids = mask[kept], next_ids[kept]
                     rows = [rows[place] for place in keep]
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
@@ -297,7 +288,8 @@ def load_causal_lm(folder: Path, config: Any, dtype: Any, *, adapter: Path | Non
             )
         return model if adapter is None else _with_adapter(model, adapter)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EngineError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise EngineError(f"The weights in {folder} cannot be loaded: {reason}") from error
 
 
 def _batches(

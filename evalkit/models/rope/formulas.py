@@ -142,6 +142,11 @@ def frequencies(scaling: RopeScaling) -> Frequencies:
     return Frequencies(inv_freq.astype(np.float64), attention_factor(scaling))
 
 
+def relative_differences(actual: NDArray[np.float64], expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return by how much each frequency differs, as a part of the expected one; of pairs that do not turn, as it is."""
+    return np.abs(actual - expected) / np.where(expected == 0, 1.0, expected)
+
+
 def attention_factor(scaling: RopeScaling) -> float:
     """Return what cos and sin are multiplied with: 0.1 ln(factor) + 1 for yarn unless set, 1 for the others."""
     if scaling.rule != "yarn":

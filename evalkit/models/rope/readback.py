@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from evalkit.errors import EngineError
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope.formulas import Frequencies, RopeScaling, frequencies
+from evalkit.models.rope.formulas import Frequencies, frequencies, relative_differences
+from evalkit.models.rope.modules import EffectiveRope
 from evalkit.models.rope.served import ServedRope
 from evalkit.models.rope.stored import FULL
 
@@ -18,19 +18,6 @@ TOLERANCE = 1e-6
 """Relative. Engines compute in float32 and stay within 3e-7 of ``frequencies`` on a CPU."""
 GPU_TOLERANCE = 3e-6
 """Where frequencies are computed on a GPU, which divides by multiplying with a reciprocal and rounds powers worse."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EffectiveRope:
-    """What one rotary module of a loaded model computes."""
-
-    where: str
-    """Its name in the model."""
-    layer_type: str
-    """The layers that it serves, where layer types have rules of their own; empty otherwise."""
-    inv_freq: NDArray[np.float64]
-    """Radians per position, shape (rotary_dim / 2,)."""
-    attention_factor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,46 +40,16 @@ class RopeReadback:
 def expected_frequencies(checkpoint: Checkpoint, served: ServedRope) -> dict[str, Frequencies]:
     """Return what a loaded model must compute, by layer type ("" where one rule serves all layers).
 
-    Our own formulas where the rule is ours; otherwise transformers' functions on the checkpoint's config. Empty where
-    nothing can be compared: no rotary positions, longrope (its frequencies follow each request's length), or positions
-    with several axes.
+    Our own formulas where the rule is ours; otherwise, and for layers whose rule no request changes, what the model's
+    class makes of the config as it is on file. Empty where nothing can be compared: no rotary positions, longrope (its
+    frequencies follow each request's length), or a language model inside a larger one.
     """
     stored = checkpoint.rope
-    if stored is None or stored.fixed_because or stored.type == "longrope":
+    follows_length = stored is not None and stored.type == "longrope" and served.scaling is None
+    if stored is None or stored.inside_larger_model or follows_length:
         return {}
-    if served.scaling is not None:
-        main = frequencies(served.scaling)
-    else:
-        main = _transformers_frequencies(checkpoint.path, FULL if stored.layers else None)
-    if stored.layers is None:
-        return {"": main}
-    others = {
-        name: _layer_frequencies(checkpoint, name, entry) for name, entry in stored.layers.items() if name != FULL
-    }
-    return {FULL: main, **others}
-
-
-def read_back_transformers(model: Any) -> list[EffectiveRope]:
-    """Return what each rotary module of a loaded transformers model holds.
-
-    A model with one rule has a buffer ``inv_freq`` and ``attention_scaling``; one with a rule per layer type has
-    ``full_attention_inv_freq``, ``full_attention_attention_scaling`` and so on.
-    """
-    found = []
-    for where, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            layer_type, _, rest = name.rpartition("inv_freq")
-            if rest or layer_type.endswith("original_") or not name.endswith("inv_freq"):
-                continue
-            found.append(
-                EffectiveRope(
-                    where=where or type(module).__name__,
-                    layer_type=layer_type.removesuffix("_"),
-                    inv_freq=buffer.detach().double().cpu().numpy(),
-                    attention_factor=float(getattr(module, f"{layer_type}attention_scaling", 1.0)),
-                )
-            )
-    return found
+    main = {stored.main: frequencies(served.scaling)} if served.scaling is not None else {}
+    return dict(stored.own or {}) | main
 
 
 def rope_from_table(row: ArrayLike) -> Frequencies:
@@ -125,7 +82,7 @@ def compare_frequencies(
             f"{where} rotates {2 * actual.size} dimensions where the rope rule has {2 * expected.inv_freq.size}; "
             "the checkpoint's head dimension or partial_rotary_factor is read differently."
         )
-    differences = np.abs(actual / expected.inv_freq - 1)
+    differences = relative_differences(actual, expected.inv_freq)
     factor_difference = abs(attention_factor / expected.attention_factor - 1)
     if not factor_difference <= tolerance:
         raise EngineError(
@@ -153,11 +110,13 @@ def compare_model(
     """Compare every rotary module of a model with the rule of the layers it serves.
 
     A module that does not say which layers it serves must agree with one of the rules. The rule of the layers that see
-    the whole context must turn up.
+    the whole context must turn up. Where nothing is expected, nothing is compared.
 
     Raises:
         EngineError: a module computes something else, or none computes the main rule.
     """
+    if not expected:
+        return []
     main = FULL if FULL in expected else ""
     found, seen = [], set()
     for module in effective:
@@ -168,21 +127,9 @@ def compare_model(
                 expected[name], module.inv_freq, module.attention_factor, module.where, tolerance=tolerance
             )
         )
-    if expected and main not in seen:
+    if main not in seen:
         raise EngineError("The loaded model has no rotary module that serves its full-attention layers.")
     return found
-
-
-def transformers_config(folder: Path, mapping: Mapping[str, Any] | None) -> Any:
-    """Return a checkpoint's config with a rule's fields in it, to be given to ``from_pretrained(..., config=...)``."""
-    from copy import deepcopy
-
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    for name, value in (mapping or {}).items():
-        setattr(config, name, deepcopy(value))
-    return config
 
 
 def _nearest(expected: Mapping[str, Frequencies], module: EffectiveRope) -> str:
@@ -190,23 +137,6 @@ def _nearest(expected: Mapping[str, Frequencies], module: EffectiveRope) -> str:
         inv_freq, factor = expected[name]
         if inv_freq.shape != module.inv_freq.shape:
             return float("inf")
-        return float(np.abs(module.inv_freq / inv_freq - 1).max()) + abs(module.attention_factor / factor - 1)
+        return float(relative_differences(module.inv_freq, inv_freq).max()) + abs(module.attention_factor / factor - 1)
 
     return min(expected, key=distance)
-
-
-def _layer_frequencies(checkpoint: Checkpoint, layer_type: str, entry: Mapping[str, Any]) -> Frequencies:
-    if entry.get("rope_type", "default") != "default":
-        return _transformers_frequencies(checkpoint.path, layer_type)
-    dim = int(checkpoint.head_dim * entry.get("partial_rotary_factor", 1.0))
-    return frequencies(RopeScaling(rule="none", theta=entry["rope_theta"], rotary_dim=dim, original_length=1))
-
-
-def _transformers_frequencies(folder: Path, layer_type: str | None) -> Frequencies:
-    """What transformers' own function makes of the stored config, for rules whose formulas are not ours."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    config = transformers_config(folder, None).get_text_config()
-    entry = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
-    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[entry["rope_type"]](config, layer_type=layer_type)
-    return Frequencies(inv_freq.double().numpy(), float(attention_factor))

@@ -8,21 +8,22 @@ the same share an engine.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.formulas import RULES, RopeScaling, config_mapping, factor_for
-from evalkit.models.rope.stored import FULL, StoredRope
+from evalkit.models.rope.stored import FULL, OF_THE_RULE, KeptRule, KnownRule, StoredRope
 from evalkit.options import option
 
 Factor: TypeAlias = float | Literal["auto"] | None
 RuleName: TypeAlias = Literal["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]
 _BY_PARTS = ("ntk-by-parts", "yarn")
 _DETAILS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
-_AS_STORED = ("llama3", "longrope", "proportional")  # static rules whose formulas are transformers' to know
 
 
 def _factor(text: str) -> float | str:
@@ -153,6 +154,55 @@ def rope_groups(
     return [(served[key], labels) for key, labels in groups.items()]
 
 
+def training_rope(checkpoint: Checkpoint, length_tokens: int, yarn_factor: float | None) -> ServedRope:
+    """Return the rule that is on in training, as an engine would serve it.
+
+    Args:
+        checkpoint: the base.
+        length_tokens: of the longest sample.
+        yarn_factor: None keeps the base's own rule, whatever it is. A number puts YaRN in its place: **the factor
+            counts over the base's own original length**, as ``--factor`` does in serving, and the ramp is the stored
+            one. So a base that was itself pretrained under YaRN 8 over 8,192 is taken twice as far by factor 16.
+
+    Raises:
+        BadInput: the rule cannot be served, or does not cover the samples.
+    """
+    if yarn_factor is None:
+        return served_rope(checkpoint, RopeRequest(), length_tokens)
+    return served_rope(checkpoint, RopeRequest(rule="yarn", factor=yarn_factor), length_tokens)
+
+
+def served_rule(checkpoint: Checkpoint, served: ServedRope) -> KnownRule:
+    """Return what a training record says of the rule: its numbers, or what the config stores where it is not ours.
+
+    Raises:
+        BadInput: the checkpoint rotates nothing.
+    """
+    if served.scaling is not None:
+        return served.scaling
+    if checkpoint.rope is None:
+        raise BadInput(f"{checkpoint.name} has no rotary positions, so there is no rule to record.")
+    return checkpoint.rope.rule
+
+
+def config_for(folder: Path, mapping: Mapping[str, Any] | None) -> Any:
+    """Return transformers' config of a checkpoint with a rule's fields in it: the only place where one is made.
+
+    Args:
+        folder: the checkpoint.
+        mapping: ``ServedRope.mapping``; None leaves the config as it is on file.
+
+    Returns:
+        For ``from_pretrained(..., config=...)``.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for name, value in (mapping or {}).items():
+        setattr(config, name, deepcopy(value))  # transformers completes it in place
+    return config
+
+
 def rope_identity(checkpoint: Checkpoint, request: RopeRequest) -> dict[str, Any]:
     """Return flat JSON values that decide the frequencies at every length, for a run's fingerprint.
 
@@ -184,12 +234,13 @@ def _as_stored(checkpoint: Checkpoint, length: int) -> ServedRope:
             return ServedRope(label=label, scaling=stored.scaling, mapping=None, window=stored.window)
         # Spelled out in full, so that engines which would read an incomplete config differently agree.
         return replace(_served(checkpoint, stored.scaling, length, ()), window=stored.window)
-    if stored.type == "dynamic":  # within its original length it is plain rope; vLLM would scale even there
+    if stored.type == "dynamic" and not stored.fixed_because:
+        # Within its original length it is plain rope; vLLM would scale even there.
         plain = RopeScaling(
             rule="none", theta=stored.theta, rotary_dim=stored.rotary_dim, original_length=stored.original_length
         )
         return _served(checkpoint, plain, length, ())
-    if stored.type not in _AS_STORED and not stored.fixed_because:
+    if stored.own is None and not stored.fixed_because:
         raise BadInput(
             f"{checkpoint.name} stores rope_type {stored.type!r}, which evalkit cannot check; name a rule in its "
             "place, such as --rope yarn."
@@ -250,8 +301,8 @@ def _ramp(stored: StoredRope, request: RopeRequest) -> dict[str, Any]:
 
 def _trained_factor(checkpoint: Checkpoint, stored: StoredRope, rule: str) -> float:
     """The factor under which the model learned, if it learned under this rule: serving it at less loses accuracy."""
-    learned = checkpoint.trained_rope or stored.scaling
-    return learned.factor if learned is not None and learned.rule == rule else 1.0
+    learned = checkpoint.trained_rope or stored.rule
+    return learned.factor if isinstance(learned, RopeScaling) and learned.rule == rule else 1.0
 
 
 def _served(checkpoint: Checkpoint, scaling: RopeScaling, length: int, warnings: tuple[str, ...]) -> ServedRope:
@@ -259,8 +310,10 @@ def _served(checkpoint: Checkpoint, scaling: RopeScaling, length: int, warnings:
     assert stored is not None
     mapping = config_mapping(scaling, length=length)
     entry = mapping["rope_parameters"]
-    if "partial_rotary_factor" in stored.parameters:
-        entry["partial_rotary_factor"] = stored.parameters["partial_rotary_factor"]
+    # What a model reads beside the rule stays: a partial_rotary_factor, a temperature by position, ...
+    entry |= {key: value for key, value in stored.parameters.items() if key not in OF_THE_RULE}
+    if "original_max_position_embeddings" in stored.parameters:  # such a temperature counts from it under any rule
+        entry["original_max_position_embeddings"] = scaling.original_length
     if stored.layers is not None:  # sliding layers never see beyond their window and keep their rule
         mapping["rope_parameters"] = {**stored.layers, FULL: entry}
         if scaling.rule == "linear":
@@ -273,33 +326,35 @@ def _served(checkpoint: Checkpoint, scaling: RopeScaling, length: int, warnings:
 
 def _refuse_lost_rule(checkpoint: Checkpoint) -> None:
     """Refuse a config that lost the rule of training: it would still answer fluently, and worse."""
-    trained, stored = checkpoint.trained_rope, checkpoint.rope and checkpoint.rope.scaling
-    if trained is None or trained.rule == "none" or stored == trained:
+    trained, stored = checkpoint.trained_rope, checkpoint.rope and checkpoint.rope.rule
+    if trained is None or stored == trained or (isinstance(trained, RopeScaling) and trained.rule == "none"):
         return
+    if isinstance(trained, KeptRule):
+        way_out = "put the base's rope settings back"
+    else:
+        way_out = f"name what to serve, such as --rope {trained.rule}"
     raise BadInput(
         f"{checkpoint.name} was trained under {trained.describe()} (evalkit_training.json), but its config says "
-        f"{stored.describe() if stored else 'another rule'}; name what to serve, such as --rope {trained.rule}."
+        f"{stored.describe() if stored else 'that nothing is rotated'}; {way_out}."
     )
 
 
 def _training_warnings(checkpoint: Checkpoint, stored: StoredRope, scaling: RopeScaling) -> tuple[str, ...]:
-    trained, warnings = checkpoint.trained_rope, []
-    if trained is not None and trained.rule not in ("none", scaling.rule):
-        warnings.append(f"Trained under {trained.describe()}, served under {scaling.describe()}.")
-    elif trained is not None and trained.rule == scaling.rule and scaling.factor < trained.factor:
+    learned = checkpoint.trained_rope or stored.rule
+    if isinstance(learned, KeptRule):
+        return (f"The checkpoint's own rule {learned.type} is replaced by {scaling.describe()}.",)
+    warnings = []
+    if learned.rule not in ("none", scaling.rule):
+        warnings.append(f"Trained under {learned.describe()}, served under {scaling.describe()}.")
+    elif learned.rule == scaling.rule and scaling.factor < learned.factor:
         warnings.append(
-            f"Trained at factor {trained.factor:g}, served at {scaling.factor:g}: a lower one loses accuracy."
+            f"Trained at factor {learned.factor:g}, served at {scaling.factor:g}: a lower one loses accuracy."
         )
-    if trained is not None and trained.original_length != scaling.original_length:
+    if learned.original_length != scaling.original_length:
+        source = "it was trained over" if checkpoint.trained_rope else "the config has"
         warnings.append(
-            f"Trained over an original length of {trained.original_length:,}, served over {scaling.original_length:,}."
+            f"Served over an original length of {scaling.original_length:,}; {source} {learned.original_length:,}."
         )
-    elif trained is None and scaling.original_length != stored.original_length:
-        warnings.append(
-            f"Served over an original length of {scaling.original_length:,}; the config has {stored.original_length:,}."
-        )
-    if trained is None and stored.scaling is None:
-        warnings.append(f"The checkpoint's own rule {stored.type} is replaced by {scaling.describe()}.")
     return tuple(warnings)
 
 

@@ -9,14 +9,31 @@ that form becomes a ``RopeScaling`` where the formula is one of ours, and what i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeAlias
 
 from evalkit.errors import BadInput
-from evalkit.models.rope.formulas import RopeScaling, Rule, yarn_attention_factor
+from evalkit.models.rope.formulas import (
+    Frequencies,
+    RopeScaling,
+    Rule,
+    frequencies,
+    relative_differences,
+    yarn_attention_factor,
+)
 
 FULL = "full_attention"  # the layer type that sees the whole context, in configs with one rule per layer type
 _SAME_RULE = ({"longrope", "su"}, {"default", "mrope"})  # an old and a new name of one rule
+
+OF_THE_RULE = frozenset(
+    {
+        *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor"),
+        *("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"),
+        *("short_factor", "long_factor"),
+    }
+)
+"""Keys of a rope entry that belong to its rule; a model may read others from it for purposes of its own."""
+_SAME = 1e-5  # relative: float32 in transformers, and room for another order of its operations
 
 _NUMBERS = (
     "rope_theta",
@@ -49,15 +66,66 @@ class StoredRope:
     """Positions before any scaling, tokens."""
     window: int
     """Positions that the stored rule covers, tokens."""
+    own: Mapping[str, Frequencies] | None = field(default=None, compare=False, repr=False)
+    """What the model's class makes of this config, by layer type; None where transformers has no such class."""
     fixed_because: str = ""
     """Why no other rule can take its place; empty where one can."""
+    inside_larger_model: bool = False
     original_beside: bool = False
     """The config has ``original_max_position_embeddings`` beside the entry, too, where transformers prefers it."""
     warnings: tuple[str, ...] = ()
 
+    @property
+    def main(self) -> str:
+        """The layer type that sees the whole context; empty where one rule serves all layers."""
+        return FULL if self.layers is not None else ""
+
+    @property
+    def rule(self) -> "RopeScaling | KeptRule":
+        """The rule: in numbers, or by the name that the config gives it."""
+        if self.scaling is not None:
+            return self.scaling
+        return KeptRule(type=self.type, parameters=self.to_json(), original_length=self.original_length)
+
     def to_json(self) -> dict[str, Any]:
         """Return what decides the frequencies, as JSON values."""
         return dict(self.layers) if self.layers is not None else dict(self.parameters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRule:
+    """A rule whose formula is not one of ours, named by what the config stores of it: llama3, longrope, ..."""
+
+    type: str
+    parameters: Mapping[str, Any]
+    """The stored entry, or one for each layer type."""
+    original_length: int
+    """Positions before any scaling, tokens."""
+
+    def describe(self) -> str:
+        """Return the rule in a few words."""
+        return f"{self.type} as stored, over {self.original_length:,}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values that ``rule_from_json`` reads back."""
+        return {"rule": "as stored", **asdict(self)}
+
+
+KnownRule: TypeAlias = RopeScaling | KeptRule
+
+
+def rule_from_json(values: Mapping[str, Any]) -> KnownRule:
+    """Return the rule of a training record.
+
+    Raises:
+        BadInput: a key is missing or unknown, or a value cannot be used.
+    """
+    if values.get("rule") != "as stored":
+        return RopeScaling.from_json(values)
+    try:
+        return KeptRule(**{name: value for name, value in values.items() if name != "rule"})
+    except TypeError as error:
+        raise BadInput(f"A rope rule on file cannot be read: {error}.") from error
 
 
 def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
@@ -92,19 +160,26 @@ def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
         )
 
 
-def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredRope | None:
+def read_stored_rope(
+    raw: Mapping[str, Any], config: Any, where: str, own: Mapping[str, Frequencies] | None
+) -> StoredRope | None:
     """Return the stored rule, or None for a model whose positions are not rotary (or not by rules known here).
+
+    A rule that is read as one of ours is compared with what the model's class makes of the same config: a class that
+    reads more than the rule's keys (an alpha, a head size that differs by layer) computes something else, and then the
+    rule is not one of ours.
 
     Args:
         raw: the parsed config.json, to see what it says itself.
         config: the same as transformers reads it (its text part), defaults filled in.
         where: the file's name for messages.
+        own: from ``modules.own_frequencies``: what the model's class computes.
 
     Raises:
         BadInput: settings that contradict each other or cannot be used.
     """
     stored = getattr(config, "rope_parameters", None)
-    if not stored:
+    if not stored or own == {}:
         return None
     layers = stored if all(isinstance(entry, Mapping) or entry is None for entry in stored.values()) else None
     if layers is not None:
@@ -120,8 +195,9 @@ def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredR
         raise BadInput(
             f"num_attention_heads in {where} is {config.num_attention_heads}; a model has at least one head."
         )
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotary_dim = int(head_dim * entry.get("partial_rotary_factor", 1.0))
+    head_dim = head_size(config)
+    spread = entry.get("rope_type") == "proportional"  # the turned pairs are a part, but lie among those of the whole
+    rotary_dim = head_dim if spread else int(head_dim * entry.get("partial_rotary_factor", 1.0))
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise BadInput(
             f"{where} rotates {rotary_dim} of the {head_dim} dimensions of each head; RoPE turns pairs and needs an "
@@ -136,18 +212,53 @@ def read_stored_rope(raw: Mapping[str, Any], config: Any, where: str) -> StoredR
         rotary_dim=rotary_dim,
         original_length=int(entry.get("original_max_position_embeddings") or longest),
         window=longest,
+        own=own,
         fixed_because=_why_fixed(raw, config, entry),
+        inside_larger_model="text_config" in raw,
         original_beside="original_max_position_embeddings" in raw,
     )
     if base.fixed_because:
         return base
     if base.type == "default":
-        return replace(base, scaling=_scaling(base, "none", where), original_length=longest)
-    if base.type == "linear":
-        return _read_linear(base, longest, where)
-    if base.type == "yarn":
-        return _read_yarn(base, longest, raw, where)
-    return base
+        base = replace(base, scaling=_scaling(base, "none", where), original_length=longest)
+    elif base.type == "linear":
+        base = _read_linear(base, longest, where)
+    elif base.type == "yarn":
+        base = _read_yarn(base, longest, raw, where)
+    return _as_its_class_computes(base, where)
+
+
+def head_size(config: Any) -> int:
+    """Return the dimensions of a head: of the layers that see the whole context, where layer types differ."""
+    config = full_attention_config(config)
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
+
+
+def full_attention_config(config: Any) -> Any:
+    """Return the config of the layers that see the whole context, where layers differ in their sizes."""
+    return config.per_layer_config[FULL] if config.is_heterogeneous else config
+
+
+def _as_its_class_computes(base: StoredRope, where: str) -> StoredRope:
+    """Take back the reading as a rule of ours where the model's class computes something else from the config."""
+    read = base.scaling
+    if base.type == "dynamic":  # plain within its original length
+        read = _scaling(base, "none", where)
+    own = None if base.own is None else base.own.get(base.main)
+    if read is None or own is None or _agree(frequencies(read), own):
+        return base
+    extra = " and ".join(sorted(set(base.parameters) - OF_THE_RULE))
+    because = f"its class computes other frequencies than rope_type {base.type} says"
+    because += f" (it reads {extra} in its own way)" if extra else ""
+    warning = f"The rope rule in {where} is served as stored: {because}."
+    return replace(base, scaling=None, fixed_because=because, warnings=(warning,))
+
+
+def _agree(read: Frequencies, own: Frequencies) -> bool:
+    if read.inv_freq.shape != own.inv_freq.shape or abs(read.attention_factor / own.attention_factor - 1) > _SAME:
+        return False
+    return bool((relative_differences(read.inv_freq, own.inv_freq) <= _SAME).all())
 
 
 def _read_linear(base: StoredRope, longest: int, where: str) -> StoredRope:
@@ -225,4 +336,6 @@ def _why_fixed(raw: Mapping[str, Any], config: Any, entry: Mapping[str, Any]) ->
         return "its compressed attention (MLA) builds the scaling into the softmax, too"
     if "text_config" in raw:
         return "its language model is one part of a larger model"
+    if entry.get("rope_type") == "proportional":
+        return "its proportional rule turns pairs that are spread over the whole head"
     return ""

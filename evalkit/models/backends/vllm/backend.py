@@ -24,10 +24,10 @@ from evalkit.models.backends.vllm.engine import (
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.formulas import Frequencies, vllm_mapping
+from evalkit.models.rope.modules import EffectiveRope
 from evalkit.models.rope.readback import (
     GPU_TOLERANCE,
     TOLERANCE,
-    EffectiveRope,
     compare_model,
     expected_frequencies,
     rope_from_table,
@@ -317,7 +317,7 @@ class VLLMBackend:
                 return compare_tables(tables, expected, positions=self.max_model_len, tolerance=tolerance)
             modules = [module for worker in self._engine.call("evalkit_rope_modules") for module in worker]
             effective = [EffectiveRope(**{**m, "inv_freq": np.asarray(m["inv_freq"])}) for m in modules]
-            return [e.to_json() for e in compare_model(expected, effective, tolerance=tolerance)] if expected else []
+            return [entry.to_json() for entry in compare_model(expected, effective, tolerance=tolerance)]
         except EngineDied as error:
             self._engine.close()
             raise EngineError("vLLM's engine process died or hung while its rotary table was read back.") from error

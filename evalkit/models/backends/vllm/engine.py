@@ -344,7 +344,9 @@ def _cpu_kv_cache_bytes(checkpoint: Checkpoint, config: Any) -> int:
     """
     block = config.cache_config.block_size or 128
     full_length = (-(-config.model_config.max_model_len // block) + 1) * block
-    request = checkpoint.kv_bytes(full_length, str(config.model_config.dtype).removeprefix("torch."))
+    largest = max(layer.num_values(full_length) for layer in checkpoint.cache)  # pages of all layers have its size
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    request = largest * len(checkpoint.cache) * checkpoint.dtype_bytes(dtype)
     wanted = request * min(_CPU_REQUESTS, int(config.scheduler_config.max_num_seqs))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(request, min(wanted, free // 4))

@@ -53,7 +53,7 @@ class WorkerExtension:
         Such a model computes its angles from frequencies at each step: it has no table, and no last position. Each
         entry has the fields of ``rope_readback.EffectiveRope``.
         """
-        from evalkit.models.rope.readback import read_back_transformers
+        from evalkit.models.rope.modules import read_back_transformers
 
         return [
             {
