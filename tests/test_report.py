@@ -254,6 +254,41 @@ def test_other_weights_under_the_same_arm_and_seed_are_named(tmp_path: Path) -> 
     assert not any("asked the same model" in note for note in notes)
 
 
+def test_arms_that_another_engine_or_precision_answered_are_said_to_differ_in_it(tmp_path: Path) -> None:
+    engines = {
+        "plain": {"engine.name": "hf", "engine.dtype": "float32", "engine.stop_ids": [2], "rope.rule": "none"},
+        "yarn": {"engine.name": "vllm", "engine.dtype": "bfloat16", "engine.stop_ids": [2], "rope.rule": "yarn"},
+    }
+    for arm, parts in engines.items():
+        for task, subset in (("babilong", "qa1"), ("mrcr", "2needle")):
+            write_run(
+                tmp_path / f"{arm}-{task}", arm=arm, accuracy=holds_to(8 * K), task=task, subsets=(subset,),
+                samples=10, fingerprint={**parts, "backend": None},
+            )  # fmt: skip
+    expected = [
+        "Besides weights and rope the arms differ in engine.dtype: float32 for plain; bfloat16 for yarn.",
+        "Besides weights and rope the arms differ in engine.name: hf for plain; vllm for yarn.",
+    ]
+    for notes in (
+        analyse(load_runs([tmp_path])).notes,
+        compare(tmp_path / "yarn-babilong", tmp_path / "plain-babilong").notices,
+    ):
+        assert [note for note in notes if note.startswith("Besides")] == expected
+
+
+def test_an_older_folder_names_its_backend_and_script_otherwise_and_is_compared_by_them(tmp_path: Path) -> None:
+    older = {"backend": "scripted", "script": "oracle", "dtype": "auto"}
+    newer = {"backend": None, "engine.name": "hf", "engine.dtype": "auto", "engine.version": "5.1"}
+    for arm, parts in (("a", older), ("b", newer)):
+        write_run(tmp_path / arm, arm=arm, accuracy=holds_to(8 * K), samples=10, fingerprint=parts)
+    notes = [note for note in analyse(load_runs([tmp_path])).notes if note.startswith("Besides")]
+    assert [note.removeprefix("Besides weights and rope the arms differ in ") for note in notes] == [
+        "engine.name: scripted for a; hf for b.",
+        "engine.script: oracle for a; not recorded for b.",
+        "engine.version: not recorded for a; 5.1 for b.",
+    ]
+
+
 def test_two_runs_of_the_same_model_show_the_noise_floor(tmp_path: Path) -> None:
     for name, hold in (("first", 8 * K), ("second", 16 * K)):
         write_run(tmp_path / name, arm="plain", accuracy=holds_to(hold), training=training("plain"))
@@ -276,6 +311,12 @@ def test_controls_are_arms_of_their_own_and_are_not_compared(tmp_path: Path) -> 
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_cannot_be_used_are_refused_with_what_is_wrong_with_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K), samples=0)
+    with pytest.raises(BadInput, match=r"^No run folder can be used\. a is left out: it has no answers yet\.$"):
+        load_runs([tmp_path])
 
 
 def test_no_runs_are_refused_with_the_place_that_was_searched(tmp_path: Path) -> None:
@@ -303,6 +344,23 @@ def test_a_torn_tail_and_an_unfinished_run_are_reported_on_and_said(tmp_path: Pa
     assert any("cut off" in note for note in loaded.left_out)
     assert any("samples are recorded so far" in note for note in loaded.left_out)
     assert analyse(loaded).cells
+
+
+@pytest.mark.parametrize(
+    ("config", "note"),
+    [
+        ({"depths": [0.0, 1.0]}, "half: 80 of 160 samples are recorded so far."),
+        ({"scope": {"cells": {"qa1/4k": 50, "qa1/8k": 40}}}, "half: 80 of 90 samples are recorded so far."),
+        ({"scope": {"cells": {"qa1/4k": 40, "qa1/8k": 40}, "samples": 90}}, None),  # published rows: fewer than asked
+        ({"source": "published"}, None),  # an older folder, which does not say how many rows there are
+    ],
+)
+def test_a_run_is_unfinished_where_it_has_fewer_samples_than_its_cells_count(
+    tmp_path: Path, config: dict[str, object], note: str | None
+) -> None:
+    lengths = ("4k", "8k")
+    write_run(tmp_path / "half", arm="half", accuracy=holds_to(8 * K), subsets=("qa1",), lengths=lengths, config=config)
+    assert load_runs([tmp_path]).left_out == ((note,) if note else ())
 
 
 def test_a_run_without_answers_is_left_out(tmp_path: Path) -> None:

@@ -372,7 +372,6 @@ def import_(folder: Path, out: Path) -> None:
 
 
 def _print_tables(folders: list[Path]) -> None:
-    from evalkit.report.build import load_runs
-    from evalkit.report.tables import terminal_tables
+    from evalkit.report.build import load_runs, terminal_tables
 
-    click.echo(terminal_tables(*load_runs(folders)))
+    click.echo(terminal_tables(load_runs(folders)))

@@ -11,7 +11,9 @@ from typing import Any
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import render
-from evalkit.report.analysis import AVERAGE, Analysis, CellScore, Comparison, analyse
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.comparison import Comparison
+from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.page import render_page
@@ -29,7 +31,7 @@ from evalkit.report.tables import (
 )
 from evalkit.report.words import findings
 
-__all__ = ["Loaded", "Report", "build", "load_runs"]
+__all__ = ["Loaded", "Report", "build", "load_runs", "terminal_tables"]
 
 SUMMARY_COLUMNS = (
     "run",
@@ -136,6 +138,13 @@ def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
         parts += ["## What was left out, and what to know", "\n".join(notes)]
     parts += ["## Tables", *map(render.markdown, tables), "## Where this comes from", f"`{origin.replace('`', '')}`"]
     return "\n\n".join(parts) + "\n"
+
+
+def terminal_tables(loaded: Loaded) -> str:
+    """Return the score tables of some runs as text, without comparing them: what ``evalkit run`` prints at its end."""
+    analysis = analyse(loaded)
+    tables = [score_table(analysis, task, analysis.scorers(task)[0]) for task in analysis.tasks]
+    return "\n\n".join(map(render.terminal, tables))
 
 
 def _terminal(analysis: Analysis) -> str:

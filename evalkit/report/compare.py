@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalkit.errors import BadInput
-from evalkit.report.analysis import Analysis, analyse, data_differences
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.comparison import data_differences
 from evalkit.report.load import Loaded, Run, load_runs
 from evalkit.report.render import terminal
 from evalkit.report.tables import comparison_table
 from evalkit.report.words import findings
-
-_SHARED_PROMPTS = "tokenizer and template"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +55,7 @@ def compare(first: Path | str, second: Path | str, *, trained_length: int | None
         raise BadInput(f"{a} and {b} have no sample in common: their tasks, subsets or lengths do not meet.")
     tables = [terminal(comparison_table(analysis, c.task, c.scorer)) for c in analysis.comparisons]
     sentences = [f"{found.title}: {' '.join(found.sentences)}" for found in findings(analysis)]
-    return Compared(
-        text="\n\n".join([*tables, *sentences]), notices=(*analysis.notes, *_other_prompts(*sides)), analysis=analysis
-    )
+    return Compared(text="\n\n".join([*tables, *sentences]), notices=analysis.notes, analysis=analysis)
 
 
 def _within(run: Run, folder: Path) -> bool:
@@ -80,10 +77,3 @@ def _refuse_different_data(first: list[Run], second: list[Run]) -> None:
                 f"{a.name} and {others[0].name} were asked different data, so their scores do not pair: "
                 f"{'; '.join(differing[0])}; run one of them again with the other's data."
             )
-
-
-def _other_prompts(first: list[Run], second: list[Run]) -> list[str]:
-    used = {str(run.fingerprint.get(_SHARED_PROMPTS)) for run in (*first, *second)}
-    if len(used) < 2:
-        return []
-    return ["The same questions were asked, but not token for token the same prompts: tokenizer or template differ."]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # In JSON text a quotation mark inside a string follows a backslash, so no fact can be taken for a name.
 _NEEDED = re.compile(r'(?<!\\)"(wanted|supporting)": (\d+|\[[\d, ]*\])')
+_NAMES_SINCE = {"backend": "engine.name", "dtype": "engine.dtype", "script": "engine.script"}
+"""Parts of the fingerprint that folders of schema 1 know by another name."""
 _COLUMNS = (
     "task",
     "subset",
@@ -94,6 +96,13 @@ class Run:
         return {name: value for name, value in self.fingerprint.items() if name.startswith("checkpoint.")}
 
     @property
+    def setup(self) -> dict[str, Any]:
+        """The fingerprint's parts that say how questions were put and answered: neither model, rope nor data."""
+        parts = {_NAMES_SINCE.get(name, name): value for name, value in self.fingerprint.items() if value is not None}
+        own = ("checkpoint.", "rope.", "data.")
+        return {n: v for n, v in parts.items() if not n.startswith(own) and n not in ("card", "published", "model")}
+
+    @property
     def replicate(self) -> str:
         """Names the trained model within its arm; runs that share it count as one, so their weights should agree."""
         if "seed" in self.training:
@@ -138,7 +147,7 @@ def load_runs(paths: Iterable[Path | str]) -> Loaded:
         runs.append(run)
         tables.append(table)
     if not tables:
-        raise BadInput(f"None of {len(folders)} run folders can be used. {' '.join(left_out)}")
+        raise BadInput(f"No run folder can be used. {' '.join(left_out)}")
     frame = pa.concat_tables(tables).unify_dictionaries().to_pandas(self_destruct=True, split_blocks=True)
     frame["length_tokens"] = _by_category(frame["length"], parse_length).astype(np.int32)
     return Loaded(frame, tuple(runs), tuple(left_out))
@@ -199,15 +208,24 @@ def _unfinished(run: Run, table: "pa.Table") -> list[str]:
     """Say how much of what was asked for is there, where the run knows how much that is."""
     import pyarrow.compute as pc
 
-    scope = run.config.get("scope", {})
-    samples = scope.get("samples")
-    if run.published or not isinstance(samples, int):
-        return []
-    asked = len(scope.get("lengths", [])) * len(scope.get("subsets", [])) * samples
-    asked *= max(len(run.config.get("depths") or []), 1)
     first = table["scorer"].combine_chunks().dictionary[0].as_py()
     there = int(pc.sum(pc.equal(table["scorer"].cast("string"), first)).as_py())
-    return [f"{there} of {asked} samples are recorded so far."] if there < asked else []
+    asked = _num_asked(run.config)
+    return [f"{there} of {asked} samples are recorded so far."] if asked is not None and there < asked else []
+
+
+def _num_asked(config: Mapping[str, Any]) -> int | None:
+    """Return how many samples a run asks for; None where its folder does not say.
+
+    Folders without the count of each cell say lengths, subsets and samples, of which published rows may have fewer.
+    """
+    scope = config.get("scope", {})
+    if "cells" in scope:
+        return sum(map(int, scope["cells"].values()))
+    if config.get("published") or config.get("source", "generated") != "generated" or "samples" not in scope:
+        return None
+    num_cells = len(scope.get("lengths", [])) * len(scope.get("subsets", []))
+    return num_cells * int(scope["samples"]) * max(1, len(config.get("depths") or []))
 
 
 def _depths(table: "pa.Table") -> NDArray[np.float32]:

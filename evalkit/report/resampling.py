@@ -6,7 +6,7 @@ What varies is stories (clusters) and, where an arm was trained more than once, 
 
 A cell is one subset at one length. Every statistic of the report is linear in the means of cells, so it is given by
 one weight per cell. Sources: Efron 1987 (BCa); Rao and Wu 1988 (resampling few units); Bonett and Price 2012 (paired
-proportions); Satterthwaite 1946 (degrees of freedom).
+proportions); Price and Bonett 2004 (sums of proportions); Satterthwaite 1946 (degrees of freedom).
 """
 
 import functools
@@ -39,6 +39,8 @@ class Observations:
     """Shape (samples,): index of the cell."""
     cluster: Integers
     """Shape (samples,): index of the story, from 0. A story may reach into several cells."""
+    lowest: float = 0.0
+    """The lowest value a sample can have: 0 for scores, -1 for differences; the highest is 1."""
 
     @property
     def combined(self) -> Floats:
@@ -60,15 +62,17 @@ class Observations:
         keep = weights[self.cell] != 0
         renumbered = np.cumsum(np.bincount(self.cluster[keep]) > 0) - 1
         parts = tuple(part[:, keep] for part in self.parts)
-        return Observations(parts=parts, cell=self.cell[keep], cluster=renumbered[self.cluster[keep]])
+        return replace(self, parts=parts, cell=self.cell[keep], cluster=renumbered[self.cluster[keep]])
 
 
-def single(values: Sequence[float] | Floats, clusters: Sequence[object] | None = None) -> Observations:
+def single(
+    values: Sequence[float] | Floats, clusters: Sequence[object] | None = None, lowest: float = 0.0
+) -> Observations:
     """Return the observations of one arm in one cell; without ``clusters`` every sample is its own."""
     column = np.asarray(values, dtype=float)
     ids = np.arange(len(column)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     cell = np.zeros(len(column), dtype=np.int64)
-    return Observations(parts=(column[None, :],), cell=cell, cluster=ids.astype(np.int64))
+    return Observations(parts=(column[None, :],), cell=cell, cluster=ids.astype(np.int64), lowest=lowest)
 
 
 def difference(first: Observations, second: Observations, *, paired_seeds: bool) -> Observations:
@@ -77,7 +81,8 @@ def difference(first: Observations, second: Observations, *, paired_seeds: bool)
     ``paired_seeds``: row i of both was trained with the same seed, so what that seed did to both cancels.
     """
     a, b = first.parts[0], second.parts[0]
-    return replace(first, parts=(a - b,) if paired_seeds or len(a) == len(b) == 1 else (a, -b))
+    parts = (a - b,) if paired_seeds or len(a) == len(b) == 1 else (a, -b)
+    return replace(first, parts=parts, lowest=-1.0)
 
 
 class Linear(NamedTuple):
@@ -147,19 +152,24 @@ def add_variances(variances: Sequence[Variance]) -> Variance:
 
 
 def adjusted(values: Floats, obs: Observations, weights: Floats) -> tuple[float, Variance]:
-    """Return centre and variance after Bonett and Price: two imagined clusters, +1 and -1, join every cell.
+    """Return centre and variance after some imagined clusters have joined every cell, as many at either extreme.
 
-    So identical arms, or one sample, still have a variance: it shrinks with the number of clusters, never to 0.
+    So identical arms, an arm that is right everywhere, or one sample still have a variance: it shrinks with the number
+    of clusters, never to 0. Differences: one at +1 and one at -1 in each cell (Bonett and Price). Scores of an arm: two
+    at 1 and two at 0, shared by the cells (Price and Bonett).
     """
     num_cells = len(weights)
     counts = np.bincount(obs.cell, minlength=num_cells)
     used = counts > 0
-    size = counts / np.maximum(clusters_per_cell(obs, num_cells), 1)  # samples to a cluster
+    at_each_end = 1.0 if obs.lowest < 0 else 2.0 / np.count_nonzero(used)  # imagined clusters of a cell
+    size = at_each_end * counts / np.maximum(clusters_per_cell(obs, num_cells), 1)  # in samples
     share, means = np.zeros(num_cells), np.zeros(num_cells)
+    sums = np.bincount(obs.cell, values, minlength=num_cells) + size * (1 + obs.lowest)
     share[used] = weights[used] / (counts + 2 * size)[used]
-    means[used] = np.bincount(obs.cell, values, minlength=num_cells)[used] / (counts + 2 * size)[used]
+    means[used] = sums[used] / (counts + 2 * size)[used]
     influence = np.bincount(obs.cluster, share[obs.cell] * (values - means[obs.cell])).astype(float)
-    imagined = float(((share * size) ** 2 * ((1 - means) ** 2 + (1 + means) ** 2)).sum())
+    spread = (1 - means) ** 2 + (obs.lowest - means) ** 2
+    imagined = float(((share * size) ** 2 / at_each_end * spread).sum())
     return float(weights @ means), add_variances([clustered_variance(influence), Variance(imagined, np.inf)])
 
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from evalkit.lengths import parse_length
-from evalkit.report.analysis import Analysis, ArmSummary, Comparison
+from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
+from evalkit.report.comparison import Comparison
+from evalkit.report.estimates import ArmSummary
 from evalkit.report.stats import Contrast
 from evalkit.report.tables import SIGNIFICANT, effective_text, interval_text, task_title
 
@@ -69,16 +71,16 @@ def caveats(compared: Sequence[Comparison]) -> list[str]:
         ]
     models = {name: n for c in compared for name, n in zip((c.arm, c.baseline), c.num_models, strict=True)}
     seeds = sorted({n for n in models.values() if n > 1})
-    said = [
+    sentences = [
         f"The intervals are over training seeds ({seeds[0]}{' or more' * (len(seeds) > 1)} to an arm) and questions."
     ]
     alone = [name for name, n in models.items() if n == 1]
     if alone:
-        said.append(
+        sentences.append(
             f"One checkpoint only: {'; '.join(alone)}. What is said of {'it' if len(alone) == 1 else 'them'} is about "
             "checkpoints, not methods."
         )
-    return said
+    return sentences
 
 
 def _alone(summary: ArmSummary) -> str:
