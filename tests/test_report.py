@@ -3,23 +3,27 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from evalkit import benchmarks
+from evalkit.cli.commands import main
 from evalkit.errors import BadInput
 from evalkit.records.folder import RunFolder
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import SUMMARY_COLUMNS, build, load_runs
 from evalkit.report.compare import compare
 from evalkit.report.provenance import provenance
+from evalkit.report.tables import comparison_table
 from evalkit.report.words import findings
 from evalkit.types import Prediction, Score
-from tests.report_runs import LENGTHS, holds_to, training, write_run
+from tests.report_runs import LENGTHS, Accuracy, holds_to, training, write_run
 
 K = 1024
 
@@ -207,8 +211,93 @@ def test_one_sample_shows_no_difference_and_does_not_say_what_it_could_have_seen
         write_run(tmp_path / arm, arm=arm, accuracy=lambda *_: 2.0, samples=1, lengths=("4k",), subsets=("qa1",))
     sentence = findings(analyse(load_runs([tmp_path])))[0].sentences[0]
     assert sentence.endswith(
-        "from too few samples for any true difference to be seen; effective length <4K against <4K."
+        "from too few samples for any true difference to be seen; effective length undecided against undecided."
     )
+
+
+def arms_of(folder: Path, samples: int, **accuracies: Accuracy) -> Path:
+    for arm, accuracy in accuracies.items():
+        write_run(folder / arm, arm=arm, accuracy=accuracy, samples=samples, lengths=("4k", "8k"), subsets=("qa1",))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("samples", "accuracy", "verdict", "sentence"),
+    [
+        (200, lambda *_: 0.9, "better", r"^b is better: \d+\.\d points \[.*\] above a at 4K to 8K; effective"),
+        (200, lambda *_: 0.1, "worse", r"^b is worse: \d+\.\d points \[.*\] below a at 4K to 8K; effective"),
+        (30, lambda *_: 0.5, "undecided", r"^b against a is undecided at 4K to 8K: neither different nor equivalent"),
+    ],
+)
+def test_a_comparison_ends_in_one_word(
+    tmp_path: Path, samples: int, accuracy: Accuracy, verdict: str, sentence: str
+) -> None:
+    found = analyse(load_runs([arms_of(tmp_path, samples, a=lambda *_: 0.5, b=accuracy)]))
+    assert found.comparisons[0].verdict == verdict
+    assert re.match(sentence, findings(found)[0].sentences[0])
+    table = comparison_table(found, "babilong", "official")
+    assert dict(zip(table.columns, table.rows[0].entries, strict=True))["Verdict"].text == verdict
+
+
+def test_arms_are_equivalent_within_a_margin_and_not_within_a_narrower_one(tmp_path: Path) -> None:
+    arms_of(tmp_path, 400, a=lambda *_: 0.98, b=lambda *_: 0.98)
+    wide, narrow = (compare(tmp_path / "b", tmp_path / "a", margin=margin) for margin in (3.0, 0.1))
+    assert [c.analysis.comparisons[0].verdict for c in (wide, narrow)] == ["equivalent", "undecided"]
+    assert "b and a are equivalent within 3 points at 4K to 8K" in wide.text
+    assert "neither different nor equivalent within 0.1 points" in narrow.text
+
+
+def test_a_verdict_needs_significance_after_the_correction_for_all_pairs(tmp_path: Path) -> None:
+    arms = {name: (lambda *_: 0.5) for name in ("a", "c", "d", "e", "f")} | {"b": lambda *_: 0.62}
+    found = analyse(load_runs([arms_of(tmp_path, 60, **arms)]))
+    for c in (*found.comparisons, *found.pairs):
+        assert c.primary is not None
+        assert c.primary_p_holm is not None
+        assert (c.verdict in ("better", "worse")) == (c.primary_p_holm < 0.05)
+    assert any(c.primary.p < 0.05 <= c.primary_p_holm for c in (*found.comparisons, *found.pairs))
+
+
+@pytest.mark.parametrize(
+    ("b", "word", "sentence"),
+    [
+        (
+            lambda _, tokens: 0.9,
+            "holds",
+            "The order holds over 4K to 8K: b is above a at every length, significantly at 2 of 2.",
+        ),
+        (
+            lambda _, tokens: 0.9 if tokens < 8 * K else 0.1,
+            "changes",
+            "The order changes over 4K to 8K: b is above at 4K (significantly at 4K) and below at 8K (significantly at "
+            "8K), against a.",
+        ),
+        (
+            lambda _, tokens: 0.9 if tokens < 8 * K else 0.495,
+            "undecided",
+            "Whether the order holds over 4K to 8K is undecided: b is above at 4K (significantly at 4K) and below at "
+            "8K (significantly at none), against a.",
+        ),
+    ],
+)
+def test_whether_the_order_of_two_arms_holds_over_lengths_is_one_line(
+    tmp_path: Path, b: Accuracy, word: str, sentence: str
+) -> None:
+    found = analyse(load_runs([arms_of(tmp_path, 200, a=lambda *_: 0.5, b=b)]))
+    order = found.comparisons[0].order
+    assert order is not None
+    assert order.word == word
+    assert sentence in findings(found)[0].sentences
+    row = comparison_table(found, "babilong", "official").rows[0]
+    assert word in [entry.text for entry in row.entries]
+
+
+def test_every_pair_of_arms_has_its_verdict_and_its_order(tmp_path: Path) -> None:
+    arms_of(tmp_path / "runs", 30, a=lambda *_: 0.5, b=lambda *_: 0.6, c=lambda *_: 0.9)
+    build([tmp_path / "runs"], tmp_path / "plots")
+    rows = [row for row in rows_of(tmp_path / "plots" / "comparisons.csv") if row["endpoint"] == "primary"]
+    official = {(row["arm"], row["baseline"]): row for row in rows if row["scorer"] == "official"}
+    assert set(official) == {("b", "a"), ("c", "a"), ("c", "b")}
+    assert all(row["verdict"] and row["order"] for row in official.values())
 
 
 def test_arms_that_share_lengths_only_in_some_subsets_are_said_to_share_no_whole_length(tmp_path: Path) -> None:
@@ -490,3 +579,14 @@ def test_compare_refuses_a_run_and_itself(results: Path) -> None:
 def test_compare_refuses_runs_that_share_no_sample(results: Path) -> None:
     with pytest.raises(BadInput, match="no sample in common"):
         compare(results / "plain-mrcr", results / "plain-babilong")
+
+
+def test_the_margin_is_given_in_points_on_the_command_line_and_recorded(results: Path, tmp_path: Path) -> None:
+    folders = [str(results / "randomized-yarn-babilong"), str(results / "plain-babilong")]
+    refused = CliRunner().invoke(main, ["compare", *folders, "--margin", "0"])
+    assert refused.exit_code == 2
+    assert "--margin" in refused.output
+    assert "is better" in CliRunner().invoke(main, ["compare", *folders, "--margin", "0.5"]).output
+    CliRunner().invoke(main, ["report", *folders, "--margin", "0.5", "--out", str(tmp_path)])
+    assert "--margin 0.5" in json.loads((tmp_path / "report.json").read_text())["command"]
+    assert "within 0.5 points" in (tmp_path / "report.md").read_text()

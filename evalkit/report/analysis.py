@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evalkit.report.arms import Arm, disagreements, make_arms
-from evalkit.report.comparison import Comparison, compare_all, repeat_floor, setup_differences
+from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
 from evalkit.report.estimates import ArmSummary, CellScore, cell_scores, run_scores, study_length, summary
 from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
@@ -24,7 +24,9 @@ class Analysis:
     comparisons: tuple[Comparison, ...]
     """Every arm against the baseline, with its cells."""
     pairs: tuple[Comparison, ...]
-    """Other pairs of arms: the primary endpoint alone."""
+    """Other pairs of arms."""
+    margin: float
+    """Points: see ``Verdict``."""
     notes: tuple[str, ...]
     """What was left out, or should be known, one sentence each."""
 
@@ -51,7 +53,12 @@ class Analysis:
 
 
 def analyse(
-    loaded: Loaded, *, baseline: str | None = None, trained_length: int | None = None, seed: int = 0
+    loaded: Loaded,
+    *,
+    baseline: str | None = None,
+    trained_length: int | None = None,
+    margin: float = MARGIN,
+    seed: int = 0,
 ) -> Analysis:
     """Estimate, summarise and compare.
 
@@ -59,6 +66,7 @@ def analyse(
         loaded: from ``load_runs``.
         baseline: the arm that others are compared with; see ``make_arms``.
         trained_length: tokens; overrides what the checkpoints say.
+        margin: points; arms that differ by less are equivalent.
         seed: of the resampling; the same seed gives the same numbers.
 
     Raises:
@@ -86,7 +94,7 @@ def analyse(
             run_cells += run_scores(panel, arm, own, seed)
             summaries.append(summary(panel, arm, study_length(arm, arms), own, measure))
         if panel.scorer in ("official", "corrected"):
-            compared, others, why_not = compare_all(panel, [arm for arm in present if not arm.control], arms, seed)
+            compared, others, why_not = compare_all(panel, [arm for arm in present if not arm.control], arms, margin)
             comparisons += compared
             pairs += others
             if panel.scorer == "official":
@@ -100,6 +108,7 @@ def analyse(
         summaries=tuple(summaries),
         comparisons=tuple(comparisons),
         pairs=tuple(pairs),
+        margin=margin,
         notes=tuple(dict.fromkeys(notes)),
     )
 

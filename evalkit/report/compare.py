@@ -5,7 +5,7 @@ from pathlib import Path
 
 from evalkit.errors import BadInput
 from evalkit.report.analysis import Analysis, analyse
-from evalkit.report.comparison import data_differences
+from evalkit.report.comparison import MARGIN, data_differences
 from evalkit.report.load import Loaded, Run, load_runs
 from evalkit.report.render import terminal
 from evalkit.report.tables import comparison_table
@@ -24,13 +24,21 @@ class Compared:
     """With two arms; ``comparisons`` holds the first minus the second."""
 
 
-def compare(first: Path | str, second: Path | str, *, trained_length: int | None = None, seed: int = 0) -> Compared:
+def compare(
+    first: Path | str,
+    second: Path | str,
+    *,
+    trained_length: int | None = None,
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> Compared:
     """Compare two run folders, or two folders of runs, sample by sample.
 
     Args:
         first: a run folder, or a folder whose runs are one arm (several seeds, several tasks).
         second: what it is compared with.
         trained_length: tokens; overrides what the checkpoints say.
+        margin: points; arms that differ by less are equivalent.
         seed: of the resampling.
 
     Raises:
@@ -49,7 +57,11 @@ def compare(first: Path | str, second: Path | str, *, trained_length: int | None
     names = _names(*sides)
     renamed = tuple(replace(run, arm=names[run in sides[1]]) for run in loaded.runs)
     analysis = analyse(
-        Loaded(loaded.frame, renamed, loaded.left_out), baseline=names[1], trained_length=trained_length, seed=seed
+        Loaded(loaded.frame, renamed, loaded.left_out),
+        baseline=names[1],
+        trained_length=trained_length,
+        margin=margin,
+        seed=seed,
     )
     if not analysis.comparisons:
         raise BadInput(f"{a} and {b} have no sample in common: their tasks, subsets or lengths do not meet.")

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,9 +14,26 @@ from evalkit.report.arms import Arm, phrase
 from evalkit.report.estimates import octaves, split_lengths, study_length
 from evalkit.report.load import Run
 from evalkit.report.panel import Measure, Panel
-from evalkit.report.stats import Contrast
+from evalkit.report.stats import SIGNIFICANT, Contrast
 
+MARGIN = 3.0
+"""Points: arms that are shown to differ by less count as equivalent, where nothing else is asked."""
 _MAX_ARMS_FOR_ALL_PAIRS = 8
+
+Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
+"""better, worse: shown to be above or below; equivalent: not, and shown to differ by less than the margin; undecided:
+none of these. Shown: p < 0.05 after Holm's correction."""
+
+
+class Order(NamedTuple):
+    """Whether one arm stays above, or below, another over the lengths."""
+
+    word: Literal["holds", "changes", "undecided"]
+    above: tuple[str, ...]
+    """Lengths at which the first arm's mean is higher."""
+    below: tuple[str, ...]
+    shown: tuple[str, ...]
+    """Those of both at which it is shown, after Holm's correction over the lengths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +52,8 @@ class Comparison:
     primary: Contrast | None
     primary_p_holm: float | None = None
     """Over all pairs of this task and scorer."""
+    verdict: Verdict | None = None
+    """On the primary endpoint; None without one."""
     num_unpaired: int
     """Samples of the primary endpoint that both were asked and one has no score for."""
     by_length: Mapping[str, Contrast]
@@ -42,18 +62,34 @@ class Comparison:
     by_cell: Mapping[tuple[str, str], Contrast]
     by_cell_p_holm: Mapping[tuple[str, str], float]
 
+    @property
+    def order(self) -> Order | None:
+        """Whether the order of the two holds over the lengths; None where fewer than two can be compared.
+
+        It holds where all means lie on one side and one of them is shown to; it changes where both sides are shown.
+        """
+        if len(self.by_length) < 2:
+            return None
+        above = tuple(n for n, found in self.by_length.items() if found.mean > 0)
+        below = tuple(n for n, found in self.by_length.items() if found.mean < 0)
+        shown = tuple(n for n, p in self.by_length_p_holm.items() if p < SIGNIFICANT)
+        if set(shown) & set(above) and set(shown) & set(below):
+            return Order("changes", above, below, shown)
+        one_side = len(self.by_length) in (len(above), len(below))
+        return Order("holds" if one_side and shown else "undecided", above, below, shown)
+
 
 def compare_all(
-    panel: Panel, present: Sequence[Arm], arms: Sequence[Arm], seed: int
+    panel: Panel, present: Sequence[Arm], arms: Sequence[Arm], margin: float
 ) -> tuple[list[Comparison], list[Comparison], list[str]]:
-    """Each arm against the baseline; other pairs; and why some do not compare."""
+    """Return each arm against the baseline, other pairs, and why some do not compare; ``margin`` in points."""
     if len(present) < 2:
         return [], [], []
     baseline, *rest = present
     why_not: list[str] = []
     compared, pairs = [], []
     for arm in rest:
-        comparison = compare_arms(panel, arm, baseline, arms, seed=seed)
+        comparison = compare_arms(panel, arm, baseline, arms)
         if comparison is None:
             why_not.append(
                 f"{arm.name} and {baseline.name} are not compared on {panel.task}: {_why(panel, arm, baseline)}."
@@ -63,21 +99,35 @@ def compare_all(
     if len(present) <= _MAX_ARMS_FOR_ALL_PAIRS:
         for i, second in enumerate(rest):
             for first in rest[i + 1 :]:
-                comparison = compare_arms(panel, first, second, arms, seed=seed, primary_only=True)
+                comparison = compare_arms(panel, first, second, arms)
                 if comparison is not None:
                     pairs.append(comparison)
-    known = [c for c in (*compared, *pairs) if c.primary is not None]
-    adjusted = dict(zip(map(id, known), stats.holm([c.primary.p for c in known if c.primary]), strict=True))
-    compared, pairs = ([replace(c, primary_p_holm=adjusted.get(id(c))) for c in group] for group in (compared, pairs))
+    judged = _with_verdicts([*compared, *pairs], margin)
+    compared, pairs = judged[: len(compared)], judged[len(compared) :]
     return compared, pairs, why_not
 
 
-def compare_arms(
-    panel: Panel, arm: Arm, baseline: Arm, arms: Sequence[Arm], *, seed: int = 0, primary_only: bool = False
-) -> Comparison | None:
+def _with_verdicts(comparisons: Sequence[Comparison], margin: float) -> list[Comparison]:
+    """Correct the primary endpoints, one family, for their number, and say what each comes to."""
+    known = [c.primary for c in comparisons if c.primary is not None]
+    differ = iter(stats.holm([found.p for found in known]))
+    equivalent = iter(stats.holm([found.p_equivalent(margin / 100) for found in known]))
+    judged = []
+    for c in comparisons:
+        if c.primary is not None:
+            p, p_equivalent = next(differ), next(equivalent)
+            word: Verdict = "equivalent" if p_equivalent < SIGNIFICANT else "undecided"
+            if p < SIGNIFICANT:
+                word = "better" if c.primary.mean > 0 else "worse"
+            c = replace(c, primary_p_holm=p, verdict=word)
+        judged.append(c)
+    return judged
+
+
+def compare_arms(panel: Panel, arm: Arm, baseline: Arm, arms: Sequence[Arm]) -> Comparison | None:
     """Return ``arm`` minus ``baseline`` on their common samples; None where there are none."""
     sides = panel.rows(arm.name), panel.rows(baseline.name)
-    measure = Measure(panel, *sides, seed=seed)
+    measure = Measure(panel, *sides)
 
     def contrast(by_length: Mapping[str, float], subsets: Sequence[str]) -> Contrast | None:
         return measure.contrast(panel.weights(by_length, subsets)) if by_length else None
@@ -91,10 +141,8 @@ def compare_arms(
     lengths = [length for length in panel.lengths if all((s, length) in shared for s in subsets)]
     trained = max((n for n in (study_length(arm, arms), study_length(baseline, arms)) if n), default=None)
     beyond = split_lengths(lengths, trained)[1]
-    by_length, by_cell = {}, {}
-    if not primary_only:
-        by_length = {n: c for n in lengths if (c := contrast({n: 1.0}, subsets)) is not None}
-        by_cell = {(s, n): c for s, n in shared if (c := contrast({n: 1.0}, [s])) is not None}
+    by_length = {n: c for n in lengths if (c := contrast({n: 1.0}, subsets)) is not None}
+    by_cell = {(s, n): c for s, n in shared if (c := contrast({n: 1.0}, [s])) is not None}
     return Comparison(
         arm=arm.name,
         baseline=baseline.name,

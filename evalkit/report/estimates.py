@@ -175,7 +175,8 @@ def effective(
         threshold = RELATIVE_THRESHOLD * sum(w * (known[length].mean or 0.0) for length, w in octaves(inside).items())
         if threshold <= 0:
             return None
-    return stats.effective_length(tokens(list(known)), [i.low or 0.0 for i in known.values()], threshold)
+    intervals = [(i.low or 0.0, 1.0 if i.high is None else i.high) for i in known.values()]
+    return stats.effective_length(tokens(list(known)), intervals, threshold)
 
 
 def tokens(lengths: Sequence[str]) -> list[int]:

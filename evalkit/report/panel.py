@@ -174,18 +174,18 @@ class Mean(NamedTuple):
 class Measure:
     """Measures one arm (``mean``, ``ratio``, ``contrast`` for slopes) or the difference of two (``contrast``).
 
-    Resamples are drawn once for all cells and shared by every statistic: that is what makes a report of a million
-    predictions quick, and two statistics of the same arm comparable.
+    Resamples are drawn once for all cells of an arm and shared by its means: that is what makes a report of a million
+    predictions quick, and two means of the same arm comparable.
     """
 
-    def __init__(self, panel: Panel, *sides: Models, seed: int) -> None:
+    def __init__(self, panel: Panel, *sides: Models, seed: int = 0) -> None:
         self._panel = panel
         self._sides = sides
         self._seed = seed
-        self._draws: dict[tuple[tuple[str, ...], ...], Draws] = {}
+        self._draws: dict[tuple[str, ...], Draws] = {}
 
     def mean(self, weights: Floats) -> Mean | None:
-        """Return the weighted mean of cell means; None where no model asked all these cells.
+        """Return the weighted mean of cell means of an arm; None where no model asked all these cells.
 
         Where a cell has no scored sample, the mean is not known.
         """
@@ -195,7 +195,7 @@ class Measure:
         obs = observed.observations
         interval = Interval(None, None, None, "none")
         if _is_whole(observed, weights):
-            interval = stats.mean_interval(obs, weights, draws=self._shared_draws(weights), seed=self._seed)
+            interval = stats.mean_interval(obs, weights, draws=self._shared_draws(weights))
         return Mean(interval, len(obs.cell), observed.num_unscored, obs.num_seeds)
 
     def ratio(self, above: Floats, below: Floats) -> Interval:
@@ -203,15 +203,14 @@ class Measure:
         observed = self._observe(above + below)
         if observed is None or not _is_whole(observed, above + below):
             return Interval(None, None, None, "none")
-        draws = self._shared_draws(above + below)
-        return stats.ratio_interval(observed.observations, above, below, draws=draws, seed=self._seed)
+        return stats.ratio_interval(observed.observations, above, below)
 
     def contrast(self, weights: Floats) -> Contrast | None:
         """Return the weighted sum of cell means; None where a cell has no sample that counts."""
         observed = self._observe(weights)
         if observed is None or not _is_whole(observed, weights):
             return None
-        return stats.contrast(observed.observations, weights, draws=self._shared_draws(weights), seed=self._seed)
+        return stats.contrast(observed.observations, weights)
 
     def num_unscored(self, weights: Floats) -> int:
         """Return the samples of these cells that were asked and do not count."""
@@ -230,14 +229,10 @@ class Measure:
 
     def _shared_draws(self, weights: Floats) -> Draws:
         """Resamples of every cell that the models which asked these cells asked together."""
-        models = [self._panel.models_that_asked(side, weights) for side in self._sides]
-        key = tuple(tuple(side) for side in models)
+        models = self._panel.models_that_asked(self._sides[0], weights)
+        key = tuple(models)
         if key not in self._draws:
-            everywhere = np.prod([self._panel.cells_asked_by_all(side) for side in models], axis=0)
-            if len(models) == 1:
-                observed = self._panel.observations(models[0], everywhere)
-            else:
-                observed = self._panel.paired_differences(models[0], models[1], everywhere)
+            observed = self._panel.observations(models, self._panel.cells_asked_by_all(models))
             assert observed is not None, "models that asked some cells have cells in common"
             self._draws[key] = Draws(observed.observations, self._seed)
         return self._draws[key]

@@ -13,10 +13,9 @@ from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
 from evalkit.report.comparison import Comparison
 from evalkit.report.estimates import AVERAGE, CellScore, effective
-from evalkit.report.stats import Contrast, EffectiveLength, Interval
+from evalkit.report.stats import SIGNIFICANT, Contrast, EffectiveLength, Interval
 
 NOT_RUN = "-"
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,32 +137,42 @@ def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
     """Every arm minus the baseline at each length, and the primary endpoint; then other pairs of arms."""
     compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
     pairs = [c for c in analysis.pairs if (c.task, c.scorer) == (task, scorer)]
-    lengths = [n for n in analysis.panel(task, scorer).lengths if any(n in c.by_length for c in compared)]
+    lengths = [n for n in analysis.panel(task, scorer).lengths if any(n in c.by_length for c in (*compared, *pairs))]
     rows = []
     for c in (*compared, *pairs):
         cells = [_difference(c.by_length.get(n), c.by_length_p_holm.get(n)) for n in lengths]
-        if not c.by_length:  # between other arms only the primary endpoint is compared
-            cells = [Entry("")] * len(lengths)
         smallest = [_detectable(c.by_length.get(n)) for n in lengths]
         label = f"{c.arm} − {c.baseline}"
         primary = _difference(c.primary, c.primary_p_holm)
         p, n = _p_value(c.primary_p_holm), c.primary.n if c.primary else 0
         num_pairs = Entry(str(n) if n else NOT_RUN, number=n), Entry(str(c.num_unpaired), number=c.num_unpaired)
-        rows.append(Row(group=label, entries=(Entry(label), *cells, primary, p, *num_pairs)))
-        if any(n in c.by_length for n in lengths):
-            quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), *[Entry("")] * 3)
-            rows.append(Row(group=label, entries=quiet, kind="detail"))
+        words = Entry(c.verdict or NOT_RUN), Entry(c.order.word if c.order else NOT_RUN)
+        rows.append(Row(group=label, entries=(Entry(label), *cells, primary, p, *words, *num_pairs)))
+        quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), *[Entry("")] * 5)
+        rows.append(Row(group=label, entries=quiet, kind="detail"))
     return Table(
         name=f"differences-{task}-{scorer}",
         title=f"{task_title(task)}: differences between arms, {scorer.replace('_', ' ')} score",
         caption=(
             "Points of the first arm above the second on the samples that both answered, averaged over subsets, with "
             f"95 % intervals. Primary endpoint: {endpoint(compared)}. * marks p < 0.05 after Holm's correction, over "
-            "the lengths of a row and over the primary endpoints of this table. Smallest detectable: the true "
+            "the lengths of a row and over the primary endpoints of this table. Verdict: better or worse (p < 0.05), "
+            f"equivalent (shown to lie within {analysis.margin:g} points of each other: two one-sided tests, Holm's "
+            "correction), else undecided. Order: holds where the first arm is above, or below, at every length and at "
+            "one of them significantly; changes where it is both, significantly. Smallest detectable: the true "
             "difference that these samples would show with 80 % power. Unpaired: samples of the primary endpoint that "
             "were asked of both, and have no score on one side."
         ),
-        columns=("Arms", *(length_name(parse_length(n)) for n in lengths), "Primary", "p (Holm)", "Pairs", "Unpaired"),
+        columns=(
+            "Arms",
+            *(length_name(parse_length(n)) for n in lengths),
+            "Primary",
+            "p (Holm)",
+            "Verdict",
+            "Order",
+            "Pairs",
+            "Unpaired",
+        ),
         num_labels=1,
         rows=tuple(rows),
     )
@@ -278,8 +287,10 @@ def published_means(task: str) -> list[Mapping[str, Any]]:
 
 
 def effective_text(length: EffectiveLength | None) -> str:
-    """Return "32K", ">=128K" or "<4K"."""
-    return f"{length.censored}{length_name(length.tokens)}" if length else NOT_RUN
+    """Return "32K", ">=128K", "<4K", or "undecided" where too few samples tell."""
+    if length is None:
+        return NOT_RUN
+    return "undecided" if length.censored == "?" else f"{length.censored}{length_name(length.tokens)}"
 
 
 def interval_text(interval: Interval | Contrast, *, signed: bool = False) -> str:
@@ -341,7 +352,7 @@ def _p_value(p: float | None) -> Entry:
 
 
 def _effective(length: EffectiveLength | None) -> Entry:
-    order = 0.0 if length is None else length.tokens + {"<": -0.5, "": 0.0, ">=": 0.5}[length.censored]
+    order = 0.0 if length is None else length.tokens + {"<": -0.5, "?": -0.25, "": 0.0, ">=": 0.5}[length.censored]
     return Entry(effective_text(length), number=order)
 
 
