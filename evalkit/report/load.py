@@ -98,9 +98,10 @@ class Run:
     @property
     def setup(self) -> dict[str, Any]:
         """The fingerprint's parts that say how questions were put and answered: neither model, rope nor data."""
-        parts = {_NAMES_SINCE.get(name, name): value for name, value in self.fingerprint.items() if value is not None}
-        own = ("checkpoint.", "rope.", "data.")
-        return {n: v for n, v in parts.items() if not n.startswith(own) and n not in ("card", "published", "model")}
+        others = ("checkpoint.", "rope.", "data.", "card", "published", "model")
+        parts = {n: v for n, v in self.fingerprint.items() if v is not None and not n.startswith(others)}
+        renamed = {_NAMES_SINCE[n]: v for n, v in parts.items() if n in _NAMES_SINCE}
+        return renamed | {n: v for n, v in parts.items() if n not in _NAMES_SINCE}
 
     @property
     def replicate(self) -> str:
@@ -166,12 +167,12 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
         provenance=folder.provenance,
     )
     table, outdated = scored(folder)
-    said = "the stored scores do not fit its predictions or the rules of today, and were computed again."
-    rescored = [said] if outdated else []
+    again = "the stored scores do not fit its predictions or the rules of today, and were computed again."
+    rescored = [again] if outdated else []
     if not table.num_rows:
         raise BadInput("it has no answers yet.")
     table, wrong = _only_sound(table)
-    left_out.extend(f"{name}: {notice}" for notice in [*rescored, *folder.notices, *wrong, *_unfinished(run, table)])
+    left_out.extend(f"{name}: {notice}" for notice in [*rescored, *folder.notices, *wrong, *_unfinished(folder, table)])
     fixed = {"run": name, "arm": run.arm}
     columns = {
         label: pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), [text])
@@ -204,24 +205,22 @@ def _only_sound(table: "pa.Table") -> "tuple[pa.Table, list[str]]":
     return table, [f"{wrong} scores that are not a number from 0 to 1 count as unscored."]
 
 
-def _unfinished(run: Run, table: "pa.Table") -> list[str]:
-    """Say how much of what was asked for is there, where the run knows how much that is."""
+def _unfinished(folder: RunFolder, table: "pa.Table") -> list[str]:
+    """Say how much of what was asked for is there, where the folder knows how much that is."""
     import pyarrow.compute as pc
 
-    first = table["scorer"].combine_chunks().dictionary[0].as_py()
+    first = table["scorer"].combine_chunks().dictionary[0].as_py()  # one row a sample; reading all lines takes longer
     there = int(pc.sum(pc.equal(table["scorer"].cast("string"), first)).as_py())
-    asked = _num_asked(run.config)
-    return [f"{there} of {asked} samples are recorded so far."] if asked is not None and there < asked else []
+    expected = folder.expected or _expected_by_scope(folder.config)
+    return [f"{there} of {expected} samples are recorded so far."] if expected and there < expected else []
 
 
-def _num_asked(config: Mapping[str, Any]) -> int | None:
-    """Return how many samples a run asks for; None where its folder does not say.
+def _expected_by_scope(config: Mapping[str, Any]) -> int | None:
+    """Return how many samples an older folder should have, which has no count of each cell; None where it cannot say.
 
-    Folders without the count of each cell say lengths, subsets and samples, of which published rows may have fewer.
+    It says how many samples were asked for, of which published rows may have fewer.
     """
     scope = config.get("scope", {})
-    if "cells" in scope:
-        return sum(map(int, scope["cells"].values()))
     if config.get("published") or config.get("source", "generated") != "generated" or "samples" not in scope:
         return None
     num_cells = len(scope.get("lengths", [])) * len(scope.get("subsets", []))
