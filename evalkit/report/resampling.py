@@ -164,10 +164,14 @@ def with_seeds(over_clusters: Variance, obs: Observations, weights: Floats) -> V
 
 
 def add_variances(variances: Sequence[Variance]) -> Variance:
-    """Return the sum of independent variances (negative: taken out), with Satterthwaite's degrees of freedom."""
+    """Return the sum of independent variances (negative: taken out), with Satterthwaite's degrees of freedom.
+
+    They are never fewer than the fewest that went in, which taking out could otherwise cause.
+    """
     total = sum(v.value for v in variances)
     spread = sum(v.value**2 / max(v.dof, 1) for v in variances)
-    return Variance(total, total**2 / spread if spread > 0 else min(v.dof for v in variances))
+    fewest = min(v.dof for v in variances)
+    return Variance(total, max(total**2 / spread, fewest) if spread > 0 else fewest)
 
 
 def adjusted(values: Floats, obs: Observations, weights: Floats) -> tuple[float, Variance]:

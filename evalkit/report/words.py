@@ -1,6 +1,6 @@
 """The summary in words: what a person should take away, and how sure it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from evalkit.lengths import parse_length
@@ -8,7 +8,7 @@ from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
 from evalkit.report.comparison import Comparison
 from evalkit.report.estimates import ArmSummary
-from evalkit.report.stats import Contrast
+from evalkit.report.stats import SIGNIFICANT, Contrast
 from evalkit.report.tables import effective_text, interval_text, task_title
 
 
@@ -61,13 +61,14 @@ def difference_sentence(c: Comparison, primary: Contrast, margin: float) -> str:
     if c.verdict == "equivalent":
         found = f"{points:+.1f} points {interval}"
         return f"{c.arm} and {c.baseline} are equivalent within {margin:g} points at {where}: {found}"
-    power = f"where a true difference of {100 * primary.detectable:.1f} would have been seen four times in five"
+    undecided = f"{c.arm} against {c.baseline} is undecided at {where}: {points:+.1f} points {interval}"
+    if primary.p < SIGNIFICANT:
+        p = f"p = {c.primary_p_holm:.2f}"
+        return f"{undecided}, which leaves out 0, but not after correction for all comparisons ({p})"
     if primary.detectable >= 1:
-        power = "from too few samples for any true difference to be seen"
-    return (
-        f"{c.arm} against {c.baseline} is undecided at {where}: neither different nor equivalent within {margin:g} "
-        f"points, {points:+.1f} points {interval}, {power}"
-    )
+        return f"{undecided}, from too few samples for any true difference to be seen"
+    seen = f"a true difference of {100 * primary.detectable:.1f} would have been seen four times in five"
+    return f"{undecided}, neither different nor equivalent within {margin:g} points; {seen}"
 
 
 def order_sentence(c: Comparison) -> str:
@@ -76,23 +77,22 @@ def order_sentence(c: Comparison) -> str:
     if order is None:
         return ""
     where = span(parse_length(n) for n in c.by_length)
-    if order.word == "holds":
-        side = "above" if order.above else "below"
-        shown = f"significantly at {len(order.shown)} of {len(c.by_length)}"
-        return f"The order holds over {where}: {c.arm} is {side} {c.baseline} at every length, {shown}."
     sides = [
-        f"{side} at {_lengths(lengths)} (significantly at {_lengths(tuple(n for n in lengths if n in order.shown))})"
+        f"{side} {c.baseline} at {_lengths(lengths)} (significantly at {_lengths(set(lengths) & set(order.shown))})"
         for side, lengths in (("above", order.above), ("below", order.below))
         if lengths
     ]
-    told = f"{c.arm} is {' and '.join(sides)}" if sides else f"{c.arm} is level at every length"
-    if order.word == "changes":
-        return f"The order changes over {where}: {told}, against {c.baseline}."
-    return f"Whether the order holds over {where} is undecided: {told}, against {c.baseline}."
+    told = f"{c.arm} is {' and '.join(sides) or f'level with {c.baseline}'}."
+    begin = {
+        "holds": "The order holds",
+        "changes": "The order changes",
+        "undecided": "Undecided whether the order holds",
+    }
+    return f"{begin[order.word]} over {where}: {told}"
 
 
-def _lengths(labels: Sequence[str]) -> str:
-    return ", ".join(length_name(parse_length(n)) for n in labels) or "none"
+def _lengths(labels: Iterable[str]) -> str:
+    return ", ".join(length_name(n) for n in sorted(map(parse_length, labels))) or "none"
 
 
 def caveats(compared: Sequence[Comparison]) -> list[str]:
