@@ -58,7 +58,7 @@ def write_run(folder: Path, number: int, per_cell: int) -> None:
     parts = {"checkpoint.weights": number, "card": "babilong", "data.seed": 0}
     with RunFolder.start(folder, arm=f"arm {number:02d}", config=config, fingerprint=parts, provenance={}) as run:
         run.extend(predictions)
-        run.write_scores(scores, benchmarks.scorer_version())
+        run.write_scores(scores, benchmarks.scorer_version("babilong"))
 
 
 def report(folder: Path, out: Path) -> None:

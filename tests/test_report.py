@@ -3,23 +3,27 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from evalkit import benchmarks
+from evalkit.cli.commands import main
 from evalkit.errors import BadInput
 from evalkit.records.folder import RunFolder
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import SUMMARY_COLUMNS, build, load_runs
 from evalkit.report.compare import compare
 from evalkit.report.provenance import provenance
-from evalkit.report.words import findings
+from evalkit.report.tables import comparison_table
+from evalkit.report.words import compared_sentence, findings
 from evalkit.types import Prediction, Score
-from tests.report_runs import LENGTHS, holds_to, training, write_run
+from tests.report_runs import LENGTHS, Accuracy, holds_to, training, write_run
 
 K = 1024
 
@@ -207,8 +211,99 @@ def test_one_sample_shows_no_difference_and_does_not_say_what_it_could_have_seen
         write_run(tmp_path / arm, arm=arm, accuracy=lambda *_: 2.0, samples=1, lengths=("4k",), subsets=("qa1",))
     sentence = findings(analyse(load_runs([tmp_path])))[0].sentences[0]
     assert sentence.endswith(
-        "from too few samples for any true difference to be seen; effective length <4K against <4K."
+        "from too few samples for any true difference to be seen; effective length undecided against undecided."
     )
+
+
+def arms_of(folder: Path, samples: int, **accuracies: Accuracy) -> Path:
+    for arm, accuracy in accuracies.items():
+        write_run(folder / arm, arm=arm, accuracy=accuracy, samples=samples, lengths=("4k", "8k"), subsets=("qa1",))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("samples", "accuracy", "verdict", "sentence"),
+    [
+        (200, lambda *_: 0.9, "better", r"^b is better: \d+\.\d points \[.*\] above a at 4K to 8K; effective"),
+        (200, lambda *_: 0.1, "worse", r"^b is worse: \d+\.\d points \[.*\] below a at 4K to 8K; effective"),
+        (
+            30,
+            lambda *_: 0.5,
+            "undecided",
+            r"^b against a is undecided at 4K to 8K: .* points \[.*\], neither different",
+        ),
+    ],
+)
+def test_a_comparison_ends_in_one_word(
+    tmp_path: Path, samples: int, accuracy: Accuracy, verdict: str, sentence: str
+) -> None:
+    found = analyse(load_runs([arms_of(tmp_path, samples, a=lambda *_: 0.5, b=accuracy)]))
+    assert found.comparisons[0].verdict == verdict
+    assert re.match(sentence, findings(found)[0].sentences[0])
+    table = comparison_table(found, "babilong", "official")
+    assert dict(zip(table.columns, table.rows[0].entries, strict=True))["Verdict"].text == verdict
+
+
+def test_arms_are_equivalent_within_a_margin_and_not_within_a_narrower_one(tmp_path: Path) -> None:
+    arms_of(tmp_path, 400, a=lambda *_: 0.98, b=lambda *_: 0.98)
+    wide, narrow = (compare(tmp_path / "b", tmp_path / "a", margin=margin) for margin in (3.0, 0.1))
+    assert [c.analysis.comparisons[0].verdict for c in (wide, narrow)] == ["equivalent", "undecided"]
+    assert "b and a are equivalent within 3 points at 4K to 8K" in wide.text
+    assert "neither different nor equivalent within 0.1 points" in narrow.text
+
+
+def test_a_verdict_needs_significance_after_the_correction_for_all_pairs(tmp_path: Path) -> None:
+    arms = {name: (lambda *_: 0.5) for name in ("a", "c", "d", "e", "f")} | {"b": lambda *_: 0.62}
+    found = analyse(load_runs([arms_of(tmp_path, 60, **arms)]))
+    for c in (*found.comparisons, *found.pairs):
+        assert c.primary is not None
+        assert c.primary_p_holm is not None
+        assert (c.verdict in ("better", "worse")) == (c.primary_p_holm < 0.05)
+    lost = [c for c in (*found.comparisons, *found.pairs) if c.primary.p < 0.05 <= c.primary_p_holm]
+    assert "leaves out 0, but not after correction for all comparisons" in compared_sentence(lost[0], {}, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("b", "word", "sentence"),
+    [
+        (
+            lambda _, tokens: 0.9,
+            "holds",
+            "The order holds over 4K to 8K: b is above a at 4K, 8K (significantly at 4K, 8K).",
+        ),
+        (
+            lambda _, tokens: 0.9 if tokens < 8 * K else 0.1,
+            "changes",
+            "The order changes over 4K to 8K: b is above a at 4K (significantly at 4K) and below a at 8K "
+            "(significantly at 8K).",
+        ),
+        (
+            lambda _, tokens: 0.9 if tokens < 8 * K else 0.495,
+            "undecided",
+            "Undecided whether the order holds over 4K to 8K: b is above a at 4K (significantly at 4K) and below a at "
+            "8K (significantly at none).",
+        ),
+    ],
+)
+def test_whether_the_order_of_two_arms_holds_over_lengths_is_one_line(
+    tmp_path: Path, b: Accuracy, word: str, sentence: str
+) -> None:
+    found = analyse(load_runs([arms_of(tmp_path, 200, a=lambda *_: 0.5, b=b)]))
+    order = found.comparisons[0].order
+    assert order is not None
+    assert order.word == word
+    assert sentence in findings(found)[0].sentences
+    row = comparison_table(found, "babilong", "official").rows[0]
+    assert word in [entry.text for entry in row.entries]
+
+
+def test_every_pair_of_arms_has_its_verdict_and_its_order(tmp_path: Path) -> None:
+    arms_of(tmp_path / "runs", 30, a=lambda *_: 0.5, b=lambda *_: 0.6, c=lambda *_: 0.9)
+    build([tmp_path / "runs"], tmp_path / "plots")
+    rows = [row for row in rows_of(tmp_path / "plots" / "comparisons.csv") if row["endpoint"] == "primary"]
+    official = {(row["arm"], row["baseline"]): row for row in rows if row["scorer"] == "official"}
+    assert set(official) == {("b", "a"), ("c", "a"), ("c", "b")}
+    assert all(row["verdict"] and row["order"] for row in official.values())
 
 
 def test_arms_that_share_lengths_only_in_some_subsets_are_said_to_share_no_whole_length(tmp_path: Path) -> None:
@@ -254,6 +349,41 @@ def test_other_weights_under_the_same_arm_and_seed_are_named(tmp_path: Path) -> 
     assert not any("asked the same model" in note for note in notes)
 
 
+def test_arms_that_another_engine_or_precision_answered_are_said_to_differ_in_it(tmp_path: Path) -> None:
+    engines = {
+        "plain": {"engine.name": "hf", "engine.dtype": "float32", "engine.stop_ids": [2], "rope.rule": "none"},
+        "yarn": {"engine.name": "vllm", "engine.dtype": "bfloat16", "engine.stop_ids": [2], "rope.rule": "yarn"},
+    }
+    for arm, parts in engines.items():
+        for task, subset in (("babilong", "qa1"), ("mrcr", "2needle")):
+            write_run(
+                tmp_path / f"{arm}-{task}", arm=arm, accuracy=holds_to(8 * K), task=task, subsets=(subset,),
+                samples=10, fingerprint={**parts, "backend": None},
+            )  # fmt: skip
+    expected = [
+        "Besides weights and rope the arms differ in engine.dtype: float32 for plain; bfloat16 for yarn.",
+        "Besides weights and rope the arms differ in engine.name: hf for plain; vllm for yarn.",
+    ]
+    for notes in (
+        analyse(load_runs([tmp_path])).notes,
+        compare(tmp_path / "yarn-babilong", tmp_path / "plain-babilong").notices,
+    ):
+        assert [note for note in notes if note.startswith("Besides")] == expected
+
+
+def test_an_older_folder_names_its_backend_and_script_otherwise_and_is_compared_by_them(tmp_path: Path) -> None:
+    older = {"backend": "scripted", "script": "oracle", "dtype": "auto"}
+    newer = {"backend": None, "engine.name": "hf", "engine.dtype": "auto", "engine.version": "5.1"}
+    for arm, parts in (("a", older), ("b", newer)):
+        write_run(tmp_path / arm, arm=arm, accuracy=holds_to(8 * K), samples=10, fingerprint=parts)
+    notes = [note for note in analyse(load_runs([tmp_path])).notes if note.startswith("Besides")]
+    assert [note.removeprefix("Besides weights and rope the arms differ in ") for note in notes] == [
+        "engine.name: scripted for a; hf for b.",
+        "engine.script: oracle for a; not recorded for b.",
+        "engine.version: not recorded for a; 5.1 for b.",
+    ]
+
+
 def test_two_runs_of_the_same_model_show_the_noise_floor(tmp_path: Path) -> None:
     for name, hold in (("first", 8 * K), ("second", 16 * K)):
         write_run(tmp_path / name, arm="plain", accuracy=holds_to(hold), training=training("plain"))
@@ -276,6 +406,12 @@ def test_controls_are_arms_of_their_own_and_are_not_compared(tmp_path: Path) -> 
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_cannot_be_used_are_refused_with_what_is_wrong_with_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K), samples=0)
+    with pytest.raises(BadInput, match=r"^No run folder can be used\. a is left out: it has no answers yet\.$"):
+        load_runs([tmp_path])
 
 
 def test_no_runs_are_refused_with_the_place_that_was_searched(tmp_path: Path) -> None:
@@ -303,6 +439,23 @@ def test_a_torn_tail_and_an_unfinished_run_are_reported_on_and_said(tmp_path: Pa
     assert any("cut off" in note for note in loaded.left_out)
     assert any("samples are recorded so far" in note for note in loaded.left_out)
     assert analyse(loaded).cells
+
+
+@pytest.mark.parametrize(
+    ("config", "note"),
+    [
+        ({"depths": [0.0, 1.0]}, "half: 80 of 160 samples are recorded so far."),
+        ({"scope": {"cells": {"qa1/4k": 50, "qa1/8k": 40}}}, "half: 80 of 90 samples are recorded so far."),
+        ({"scope": {"cells": {"qa1/4k": 40, "qa1/8k": 40}, "samples": 90}}, None),  # published rows: fewer than asked
+        ({"source": "published"}, None),  # an older folder, which does not say how many rows there are
+    ],
+)
+def test_a_run_is_unfinished_where_it_has_fewer_samples_than_its_cells_count(
+    tmp_path: Path, config: dict[str, object], note: str | None
+) -> None:
+    lengths = ("4k", "8k")
+    write_run(tmp_path / "half", arm="half", accuracy=holds_to(8 * K), subsets=("qa1",), lengths=lengths, config=config)
+    assert load_runs([tmp_path]).left_out == ((note,) if note else ())
 
 
 def test_a_run_without_answers_is_left_out(tmp_path: Path) -> None:
@@ -432,3 +585,14 @@ def test_compare_refuses_a_run_and_itself(results: Path) -> None:
 def test_compare_refuses_runs_that_share_no_sample(results: Path) -> None:
     with pytest.raises(BadInput, match="no sample in common"):
         compare(results / "plain-mrcr", results / "plain-babilong")
+
+
+def test_the_margin_is_given_in_points_on_the_command_line_and_recorded(results: Path, tmp_path: Path) -> None:
+    folders = [str(results / "randomized-yarn-babilong"), str(results / "plain-babilong")]
+    refused = CliRunner().invoke(main, ["compare", *folders, "--margin", "0"])
+    assert refused.exit_code == 2
+    assert "--margin" in refused.output
+    assert "is better" in CliRunner().invoke(main, ["compare", *folders, "--margin", "0.5"]).output
+    CliRunner().invoke(main, ["report", *folders, "--margin", "0.5", "--out", str(tmp_path)])
+    assert "--margin 0.5" in json.loads((tmp_path / "report.json").read_text())["command"]
+    assert "within 0.5 points" in (tmp_path / "report.md").read_text()

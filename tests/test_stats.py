@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,7 +123,8 @@ def test_ratios_are_covered_closely() -> None:
 
 @pytest.mark.slow
 def test_differences_are_covered_and_false_alarms_are_rare() -> None:
-    times = 800
+    times = 2000
+    noise = 2 * np.sqrt(0.05 * 0.95 / times)
     for n, per_story, (better, worse) in itertools.product(
         (30, 100, 1000), (1, 5), ((0.02, 0.02), (0.1, 0.05), (0.3, 0.05), (0.25, 0.25))
     ):
@@ -133,37 +135,116 @@ def test_differences_are_covered_and_false_alarms_are_rare() -> None:
             luck = rng.random(n)
             if per_story > 1:
                 luck = np.where(rng.random(n) < 0.5, luck, rng.random(n)[story])
-            found = stats.contrast(single((luck < better) * 1.0 - (luck > 1 - worse), story), ONE)
+            found = stats.contrast(single((luck < better) * 1.0 - (luck > 1 - worse), story, lowest=-1), ONE)
             inside += found.low <= better - worse <= found.high
             false_alarm += better == worse and found.p < 0.05
-        assert inside / times >= 0.95 - slack(n) - 0.014, (n, per_story, better, worse, inside)
-        assert false_alarm / times <= 0.08, (n, per_story, better, worse, false_alarm)
+        assert inside / times >= 0.95 - slack(n) - noise, (n, per_story, better, worse, inside)
+        assert false_alarm / times <= 0.06 + noise, (n, per_story, better, worse, false_alarm)
+
+
+def seeds_of_two_arms(
+    rng: np.random.Generator, num_seeds: int, *, paired: bool, spread: float, gap: float, n: int = 100
+) -> Observations:
+    """Two arms of several seeds: a sample is right where skill + seed + story + noise > 0, all of them normal.
+
+    Paired seeds do half of what they do to both arms.
+    """
+    story, seeds = rng.normal(size=n), rng.normal(size=(2, num_seeds))
+    if paired:
+        seeds = (seeds + rng.normal(size=num_seeds)) * np.sqrt(0.5)
+    total = np.sqrt(2 + spread**2)
+    sides = []
+    for score, seed in zip((0.6 + gap, 0.6), seeds, strict=True):
+        skill = scipy_stats.norm.ppf(score) * total
+        right = skill + spread * seed[:, None] + story + rng.normal(size=(num_seeds, n)) > 0
+        sides.append(Observations(parts=(right * 1.0,), cell=np.zeros(n, dtype=np.int64), cluster=np.arange(n)))
+    return difference(*sides, paired_seeds=paired)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_intervals_over_seeds_count_the_noise_of_seed_and_story_once(paired: bool) -> None:
+    # Seeds that differ in nothing but that noise: counted twice, five of them covered 100 % at a width of 18 points.
+    rng = np.random.default_rng(5)
+    found = [stats.contrast(seeds_of_two_arms(rng, 5, paired=paired, spread=0.0, gap=0.1), ONE) for _ in range(300)]
+    assert np.mean([c.low <= 0.1 <= c.high for c in found]) >= 0.95
+    assert np.median([c.high - c.low for c in found]) < 0.15
 
 
 @pytest.mark.slow
-def test_several_seeds_widen_the_interval_to_what_seeds_do() -> None:
-    rng, times, inside = np.random.default_rng(7), 400, 0
-    for _ in range(times):
-        a, b = ((rng.random((3, 200)) < np.clip(p + rng.normal(0, 0.05, (3, 1)), 0, 1)) * 1.0 for p in (0.6, 0.5))
-        cell, story = np.zeros(200, dtype=np.int64), np.arange(200)
-        arms = (Observations(parts=(side,), cell=cell, cluster=story) for side in (a, b))
-        found = stats.contrast(difference(*arms, paired_seeds=False), ONE)
-        inside += found.low <= 0.1 <= found.high
-    assert inside / times >= 0.92
+@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+@pytest.mark.parametrize("paired", [True, False])
+def test_differences_over_seeds_are_covered(num_seeds: int, paired: bool) -> None:
+    times = 1500
+    noise = 2 * np.sqrt(0.05 * 0.95 / times)
+    for spread, gap in itertools.product((0.0, 0.15, 0.5), (0.0, 0.2)):
+        rng = np.random.default_rng([num_seeds, paired, int(100 * spread), int(10 * gap)])
+        draws = (seeds_of_two_arms(rng, num_seeds, paired=paired, spread=spread, gap=gap) for _ in range(times))
+        found = [stats.contrast(obs, ONE) for obs in draws]
+        covered = np.mean([c.low <= gap <= c.high for c in found])
+        assert 0.94 - noise <= covered <= 0.995, (spread, gap, covered)
 
 
-def test_of_few_seeds_a_p_value_is_small_only_where_the_interval_excludes_0() -> None:
-    rng, cell, story = np.random.default_rng(11), np.zeros(100, dtype=np.int64), np.arange(100)
-    excluded = 0
-    for _ in range(40):
-        gaps = rng.uniform(0, 0.6) + rng.normal(0, 0.1, (3, 1))  # a seed moves an arm as it does in life
-        a, b = ((rng.random((3, 100)) < np.clip(p, 0, 1)) * 1.0 for p in (0.3 + gaps, np.full((3, 1), 0.3)))
-        arms = (Observations(parts=(side,), cell=cell, cluster=story) for side in (a, b))
-        found = stats.contrast(difference(*arms, paired_seeds=True), ONE)
-        excludes = not found.low <= 0 <= found.high
-        excluded += excludes
-        assert found.p < 0.06 if excludes else found.p > 0.04, found
-    assert 5 < excluded < 35, "this test needs both kinds"
+def test_the_interval_over_seeds_is_never_narrower_than_over_stories_or_over_seeds_alone() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        obs = seeds_of_two_arms(rng, 3, paired=True, spread=0.2, gap=0.0)
+        over_both = stats.contrast(obs, ONE).error
+        averaged = replace(obs, parts=(obs.combined[None],))
+        assert over_both >= stats.contrast(averaged, ONE).error - 1e-9
+        assert over_both >= obs.parts[0].mean(axis=1).std(ddof=1) / np.sqrt(3) - 1e-9
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_over_seeds_too_a_p_value_is_small_exactly_where_the_interval_leaves_out_0(paired: bool) -> None:
+    rng = np.random.default_rng(11)
+    leaves_out = []
+    for gap in np.linspace(0, 0.35, 60):
+        found = stats.contrast(seeds_of_two_arms(rng, 3, paired=paired, spread=0.2, gap=gap), ONE)
+        leaves_out.append(not found.low <= 0 <= found.high)
+        assert leaves_out[-1] == (found.p < 0.05), found
+    assert 10 < sum(leaves_out) < 50, "this test needs both kinds"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["right or wrong", "ratios"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_30_samples_a_slope_of_0_seldom_seems_one(kind: str, shared: bool) -> None:
+    times, weights = 4000, stats.slope_weights([4096 * 2**i for i in range(5)])
+    for p in (0.5, 0.9):
+        rng = np.random.default_rng([shared, int(10 * p)])
+        cell, story = np.repeat(np.arange(5), 30), np.tile(np.arange(30), 5) if shared else np.arange(150)
+        found = []
+        for _ in range(times):
+            luck = rng.random(30)[story] if shared else 0.0
+            scores = ratios(rng, 150, p) if kind == "ratios" else (rng.random(150) < p) * 1.0
+            scores = np.where((rng.random(150) < 0.5) & shared, (luck < p) * 1.0, scores)
+            found.append(stats.contrast(Observations(parts=(scores[None],), cell=cell, cluster=story), weights))
+        alarms = np.mean([c.p < 0.05 for c in found])
+        assert alarms <= 0.065, (p, alarms)
+
+
+def test_equivalence_needs_an_interval_within_the_margin() -> None:
+    values = np.concatenate([np.ones(10), -np.ones(10), np.zeros(980)])
+    alike = stats.contrast(single(values, lowest=-1), ONE)
+    assert alike.p_equivalent(0.03) < 0.001
+    assert alike.p_equivalent(0.002) > 0.05
+    half = 1.645 * alike.error  # the 90 % interval, which belongs to two one-sided tests at 5 %
+    assert alike.p_equivalent(half + 0.0005) < 0.05 < alike.p_equivalent(half - 0.0005)
+    apart = stats.contrast(single(np.concatenate([np.ones(100), np.zeros(900)]), lowest=-1), ONE)
+    assert apart.p_equivalent(0.03) > 0.99
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(30, 30), (30, 12), (25, 3), (12, 0)])
+def test_a_ratio_is_held_exactly_where_the_difference_it_makes_is_not_shown(inside: int, outside: int) -> None:
+    scores = np.concatenate([np.arange(30) < inside, np.arange(30) < outside]).astype(float)
+    obs = Observations(parts=(scores[None],), cell=np.repeat([0, 1], 30), cluster=np.arange(60))
+    found = stats.ratio_interval(obs, np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+    assert found.mean == pytest.approx(outside / inside)
+    assert found.high is not None
+    assert 0 <= found.low <= found.mean <= found.high
+    just_beyond = stats.contrast(obs, np.array([-found.high * 1.001, 1.0]))
+    just_within = stats.contrast(obs, np.array([-found.high * 0.999, 1.0]))
+    assert just_beyond.p < 0.05 < just_within.p
 
 
 def test_the_average_over_cells_has_the_average_of_their_means() -> None:
@@ -192,7 +273,7 @@ def test_an_interval_holds_its_mean_stays_in_0_to_1_and_is_never_empty(values: l
 )
 @settings(max_examples=60, deadline=None)
 def test_a_difference_is_never_plus_minus_nothing(values: list[float], per_story: int) -> None:
-    found = stats.contrast(single(values, [i // per_story for i in range(len(values))]), ONE)
+    found = stats.contrast(single(values, [i // per_story for i in range(len(values))], lowest=-1), ONE)
     assert -1 <= found.low <= found.mean <= found.high <= 1
     assert found.high - found.low > 0.005
     assert 0 < found.p <= 1
@@ -228,29 +309,29 @@ def test_resamples_of_clusters_vary_as_clusters_do() -> None:
 
 @pytest.mark.parametrize("n", [10, 100, 1000])
 def test_the_smallest_detectable_difference_of_equal_arms_is_seen_four_times_in_five(n: int) -> None:
-    detectable = stats.contrast(single(np.zeros(n)), ONE).detectable
+    detectable = stats.contrast(single(np.zeros(n), lowest=-1), ONE).detectable
     worse = np.arange(n + 1)
-    seen = np.array([stats.mcnemar(0, k) < 0.05 for k in worse])
+    seen = np.array([stats.contrast(single(-1.0 * (np.arange(n) < k), lowest=-1), ONE).p < 0.05 for k in worse])
     assert scipy_stats.binom.pmf(worse, n, detectable)[seen].sum() == pytest.approx(0.8)
 
 
 def test_fewer_than_six_samples_can_show_no_difference() -> None:
-    assert stats.contrast(single(np.zeros(5)), ONE).detectable == 1
-    assert stats.contrast(single(np.zeros(6)), ONE).detectable < 1
+    assert stats.contrast(single(np.zeros(5), lowest=-1), ONE).detectable == 1
+    assert stats.contrast(single(np.zeros(6), lowest=-1), ONE).detectable < 1
 
 
-@given(st.integers(0, 200), st.integers(0, 200))
-@settings(max_examples=50, deadline=None)
-def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(better: int, worse: int) -> None:
-    expected = scipy_stats.binomtest(better, better + worse, 0.5).pvalue if better + worse else 1.0
-    assert stats.mcnemar(better, worse) == pytest.approx(expected)
-
-
-def test_flipping_signs_of_stories_is_mcnemar_when_each_story_is_one_pair() -> None:
-    better, worse = np.ones(7), -np.ones(2)
-    values = np.concatenate([better, worse, np.zeros(30)])
-    stories = [f"s{i}" for i in range(38)] + ["s37"]  # one shared story, so that McNemar's own test does not apply
-    assert stats.contrast(single(values, stories), ONE).p == pytest.approx(stats.mcnemar(7, 2))
+@given(better=st.integers(0, 60), worse=st.integers(0, 60), equal=st.integers(1, 200))
+@settings(max_examples=100, deadline=None)
+def test_the_interval_leaves_out_0_exactly_where_p_is_small_and_p_is_near_that_of_mcnemar(
+    better: int, worse: int, equal: int
+) -> None:
+    values = np.concatenate([np.ones(better), -np.ones(worse), np.zeros(equal)])
+    found = stats.contrast(single(values, lowest=-1), ONE)
+    assert (found.low > 0 or found.high < 0) == (found.p < 0.05)
+    if better + worse > 20 and equal > 20:
+        exact = scipy_stats.binomtest(better, better + worse, 0.5).pvalue
+        assert found.p == pytest.approx(exact, abs=0.15)
+        assert found.p < 0.001 or exact > 0.0005 or found.p < 5 * exact + 0.001
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
@@ -303,7 +384,12 @@ def test_area_and_slope_of_a_straight_line() -> None:
     ],
 )
 def test_effective_length_asks_every_shorter_length_too(lows: list[float], expected: tuple[int, str]) -> None:
-    assert stats.effective_length([16, 32, 64], lows, 0.85) == expected
+    intervals = [(low, low + 0.1) for low in lows]
+    assert stats.effective_length([16, 32, 64], intervals, 0.85) == expected
+
+
+def test_whether_the_shortest_length_holds_is_not_known_where_its_interval_holds_the_threshold() -> None:
+    assert stats.effective_length([16, 32], [(0.6, 0.97), (0.6, 0.97)], 0.85) == (16, "?")
 
 
 def test_retention_is_the_ratio_of_two_means() -> None:
@@ -317,5 +403,24 @@ def test_retention_is_the_ratio_of_two_means() -> None:
     found = stats.ratio_interval(obs, np.array([0.0, 1.0]), np.array([1.0, 0.0]))
     assert found.mean == pytest.approx(scores[200:].mean() / scores[:200].mean())
     assert found.low < 0.6 / 0.9 < found.high
+    assert found.high - found.low < 0.2
     nothing = Observations(parts=(np.zeros((1, 400)),), cell=obs.cell, cluster=obs.cluster)
     assert stats.ratio_interval(nothing, np.array([0.0, 1.0]), np.array([1.0, 0.0])).mean is None
+
+
+def test_the_slope_of_an_arm_that_is_right_everywhere_is_known_to_be_small() -> None:
+    lengths = [4096 * 2**i for i in range(6)]
+    for story in (np.arange(180), np.tile(np.arange(30), 6)):  # other stories at each length, or the same ones
+        right = Observations(parts=(np.ones((1, 180)),), cell=np.repeat(np.arange(6), 30), cluster=story)
+        found = stats.contrast(right, stats.slope_weights(lengths))
+        assert found.mean == pytest.approx(0)
+        assert -0.03 < found.low < -0.001
+        assert found.high == pytest.approx(-found.low)
+
+
+def test_the_slope_of_an_arm_that_is_right_everywhere_is_not_moved_by_a_length_with_few_samples() -> None:
+    cell = np.repeat(np.arange(4), [2, 30, 30, 30])
+    right = Observations(parts=(np.ones((1, 92)),), cell=cell, cluster=np.arange(92))
+    found = stats.contrast(right, stats.slope_weights([4096, 8192, 16384, 32768]))
+    # What two right answers leave open: an accuracy of 0.34 (Wilson) at the shortest length would be a slope of +20.
+    assert -0.1 < found.low < 0 < found.high < 0.21

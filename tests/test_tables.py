@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.build import terminal_tables
 from evalkit.report.load import load_runs
 from evalkit.report.render import latex, markdown, terminal
-from evalkit.report.tables import Entry, Row, Table, all_tables, score_table, summary_table, terminal_tables
+from evalkit.report.tables import Entry, Row, Table, all_tables, score_table, summary_table
 from tests.report_runs import holds_to, training, write_run
 
 K = 1024
@@ -82,6 +83,15 @@ def test_scores_have_one_decimal_and_an_interval(analysis: Analysis) -> None:
     assert "n = 40, 0 unscored" in entry.explanation
 
 
+def test_a_caption_names_only_intervals_there_are_and_explains_only_lengths_that_need_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K), lengths=("512",), subsets=("qa1",))
+    analysis = analyse(load_runs([tmp_path]))
+    caption = score_table(analysis, "babilong", "official").caption
+    assert "95 % intervals (wilson)" in caption
+    assert "Lengths are tokens. n:" in caption
+    assert "131,072" not in caption
+
+
 def test_published_means_stand_beside_ours_and_say_so(analysis: Analysis) -> None:
     rows = [row for row in summary_table(analysis, "babilong", "official").rows if row.kind == "published"]
     assert len(rows) == 4
@@ -147,6 +157,6 @@ def test_long_names_stay_different_when_they_are_shortened() -> None:
 
 
 def test_run_tables_need_no_second_arm(results: Path) -> None:
-    text = terminal_tables(*load_runs([results / "plain"]))
+    text = terminal_tables(load_runs([results / "plain"]))
     assert "BABILong" in text
     assert "plain" in text

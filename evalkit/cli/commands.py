@@ -24,6 +24,15 @@ FAILED_SAMPLES = 1
 WRONG_USE = 2
 
 
+margin_option = click.option(
+    "--margin",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Points: arms that are shown to differ by less are equivalent.",
+)
+
+
 class _Group(click.Group):
     """Lists commands in the order they are written, and explains evalkit's errors in one sentence."""
 
@@ -161,7 +170,8 @@ def crosscheck(folder: Path | None, backends: tuple[str, ...], as_json: bool, va
 @click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
 @click.option("--baseline", help="Arm that the others are compared with; default: plain training, or the first arm.")
 @click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
-def report(runs: tuple[Path, ...], out: Path, baseline: str | None, trained_length: int | None) -> None:
+@margin_option
+def report(runs: tuple[Path, ...], out: Path, baseline: str | None, trained_length: int | None, margin: float) -> None:
     """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
 
     RUNS are run folders, or folders that contain some.
@@ -173,7 +183,7 @@ def report(runs: tuple[Path, ...], out: Path, baseline: str | None, trained_leng
     """
     from evalkit.report.build import build
 
-    built = build(runs, out, baseline=baseline, trained_length=trained_length)
+    built = build(runs, out, baseline=baseline, trained_length=trained_length, margin=margin)
     click.echo(built.text)
     for notice in built.notices:
         click.echo(f"note: {notice}", err=True)
@@ -184,7 +194,8 @@ def report(runs: tuple[Path, ...], out: Path, baseline: str | None, trained_leng
 @click.argument("first", type=FOLDER)
 @click.argument("second", type=FOLDER)
 @click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
-def compare(first: Path, second: Path, trained_length: int | None) -> None:
+@margin_option
+def compare(first: Path, second: Path, trained_length: int | None, margin: float) -> None:
     """Say by how much FIRST is better than SECOND on the samples that both answered, and how sure that is.
 
     Each is a run folder, or a folder of runs that are one arm (several seeds). Runs that were asked different data are
@@ -196,7 +207,7 @@ def compare(first: Path, second: Path, trained_length: int | None) -> None:
     """
     from evalkit.report.compare import compare as compare_runs
 
-    compared = compare_runs(first, second, trained_length=trained_length)
+    compared = compare_runs(first, second, trained_length=trained_length, margin=margin)
     click.echo(compared.text)
     for notice in compared.notices:
         click.echo(f"note: {notice}", err=True)
@@ -372,7 +383,6 @@ def import_(folder: Path, out: Path) -> None:
 
 
 def _print_tables(folders: list[Path]) -> None:
-    from evalkit.report.build import load_runs
-    from evalkit.report.tables import terminal_tables
+    from evalkit.report.build import load_runs, terminal_tables
 
-    click.echo(terminal_tables(*load_runs(folders)))
+    click.echo(terminal_tables(load_runs(folders)))

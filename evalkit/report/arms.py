@@ -1,6 +1,7 @@
 """The arms of a report: which runs belong together, in which order they stand, and what length they were trained to."""
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,10 @@ from evalkit.errors import BadInput
 from evalkit.lengths import format_length
 from evalkit.report.load import Run
 from evalkit.report.panel import natural
+from evalkit.train.recipes import RECIPES
 
-_RECIPES = ("", "plain", "yarn", "rpe", "randomized-yarn", "rpe-no-curriculum", "randomized-yarn-no-curriculum")
+_RECIPES = ("", *RECIPES)
+"""In the order in which arms stand; those without training first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +76,11 @@ def _place(arm: Arm) -> tuple[object, ...]:
 
 
 def disagreements(arm: Arm) -> list[str]:
-    """Name what differs between the runs of an arm beside seed and task: a reader takes it for one method.
+    """Name what differs between the runs of an arm besides seed and task: a reader takes it for one method.
 
     Weights differ between seeds and between the trainings for two tasks; under one seed and task they should not.
     """
-    found = []
+    found: dict[str, str] = {}
     for first, run in itertools.combinations(arm.runs, 2):
         same_task = first.config.get("task") == run.config.get("task")
         same_model = same_task and first.replicate == run.replicate
@@ -88,13 +91,15 @@ def disagreements(arm: Arm) -> list[str]:
                 continue
             a, b = first.fingerprint.get(name), run.fingerprint.get(name)
             if a != b:
-                found.append(f"{name} is {said(a)} in {first.name} and {said(b)} in {run.name}")
-    return found
+                found.setdefault(name, f"{name} is {phrase(a)} in {first.name} and {phrase(b)} in {run.name}")
+    return list(found.values())
 
 
-def said(value: object) -> object:
-    """Return a part of a fingerprint as a sentence names it."""
-    return "absent" if value is None else value
+def phrase(value: object) -> str:
+    """Return a value of a fingerprint as a sentence names it."""
+    if value is None:
+        return "absent"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def length_name(tokens: int) -> str:

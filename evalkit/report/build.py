@@ -11,7 +11,9 @@ from typing import Any
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import render
-from evalkit.report.analysis import AVERAGE, Analysis, CellScore, Comparison, analyse
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.comparison import MARGIN, Comparison
+from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.page import render_page
@@ -29,7 +31,7 @@ from evalkit.report.tables import (
 )
 from evalkit.report.words import findings
 
-__all__ = ["Loaded", "Report", "build", "load_runs"]
+__all__ = ["Loaded", "Report", "build", "load_runs", "terminal_tables"]
 
 SUMMARY_COLUMNS = (
     "run",
@@ -72,6 +74,7 @@ def build(
     *,
     baseline: str | None = None,
     trained_length: int | None = None,
+    margin: float = MARGIN,
     seed: int = 0,
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
@@ -81,6 +84,7 @@ def build(
         out: created where it does not exist; files of an earlier report are replaced.
         baseline: the arm that others are compared with; None takes plain training, or else the first arm.
         trained_length: tokens; overrides what the checkpoints say.
+        margin: points; arms that differ by less are equivalent.
         seed: of the resampling.
 
     Raises:
@@ -88,8 +92,13 @@ def build(
     """
     given, out = [Path(path) for path in paths], Path(out)
     loaded = load_runs(given)
-    analysis = analyse(loaded, baseline=baseline, trained_length=trained_length, seed=seed)
-    options = {"baseline": baseline, "trained_length": trained_length, "seed": seed or None}
+    analysis = analyse(loaded, baseline=baseline, trained_length=trained_length, margin=margin, seed=seed)
+    options = {
+        "baseline": baseline,
+        "trained_length": trained_length,
+        "margin": None if margin == MARGIN else margin,
+        "seed": seed or None,
+    }
     record = provenance(loaded.runs, given, {name: value for name, value in options.items() if value is not None})
     tables = all_tables(analysis)
     try:
@@ -136,6 +145,13 @@ def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
         parts += ["## What was left out, and what to know", "\n".join(notes)]
     parts += ["## Tables", *map(render.markdown, tables), "## Where this comes from", f"`{origin.replace('`', '')}`"]
     return "\n\n".join(parts) + "\n"
+
+
+def terminal_tables(loaded: Loaded) -> str:
+    """Return the score tables of some runs as text, without comparing them: what ``evalkit run`` prints at its end."""
+    analysis = analyse(loaded)
+    tables = [score_table(analysis, task, analysis.scorers(task)[0]) for task in analysis.tasks]
+    return "\n\n".join(map(render.terminal, tables))
 
 
 def _terminal(analysis: Analysis) -> str:
@@ -207,7 +223,7 @@ def _cell_row(cell: CellScore) -> dict[str, Any]:
 
 _COMPARISON_COLUMNS = (
     "arm", "baseline", "task", "scorer", "endpoint", "subset", "length", "n", "stories", "difference", "ci_low",
-    "ci_high", "p", "p_holm", "detectable", "interval", "models_arm", "models_baseline",
+    "ci_high", "p", "p_holm", "verdict", "order", "detectable", "interval", "models_arm", "models_baseline",
 )  # fmt: skip
 
 
@@ -215,7 +231,8 @@ def _comparison_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
     for c in (*analysis.comparisons, *analysis.pairs):
         whole = AVERAGE if len(c.subsets) > 1 else c.subsets[0]
         if c.primary is not None:
-            yield _comparison_row(c, "primary", whole, " ".join(c.lengths), c.primary, c.primary_p_holm)
+            row = _comparison_row(c, "primary", whole, " ".join(c.lengths), c.primary, c.primary_p_holm)
+            yield row | {"verdict": c.verdict, "order": c.order.word if c.order else None}
         for length, found in c.by_length.items():
             yield _comparison_row(c, "length", whole, length, found, c.by_length_p_holm[length])
         for (subset, length), found in c.by_cell.items():

@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalkit.errors import BadInput
-from evalkit.report.analysis import Analysis, analyse, data_differences
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.comparison import MARGIN, data_differences
 from evalkit.report.load import Loaded, Run, load_runs
 from evalkit.report.render import terminal
 from evalkit.report.tables import comparison_table
 from evalkit.report.words import findings
-
-_SHARED_PROMPTS = "tokenizer and template"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +24,21 @@ class Compared:
     """With two arms; ``comparisons`` holds the first minus the second."""
 
 
-def compare(first: Path | str, second: Path | str, *, trained_length: int | None = None, seed: int = 0) -> Compared:
+def compare(
+    first: Path | str,
+    second: Path | str,
+    *,
+    trained_length: int | None = None,
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> Compared:
     """Compare two run folders, or two folders of runs, sample by sample.
 
     Args:
         first: a run folder, or a folder whose runs are one arm (several seeds, several tasks).
         second: what it is compared with.
         trained_length: tokens; overrides what the checkpoints say.
+        margin: points; arms that differ by less are equivalent.
         seed: of the resampling.
 
     Raises:
@@ -50,15 +57,17 @@ def compare(first: Path | str, second: Path | str, *, trained_length: int | None
     names = _names(*sides)
     renamed = tuple(replace(run, arm=names[run in sides[1]]) for run in loaded.runs)
     analysis = analyse(
-        Loaded(loaded.frame, renamed, loaded.left_out), baseline=names[1], trained_length=trained_length, seed=seed
+        Loaded(loaded.frame, renamed, loaded.left_out),
+        baseline=names[1],
+        trained_length=trained_length,
+        margin=margin,
+        seed=seed,
     )
     if not analysis.comparisons:
         raise BadInput(f"{a} and {b} have no sample in common: their tasks, subsets or lengths do not meet.")
     tables = [terminal(comparison_table(analysis, c.task, c.scorer)) for c in analysis.comparisons]
     sentences = [f"{found.title}: {' '.join(found.sentences)}" for found in findings(analysis)]
-    return Compared(
-        text="\n\n".join([*tables, *sentences]), notices=(*analysis.notes, *_other_prompts(*sides)), analysis=analysis
-    )
+    return Compared(text="\n\n".join([*tables, *sentences]), notices=analysis.notes, analysis=analysis)
 
 
 def _within(run: Run, folder: Path) -> bool:
@@ -80,10 +89,3 @@ def _refuse_different_data(first: list[Run], second: list[Run]) -> None:
                 f"{a.name} and {others[0].name} were asked different data, so their scores do not pair: "
                 f"{'; '.join(differing[0])}; run one of them again with the other's data."
             )
-
-
-def _other_prompts(first: list[Run], second: list[Run]) -> list[str]:
-    used = {str(run.fingerprint.get(_SHARED_PROMPTS)) for run in (*first, *second)}
-    if len(used) < 2:
-        return []
-    return ["The same questions were asked, but not token for token the same prompts: tokenizer or template differ."]

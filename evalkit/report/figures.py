@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evalkit.lengths import parse_length
-from evalkit.report.analysis import AVERAGE, Analysis, CellScore
+from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name
 from evalkit.report.coverage import coverage
+from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.style import RC, Look, length_axis, looks, mark_trained
 from evalkit.report.tables import task_title
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # In JSON text a quotation mark inside a string follows a backslash, so no fact can be taken for a name.
 _NEEDED = re.compile(r'(?<!\\)"(wanted|supporting)": (\d+|\[[\d, ]*\])')
+_NAMES_SINCE = {"backend": "engine.name", "dtype": "engine.dtype", "script": "engine.script"}
+"""Parts of the fingerprint that folders of schema 1 know by another name."""
 _COLUMNS = (
     "task",
     "subset",
@@ -94,6 +96,14 @@ class Run:
         return {name: value for name, value in self.fingerprint.items() if name.startswith("checkpoint.")}
 
     @property
+    def setup(self) -> dict[str, Any]:
+        """The fingerprint's parts that say how questions were put and answered: neither model, rope nor data."""
+        others = ("checkpoint.", "rope.", "data.", "card", "published", "model")
+        parts = {n: v for n, v in self.fingerprint.items() if v is not None and not n.startswith(others)}
+        renamed = {_NAMES_SINCE[n]: v for n, v in parts.items() if n in _NAMES_SINCE}
+        return renamed | {n: v for n, v in parts.items() if n not in _NAMES_SINCE}
+
+    @property
     def replicate(self) -> str:
         """Names the trained model within its arm; runs that share it count as one, so their weights should agree."""
         if "seed" in self.training:
@@ -138,7 +148,7 @@ def load_runs(paths: Iterable[Path | str]) -> Loaded:
         runs.append(run)
         tables.append(table)
     if not tables:
-        raise BadInput(f"None of {len(folders)} run folders can be used. {' '.join(left_out)}")
+        raise BadInput(f"No run folder can be used. {' '.join(left_out)}")
     frame = pa.concat_tables(tables).unify_dictionaries().to_pandas(self_destruct=True, split_blocks=True)
     frame["length_tokens"] = _by_category(frame["length"], parse_length).astype(np.int32)
     return Loaded(frame, tuple(runs), tuple(left_out))
@@ -157,12 +167,12 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
         provenance=folder.provenance,
     )
     table, outdated = scored(folder)
-    said = "the stored scores do not fit its predictions or the rules of today, and were computed again."
-    rescored = [said] if outdated else []
+    again = "the stored scores do not fit its predictions or the rules of today, and were computed again."
+    rescored = [again] if outdated else []
     if not table.num_rows:
         raise BadInput("it has no answers yet.")
     table, wrong = _only_sound(table)
-    left_out.extend(f"{name}: {notice}" for notice in [*rescored, *folder.notices, *wrong, *_unfinished(run, table)])
+    left_out.extend(f"{name}: {notice}" for notice in [*rescored, *folder.notices, *wrong, *_unfinished(folder, table)])
     fixed = {"run": name, "arm": run.arm}
     columns = {
         label: pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), [text])
@@ -195,19 +205,26 @@ def _only_sound(table: "pa.Table") -> "tuple[pa.Table, list[str]]":
     return table, [f"{wrong} scores that are not a number from 0 to 1 count as unscored."]
 
 
-def _unfinished(run: Run, table: "pa.Table") -> list[str]:
-    """Say how much of what was asked for is there, where the run knows how much that is."""
+def _unfinished(folder: RunFolder, table: "pa.Table") -> list[str]:
+    """Say how much of what was asked for is there, where the folder knows how much that is."""
     import pyarrow.compute as pc
 
-    scope = run.config.get("scope", {})
-    samples = scope.get("samples")
-    if run.published or not isinstance(samples, int):
-        return []
-    asked = len(scope.get("lengths", [])) * len(scope.get("subsets", [])) * samples
-    asked *= max(len(run.config.get("depths") or []), 1)
-    first = table["scorer"].combine_chunks().dictionary[0].as_py()
+    first = table["scorer"].combine_chunks().dictionary[0].as_py()  # one row a sample; reading all lines takes longer
     there = int(pc.sum(pc.equal(table["scorer"].cast("string"), first)).as_py())
-    return [f"{there} of {asked} samples are recorded so far."] if there < asked else []
+    expected = folder.expected or _expected_by_scope(folder.config)
+    return [f"{there} of {expected} samples are recorded so far."] if expected and there < expected else []
+
+
+def _expected_by_scope(config: Mapping[str, Any]) -> int | None:
+    """Return how many samples an older folder should have, which has no count of each cell; None where it cannot say.
+
+    It says how many samples were asked for, of which published rows may have fewer.
+    """
+    scope = config.get("scope", {})
+    if config.get("published") or config.get("source", "generated") != "generated" or "samples" not in scope:
+        return None
+    num_cells = len(scope.get("lengths", [])) * len(scope.get("subsets", []))
+    return num_cells * int(scope["samples"]) * max(1, len(config.get("depths") or []))
 
 
 def _depths(table: "pa.Table") -> NDArray[np.float32]:

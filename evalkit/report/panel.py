@@ -1,4 +1,4 @@
-"""All scores of one task under one scorer, arranged for statistics: runs down, samples across."""
+"""All scores of one task under one scorer, arranged for statistics (runs down, samples across), and measured."""
 
 import itertools
 import json
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.lengths import parse_length
+from evalkit.report import stats
 from evalkit.report.load import Run
-from evalkit.report.resampling import Floats, Observations, difference
+from evalkit.report.resampling import Draws, Floats, Observations, difference
+from evalkit.report.stats import Contrast, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +96,7 @@ class Panel:
         shares = {(s, length): w / len(subsets) for length, w in by_length.items() for s in subsets}
         return np.array([shares.get(cell, 0.0) for cell in self.cells])
 
-    def able(self, models: Models, weights: Floats) -> dict[str, list[int]]:
+    def models_that_asked(self, models: Models, weights: Floats) -> dict[str, list[int]]:
         """Return the models that asked every cell with a weight."""
         wanted = np.flatnonzero(weights)
         return {
@@ -103,13 +105,13 @@ class Panel:
             if len(wanted) and self._asked_in[list(rows)][:, wanted].any(axis=0).all()
         }
 
-    def covered(self, models: Models) -> Floats:
+    def cells_asked_by_all(self, models: Models) -> Floats:
         """Return 1 for each cell that all of the models asked, else 0, shape (cells,)."""
         asked = [self._asked_in[list(rows)].any(axis=0) for rows in models.values()]
         everywhere: Floats = np.all(asked, axis=0).astype(float)
         return everywhere
 
-    def observe(self, models: Models, weights: Floats) -> Observed | None:
+    def observations(self, models: Models, weights: Floats) -> Observed | None:
         """Return an arm's scores in the cells that have a weight; None where no model asked them all.
 
         Args:
@@ -117,24 +119,24 @@ class Panel:
                 every cell is left out.
             weights: shape (cells,).
         """
-        able = self.able(models, weights)
-        if not able:
+        full = self.models_that_asked(models, weights)
+        if not full:
             return None
         place = self._samples(weights)
-        scores = self._scores(able, place)
-        asked = np.any([self.asked[rows][:, place].any(axis=0) for rows in able.values()], axis=0)
+        scores = self._scores(full, place)
+        asked = np.any([self.asked[rows][:, place].any(axis=0) for rows in full.values()], axis=0)
         scored = ~np.isnan(scores).any(axis=0)
         observations = Observations(
             parts=(scores[:, scored],), cell=self.cell[place][scored], cluster=self.cluster[place][scored]
         )
         return Observed(observations, int((asked & ~scored).sum()))
 
-    def observe_pair(self, first: Models, second: Models, weights: Floats) -> Observed | None:
-        """Return the differences of two arms on the samples that both have a score for; None as in ``observe``.
+    def paired_differences(self, first: Models, second: Models, weights: Floats) -> Observed | None:
+        """Return the differences of two arms on the samples that both have a score for; None as in ``observations``.
 
         Where both arms were trained with the same seeds, model is subtracted from model.
         """
-        sides = [self.able(models, weights) for models in (first, second)]
+        sides = [self.models_that_asked(models, weights) for models in (first, second)]
         if not all(sides):
             return None
         place = self._samples(weights)
@@ -155,6 +157,93 @@ class Panel:
     def _scores(self, models: Models, place: NDArray[np.int64]) -> Floats:
         """Scores of each model, averaged over its runs, shape (models, places)."""
         return np.stack([_mean_of_known(self.values[list(rows)][:, place]) for rows in models.values()])
+
+
+# -- statistics over any cells of a panel ---------------------------------------------------------------------------
+
+
+class Mean(NamedTuple):
+    """A mean with its interval and counts."""
+
+    interval: Interval
+    n: int
+    n_unscored: int
+    num_models: int
+
+
+class Measure:
+    """Measures one arm (``mean``, ``ratio``, ``contrast`` for slopes) or the difference of two (``contrast``).
+
+    Resamples are drawn once for all cells of an arm and shared by its means: that is what makes a report of a million
+    predictions quick, and two means of the same arm comparable.
+    """
+
+    def __init__(self, panel: Panel, *sides: Models, seed: int = 0) -> None:
+        self._panel = panel
+        self._sides = sides
+        self._seed = seed
+        self._draws: dict[tuple[str, ...], Draws] = {}
+
+    def mean(self, weights: Floats) -> Mean | None:
+        """Return the weighted mean of cell means of an arm; None where no model asked all these cells.
+
+        Where a cell has no scored sample, the mean is not known.
+        """
+        observed = self._observe(weights)
+        if observed is None:
+            return None
+        obs = observed.observations
+        interval = Interval(None, None, None, "none")
+        if _is_whole(observed, weights):
+            interval = stats.mean_interval(obs, weights, draws=self._shared_draws(weights))
+        return Mean(interval, len(obs.cell), observed.num_unscored, obs.num_seeds)
+
+    def ratio(self, above: Floats, below: Floats) -> Interval:
+        """Return the ratio of two weighted means."""
+        observed = self._observe(above + below)
+        if observed is None or not _is_whole(observed, above + below):
+            return Interval(None, None, None, "none")
+        return stats.ratio_interval(observed.observations, above, below)
+
+    def contrast(self, weights: Floats) -> Contrast | None:
+        """Return the weighted sum of cell means; None where a cell has no sample that counts."""
+        observed = self._observe(weights)
+        if observed is None or not _is_whole(observed, weights):
+            return None
+        return stats.contrast(observed.observations, weights)
+
+    def num_unscored(self, weights: Floats) -> int:
+        """Return the samples of these cells that were asked and do not count."""
+        observed = self._observe(weights)
+        return observed.num_unscored if observed else 0
+
+    def is_known(self, weights: Floats) -> bool:
+        """Return whether every cell with a weight has a sample that counts."""
+        observed = self._observe(weights)
+        return observed is not None and _is_whole(observed, weights)
+
+    def _observe(self, weights: Floats) -> Observed | None:
+        if len(self._sides) == 1:
+            return self._panel.observations(self._sides[0], weights)
+        return self._panel.paired_differences(self._sides[0], self._sides[1], weights)
+
+    def _shared_draws(self, weights: Floats) -> Draws:
+        """Resamples of every cell that the models which asked these cells asked together."""
+        models = self._panel.models_that_asked(self._sides[0], weights)
+        key = tuple(models)
+        if key not in self._draws:
+            observed = self._panel.observations(models, self._panel.cells_asked_by_all(models))
+            assert observed is not None, "models that asked some cells have cells in common"
+            self._draws[key] = Draws(observed.observations, self._seed)
+        return self._draws[key]
+
+
+def _is_whole(observed: Observed, weights: Floats) -> bool:
+    """Every cell with a weight has a sample: one without would drop out of the mean unseen."""
+    return len(np.unique(observed.observations.cell)) == np.count_nonzero(weights)
+
+
+# -- from rows to panels -----------------------------------------------------------------------------------------
 
 
 def make_panels(frame: "pd.DataFrame", runs: Sequence[Run]) -> list[Panel]:

@@ -1,12 +1,13 @@
-"""The machinery under ``stats.py``: what is observed, how it is resampled, and how far a weighted mean varies.
+"""The machinery under ``stats.py``: what is observed, how far a weighted mean varies, and how it is resampled.
 
 What varies is stories (clusters) and, where an arm was trained more than once, training seeds:
 
-    variance = variance over clusters of the seed-averaged scores + variance between seeds / number of seeds
+    variance = variance over clusters of the seed averages + variance between seeds - noise of seed x story in both
 
 A cell is one subset at one length. Every statistic of the report is linear in the means of cells, so it is given by
 one weight per cell. Sources: Efron 1987 (BCa); Rao and Wu 1988 (resampling few units); Bonett and Price 2012 (paired
-proportions); Satterthwaite 1946 (degrees of freedom).
+proportions); Price and Bonett 2004 (sums of proportions); Searle, Casella and McCulloch 1992 (two-way random effects);
+Satterthwaite 1946 (degrees of freedom).
 """
 
 import functools
@@ -23,7 +24,7 @@ Integers = NDArray[np.int64]
 CONFIDENCE = 0.95
 RESAMPLES = 4000
 MIN_INFORMATIVE = 10
-"""Clusters off the commonest value, below which resampling cannot be trusted."""
+"""Clusters off the commonest value, below which resampling cannot be trusted; half as many carry a t statistic."""
 MAX_ACCELERATION = 0.06
 """Skewness (as BCa's acceleration) beyond which BCa was seen to cover too little: a handful of samples decides."""
 
@@ -39,6 +40,8 @@ class Observations:
     """Shape (samples,): index of the cell."""
     cluster: Integers
     """Shape (samples,): index of the story, from 0. A story may reach into several cells."""
+    lowest: float = 0.0
+    """The lowest value a sample can have: 0 for scores, -1 for differences; the highest is 1."""
 
     @property
     def combined(self) -> Floats:
@@ -60,15 +63,17 @@ class Observations:
         keep = weights[self.cell] != 0
         renumbered = np.cumsum(np.bincount(self.cluster[keep]) > 0) - 1
         parts = tuple(part[:, keep] for part in self.parts)
-        return Observations(parts=parts, cell=self.cell[keep], cluster=renumbered[self.cluster[keep]])
+        return replace(self, parts=parts, cell=self.cell[keep], cluster=renumbered[self.cluster[keep]])
 
 
-def single(values: Sequence[float] | Floats, clusters: Sequence[object] | None = None) -> Observations:
+def single(
+    values: Sequence[float] | Floats, clusters: Sequence[object] | None = None, lowest: float = 0.0
+) -> Observations:
     """Return the observations of one arm in one cell; without ``clusters`` every sample is its own."""
     column = np.asarray(values, dtype=float)
     ids = np.arange(len(column)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     cell = np.zeros(len(column), dtype=np.int64)
-    return Observations(parts=(column[None, :],), cell=cell, cluster=ids.astype(np.int64))
+    return Observations(parts=(column[None, :],), cell=cell, cluster=ids.astype(np.int64), lowest=lowest)
 
 
 def difference(first: Observations, second: Observations, *, paired_seeds: bool) -> Observations:
@@ -77,7 +82,8 @@ def difference(first: Observations, second: Observations, *, paired_seeds: bool)
     ``paired_seeds``: row i of both was trained with the same seed, so what that seed did to both cancels.
     """
     a, b = first.parts[0], second.parts[0]
-    return replace(first, parts=(a - b,) if paired_seeds or len(a) == len(b) == 1 else (a, -b))
+    parts = (a - b,) if paired_seeds or len(a) == len(b) == 1 else (a, -b)
+    return replace(first, parts=parts, lowest=-1.0)
 
 
 class Linear(NamedTuple):
@@ -114,12 +120,20 @@ class Variance(NamedTuple):
     dof: float
 
     @property
-    def stretch(self) -> float:
-        """How much wider than the normal quantile the t quantile is."""
+    def error(self) -> float:
+        """The standard error."""
+        return float(np.sqrt(self.value))
+
+    def quantile(self, level: float) -> float:
+        """Return the quantile of Student's t."""
         from scipy.special import stdtrit
 
-        level = 0.5 + CONFIDENCE / 2
-        return float(stdtrit(max(self.dof, 1.0), level)) / normal(level) if np.isfinite(self.dof) else 1.0
+        return float(stdtrit(max(self.dof, 1.0), level))
+
+    @property
+    def stretch(self) -> float:
+        """How much wider than the normal quantile the t quantile is."""
+        return self.quantile(0.5 + CONFIDENCE / 2) / normal(0.5 + CONFIDENCE / 2)
 
 
 def clustered_variance(influence: Floats, dof: float | None = None) -> Variance:
@@ -130,37 +144,62 @@ def clustered_variance(influence: Floats, dof: float | None = None) -> Variance:
 
 
 def with_seeds(over_clusters: Variance, obs: Observations, weights: Floats) -> Variance:
-    """Add the variance between seeds, as far as a side has more than one."""
-    variances = [over_clusters]
+    """Add what seeds vary beyond the noise of seed x story, where a side has several seeds.
+
+    Two-way random effects: the variance over clusters and the variance between seeds both hold that noise, so it is
+    estimated from what neither of them explains and taken out once, without letting the sum fall below either. That
+    the variance between a few seeds is itself uncertain counts in the degrees of freedom even where all is taken out.
+    """
+    variances, rest = [over_clusters], over_clusters.value
     for part in obs.parts:
         if (k := len(part)) > 1:
-            points = [linear(row, obs, weights).point for row in part]
-            variances.append(Variance(float(np.var(points, ddof=1)) / k, k - 1))
+            rows = [linear(row, obs, weights) for row in part]
+            seeds = Variance(float(np.var([row.point for row in rows], ddof=1)) / k, k - 1)
+            influence = np.stack([row.influence for row in rows])
+            noise = [clustered_variance(own) for own in influence - influence.mean(axis=0)]
+            counted_twice = min(sum(own.value for own in noise) / (k * (k - 1)), seeds.value, rest)
+            rest -= counted_twice
+            variances += [seeds, Variance(-counted_twice, (k - 1) * noise[0].dof)]
     return add_variances(variances)
 
 
 def add_variances(variances: Sequence[Variance]) -> Variance:
-    """Return the sum of independent variances, with Satterthwaite's degrees of freedom."""
+    """Return the sum of independent variances (negative: taken out), with Satterthwaite's degrees of freedom.
+
+    They are never fewer than the fewest that went in, which taking out could otherwise cause.
+    """
     total = sum(v.value for v in variances)
     spread = sum(v.value**2 / max(v.dof, 1) for v in variances)
-    return Variance(total, total**2 / spread if spread > 0 else min(v.dof for v in variances))
+    fewest = min(v.dof for v in variances)
+    return Variance(total, max(total**2 / spread, fewest) if spread > 0 else fewest)
 
 
 def adjusted(values: Floats, obs: Observations, weights: Floats) -> tuple[float, Variance]:
-    """Return centre and variance after Bonett and Price: two imagined clusters, +1 and -1, join every cell.
+    """Return centre and variance after some imagined samples have joined every cell, as many at either extreme.
 
-    So identical arms, or one sample, still have a variance: it shrinks with the number of clusters, never to 0.
+    So identical arms, an arm that is right everywhere, or one sample still have a variance: it shrinks with the number
+    of samples, never to 0. Differences: one at +1 and one at -1 (Bonett and Price), scores of an arm: two at 1 and two
+    at 0 (Price and Bonett), in equal parts for all cells. Where samples share stories, an imagined sample weighs as
+    many as it takes to be worth an independent one: a whole story, where nothing varies.
     """
     num_cells = len(weights)
     counts = np.bincount(obs.cell, minlength=num_cells)
     used = counts > 0
-    size = counts / np.maximum(clusters_per_cell(obs, num_cells), 1)  # samples to a cluster
+    story = counts / np.maximum(clusters_per_cell(obs, num_cells), 1)  # samples to a story
+    plain = linear(values, obs, weights)
+    independent = float(((weights[obs.cell] / counts[obs.cell] * (values - plain.means[obs.cell])) ** 2).sum())
+    alike = float((plain.influence**2).sum()) / independent if independent > 0 else np.inf
+    at_each_end = (1.0 if obs.lowest < 0 else 2.0) / np.count_nonzero(used)
+    size = at_each_end * np.clip(alike, 1, np.maximum(story, 1))
     share, means = np.zeros(num_cells), np.zeros(num_cells)
+    sums = np.bincount(obs.cell, values, minlength=num_cells) + size * (1 + obs.lowest)
     share[used] = weights[used] / (counts + 2 * size)[used]
-    means[used] = np.bincount(obs.cell, values, minlength=num_cells)[used] / (counts + 2 * size)[used]
+    means[used] = sums[used] / (counts + 2 * size)[used]
     influence = np.bincount(obs.cluster, share[obs.cell] * (values - means[obs.cell])).astype(float)
-    imagined = float(((share * size) ** 2 * ((1 - means) ** 2 + (1 + means) ** 2)).sum())
-    return float(weights @ means), add_variances([clustered_variance(influence), Variance(imagined, np.inf)])
+    spread = (1 - means) ** 2 + (obs.lowest - means) ** 2
+    imagined = float(((share * size) ** 2 / at_each_end * spread).sum())
+    over_clusters = clustered_variance(influence)
+    return float(weights @ means), Variance(over_clusters.value + imagined, over_clusters.dof)
 
 
 def clusters_per_cell(obs: Observations, num_cells: int, where: NDArray[np.bool_] | None = None) -> Integers:
@@ -172,71 +211,55 @@ def clusters_per_cell(obs: Observations, num_cells: int, where: NDArray[np.bool_
     return counts
 
 
-def num_clusters_with(mask: NDArray[np.bool_], obs: Observations) -> int:
-    """Return in how many clusters ``mask`` holds for some sample."""
-    return int(np.count_nonzero(np.bincount(obs.cluster[mask])))
+def num_informative(values: Floats, obs: Observations) -> int:
+    """Return in how many clusters some value is not the commonest one."""
+    kinds, counts = np.unique(values, return_counts=True)
+    return int(np.count_nonzero(np.bincount(obs.cluster[values != kinds[counts.argmax()]])))
 
 
 def resampling_fails(values: Floats, obs: Observations, acceleration: float) -> bool:
     """Too few clusters tell anything beyond the commonest value, a cell has almost none, or a few decide it all."""
-    kinds, counts = np.unique(values, return_counts=True)
-    informative = num_clusters_with(values != kinds[counts.argmax()], obs)
     per_cell = clusters_per_cell(obs, int(obs.cell.max()) + 1)
-    return (
-        informative < MIN_INFORMATIVE
-        or int(per_cell[per_cell > 0].min()) < MIN_INFORMATIVE // 2
+    return bool(
+        num_informative(values, obs) < MIN_INFORMATIVE
+        or per_cell[per_cell > 0].min() < MIN_INFORMATIVE // 2
         or abs(acceleration) > MAX_ACCELERATION
     )
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Resampled cell means, made once and then asked for any statistic over the cells.
-
-    Clusters are drawn with replacement; with several seeds, seeds are drawn too, and their deviations are enlarged by
-    sqrt(K / (K - 1)), without which K drawn seeds vary too little.
-    """
+    """Resampled cell means of one arm, made once and then asked for any weighted mean of them: clusters are drawn."""
 
     obs: Observations
     seed: int
 
     @functools.cached_property
     def _cell_means(self) -> Floats:
-        """Shape (RESAMPLES, rows of all parts, cells), with as many cells as the largest index needs."""
+        """Shape (RESAMPLES, cells), with as many cells as the largest index needs."""
         obs = self.obs
         num_cells, num_clusters = int(obs.cell.max()) + 1, int(obs.cluster.max()) + 1
         place, size = obs.cluster * num_cells + obs.cell, num_clusters * num_cells
-        rows = [np.ones(len(obs.cell)), *(row for part in obs.parts for row in part)]
-        sums = [np.bincount(place, row, minlength=size).reshape(num_clusters, num_cells) for row in rows]
-        drawn = np.empty((RESAMPLES, len(rows), num_cells))
-        for cells, clusters in _blocks(sums[0] > 0):
-            # Single precision is exact for right and wrong, and halves the time of most of a large report's work.
-            block = np.concatenate([s[np.ix_(clusters, cells)] for s in sums], axis=1).astype(np.float32)
+        counts, sums = (
+            np.bincount(place, row, minlength=size).reshape(num_clusters, num_cells)
+            for row in (np.ones(len(obs.cell)), obs.combined)
+        )
+        drawn = np.empty((RESAMPLES, 2, num_cells))
+        for cells, clusters in _blocks(counts > 0):
+            # Single precision halves the time of most of a large report's work.
+            block = np.concatenate([s[np.ix_(clusters, cells)] for s in (counts, sums)], axis=1).astype(np.float32)
             times = _times_drawn(num_clusters, self.seed)[clusters].astype(np.float32)
             # Not "@": on a machine that is busy with other work, BLAS threads wait for each other far longer than this.
-            products = np.einsum("gc,gd->cd", block, times).T
-            drawn[:, :, cells] = products.reshape(RESAMPLES, len(rows), -1)
-        counts = np.maximum(sums[0].sum(axis=0), 1)
-        observed = np.stack([s.sum(axis=0) / counts for s in sums[1:]])
+            drawn[:, :, cells] = np.einsum("gc,gd->cd", block, times).T.reshape(RESAMPLES, 2, -1)
+        observed = sums.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
         with np.errstate(invalid="ignore"):  # a small cell may be missed by a draw: it keeps its mean then
-            means: Floats = np.where(drawn[:, :1] > 0, drawn[:, 1:] / drawn[:, :1], observed)
+            means: Floats = np.where(drawn[:, 0] > 0, drawn[:, 1] / drawn[:, 0], observed)
         return means
 
     def statistic(self, weights: Floats) -> Floats:
         """Return the weighted sum of cell means in each resample, shape (RESAMPLES,)."""
         means = self._cell_means
-        statistics = means @ weights[: means.shape[2]]  # (draws, rows)
-        rng = np.random.default_rng([self.seed, 1])
-        total, start = np.zeros(RESAMPLES), 0
-        for part in self.obs.parts:
-            k = len(part)
-            of_seeds = statistics[:, start : start + k]
-            centre = of_seeds.mean(axis=1)
-            total += centre
-            if k > 1:
-                picks = rng.multinomial(k, np.full(k, 1 / k), size=RESAMPLES) / k
-                total += np.sqrt(k / (k - 1)) * ((picks * of_seeds).sum(axis=1) - centre)
-            start += k
+        total: Floats = means @ weights[: means.shape[1]]
         return total
 
 
@@ -263,40 +286,18 @@ def _times_drawn(num_clusters: int, seed: int) -> NDArray[np.uint8]:
     return drawn
 
 
-class Resampled(NamedTuple):
-    """A statistic with its resamples, and BCa's two corrections (0 where they are not used)."""
+def bca(point: float, draws: Floats, acceleration: float, stretch: float) -> tuple[float, float]:
+    """Return BCa's interval, its ends ``stretch`` times as far from the estimate as resampling says.
 
-    point: float
-    draws: Floats
-    acceleration: float = 0.0
-    bias: float = 0.0
+    The bias it corrects for is how far the estimate lies off the middle of its resamples.
+    """
+    from scipy.special import ndtr
 
-    @classmethod
-    def corrected(cls, point: float, draws: Floats, acceleration: float) -> "Resampled":
-        """Return it with BCa's corrections; the bias is how far the estimate lies off the middle of its resamples."""
-        return cls(point, draws, acceleration, _place(draws, point))
-
-    def interval(self, stretch: float) -> tuple[float, float]:
-        """Return the interval's ends, ``stretch`` times as far from the estimate as resampling says."""
-        from scipy.special import ndtr
-
-        ends = []
-        for z in (-normal(0.5 + CONFIDENCE / 2), normal(0.5 + CONFIDENCE / 2)):
-            level = ndtr(self.bias + (self.bias + z) / (1 - self.acceleration * (self.bias + z)))
-            ends.append(self.point + stretch * (float(np.quantile(self.draws, level)) - self.point))
-        return min(ends[0], self.point), max(ends[1], self.point)
-
-    def p_value(self, dof: float) -> float:
-        """Return the two-sided p-value of 0: the level at which the interval just reaches it.
-
-        Where every draw lies on one side of 0, resamples only say that it is small; the t statistic says how small. Of
-        three seeds (2 degrees of freedom), even all 4,000 draws on one side are no p < 0.05 by themselves.
-        """
-        if self.draws.min() > 0 or self.draws.max() < 0:
-            farther_than_any_draw = tail(_place(self.draws, 0.0), dof)
-            return min(tail(self.point / float(self.draws.std()), dof), farther_than_any_draw)
-        z = _place(self.draws, 0.0) - self.bias
-        return tail(z / (1 + self.acceleration * z) - self.bias, dof)
+    bias, ends = _place(draws, point), []
+    for z in (-normal(0.5 + CONFIDENCE / 2), normal(0.5 + CONFIDENCE / 2)):
+        level = ndtr(bias + (bias + z) / (1 - acceleration * (bias + z)))
+        ends.append(point + stretch * (float(np.quantile(draws, level)) - point))
+    return min(ends[0], point), max(ends[1], point)
 
 
 def _place(draws: Floats, value: float) -> float:

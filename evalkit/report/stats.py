@@ -5,10 +5,12 @@ take ``Observations`` and one weight per cell: a single cell, an average over su
 a slope are the same question with other weights.
 
 Sources: Miller 2024 (arXiv 2411.00640) for clustering and pairing; Bowyer et al. 2025 (arXiv 2503.01747) for score
-intervals at small n; Korn and Graubard 1998 and Dean and Pagano 2015 for intervals at an effective sample size.
-``tests/test_stats.py`` measures the coverage.
+intervals at small n; Korn and Graubard 1998 and Dean and Pagano 2015 for intervals at an effective sample size;
+Bonett and Price 2012 for paired proportions; Fieller 1954 for ratios; Schuirmann 1987 for equivalence.
+``tests/test_stats.py`` measures the coverage, ``bench/coverage.py`` prints it.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,25 +18,28 @@ import numpy as np
 
 from evalkit.report.resampling import (
     CONFIDENCE,
-    RESAMPLES,
+    MIN_INFORMATIVE,
     Draws,
     Floats,
     Observations,
-    Resampled,
     Variance,
     adjusted,
+    bca,
     clustered_variance,
     clusters_per_cell,
     linear,
     normal,
+    num_informative,
     resampling_fails,
+    single,
     tail,
     with_seeds,
 )
 
+SIGNIFICANT = 0.05
 POWER = 0.80
-FEWEST_DISCORDANT = 6
-"""Samples that must differ, all in one direction, before the exact test gives p < 0.05: 2 * 0.5 ** 6 = 0.03."""
+MAX_RATIO = 1e6
+"""Beyond it a ratio counts as unbounded."""
 
 
 class Interval(NamedTuple):
@@ -58,6 +63,17 @@ class Contrast(NamedTuple):
     detectable: float
     """Smallest true difference that such data would show at 5 % with 80 % power; the largest possible if none would."""
     method: str
+    centre: float
+    """The middle of the interval before it is cut at what is possible: the difference, adjusted for few samples."""
+    error: float
+    """Its standard error."""
+    dof: float
+
+    def p_equivalent(self, margin: float) -> float:
+        """Return the p-value of "the true difference reaches ``margin`` in one direction": two one-sided tests."""
+        t = (margin - abs(self.centre)) / self.error
+        half = tail(t, self.dof) / 2
+        return half if t > 0 else 1 - half
 
 
 def mean_interval(obs: Observations, weights: Floats, *, draws: Draws | None = None, seed: int = 0) -> Interval:
@@ -83,7 +99,7 @@ def mean_interval(obs: Observations, weights: Floats, *, draws: Draws | None = N
     if not obs.is_binary and obs.num_seeds == 1 and not resampling_fails(values, obs, statistic.acceleration):
         drawn = (draws or Draws(obs, seed)).statistic(weights)
         stretch = clustered_variance(statistic.influence).stretch
-        low, high = Resampled.corrected(point, drawn, statistic.acceleration).interval(stretch)
+        low, high = bca(point, drawn, statistic.acceleration, stretch)
         return Interval(point, low, high, "bca")
     if obs.is_binary and obs.num_seeds == 1 and num_clusters == len(values) and np.count_nonzero(weights) == 1:
         return Interval(point, *wilson(point, len(values)), "wilson")
@@ -106,16 +122,12 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
     return max(0.0, min(float(low), mean)), min(1.0, max(float(high), mean))
 
 
-def contrast(obs: Observations, weights: Floats, *, draws: Draws | None = None, seed: int = 0) -> Contrast:
-    """Return the weighted sum of cell means of paired differences, with interval, p-value and detectable difference.
+def contrast(obs: Observations, weights: Floats) -> Contrast:
+    """Return the weighted sum of cell means, with interval and p-value of one t statistic.
 
-    ``draws``: of the same observations and possibly more cells; made here where none are given.
-
-    - interval: BCa over clusters; with several seeds, percentiles over seeds and clusters; both stretched by t/z, for
-      few clusters or seeds. Where the sample cannot carry resampling, the adjusted interval of Bonett and Price,
-      generalised to clusters and weights.
-    - p: exact McNemar for one cell of right-or-wrong samples without shared stories; else from the resamples; where
-      those cannot carry it, flipping the signs of clusters (which is McNemar's test again when each is +1, 0 or -1).
+    So the interval leaves out 0 exactly where p < 0.05. The variance is clustered by story and two-way over seeds and
+    stories (``with_seeds``). Where scores are right or wrong, or too few stories tell anything, centre and variance are
+    those of Bonett and Price (``adjusted``), close to McNemar's exact test.
 
     Raises:
         ValueError: no samples in the cells that have a weight.
@@ -124,56 +136,51 @@ def contrast(obs: Observations, weights: Floats, *, draws: Draws | None = None, 
     values = obs.combined
     if not len(values):
         raise ValueError("a contrast needs at least one sample")
-    statistic = linear(values, obs, weights)
+    point = linear(values, obs, weights).point
+    centre, variance, method = _estimate(obs, weights)
+    half = variance.quantile(0.5 + CONFIDENCE / 2) * variance.error
     reach = float(np.abs(weights).sum())
-    sparse = resampling_fails(values, obs, statistic.acceleration)
-    centre, imagined = adjusted(values, obs, weights)
-    total = with_seeds(imagined if sparse else clustered_variance(statistic.influence), obs, weights)
-    error = float(np.sqrt(total.value)) * total.stretch
-    if sparse:
-        half = normal(0.5 + CONFIDENCE / 2) * error
-        low, high, method = centre - half, centre + half, "adjusted"
-        t = centre / float(np.sqrt(total.value))
-        p = tail(t, total.dof) if obs.num_seeds > 1 else _sign_flip_p(obs, weights, seed)
-    else:
-        drawn = (draws or Draws(obs, seed)).statistic(weights)
-        if obs.num_seeds == 1:
-            resampled, method = Resampled.corrected(statistic.point, drawn, statistic.acceleration), "bca"
-        else:
-            resampled, method = Resampled(statistic.point, drawn), "bootstrap over seeds and stories"
-        (low, high), p = resampled.interval(total.stretch), resampled.p_value(total.dof)
-    detectable = (normal(0.5 + CONFIDENCE / 2) + normal(POWER)) * error
-    if sparse and obs.is_binary:
-        detectable = max(detectable, _enough_discordant(len(statistic.influence)))
-    one_each = len(statistic.influence) == len(values) and np.count_nonzero(weights) == 1
-    if obs.is_binary and obs.num_seeds == 1 and one_each:
-        p = mcnemar(int((values > 0).sum()), int((values < 0).sum()))
+    num_clusters = int(obs.cluster.max()) + 1
+    detectable = half + normal(POWER) * variance.error
+    if obs.is_binary and obs.lowest < 0:
+        detectable = max(detectable, _enough_discordant(num_clusters))
     return Contrast(
-        mean=statistic.point,
-        low=max(min(low, statistic.point), -reach),
-        high=min(max(high, statistic.point), reach),
-        p=p,
+        mean=point,
+        low=max(min(centre - half, point), -reach),
+        high=min(max(centre + half, point), reach),
+        p=tail(centre / variance.error, variance.dof),
         n=len(values),
-        num_clusters=len(statistic.influence),
+        num_clusters=num_clusters,
         detectable=min(detectable, reach),
         method=method,
+        centre=centre,
+        error=variance.error,
+        dof=variance.dof,
     )
 
 
+def _estimate(obs: Observations, weights: Floats) -> tuple[float, Variance, str]:
+    """Return centre and variance of a weighted sum of cell means, and what they are called."""
+    values = obs.combined
+    method = "t over seeds and stories" if obs.num_seeds > 1 else "t over stories"
+    if obs.is_binary or num_informative(values, obs) < MIN_INFORMATIVE // 2:
+        centre, over_clusters = adjusted(values, obs, weights)
+        return centre, with_seeds(over_clusters, obs, weights), f"adjusted {method}"
+    statistic = linear(values, obs, weights)
+    return statistic.point, with_seeds(clustered_variance(statistic.influence), obs, weights), method
+
+
+@functools.cache
 def _enough_discordant(num_clusters: int) -> float:
     """Return the share of clusters that must differ, all in one direction, for a significant result at 80 % power."""
     from scipy.special import betaincinv
 
-    if num_clusters < FEWEST_DISCORDANT:
-        return 1.0
-    return float(betaincinv(FEWEST_DISCORDANT, num_clusters - FEWEST_DISCORDANT + 1, POWER))
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return McNemar's exact two-sided p-value from the two counts of samples on which the sides differ."""
-    from scipy.special import bdtr
-
-    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+    for fewest in range(1, min(num_clusters, 20) + 1):
+        differ = single(np.where(np.arange(num_clusters) < fewest, 1.0, 0.0), lowest=-1.0)
+        centre, variance, _ = _estimate(differ, np.ones(1))
+        if tail(centre / variance.error, variance.dof) < SIGNIFICANT:
+            return float(betaincinv(fewest, num_clusters - fewest + 1, POWER))
+    return 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -189,30 +196,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted_p]
 
 
-def ratio_interval(
-    obs: Observations, above: Floats, below: Floats, *, draws: Draws | None = None, seed: int = 0
-) -> Interval:
-    """Return (weighted mean under ``above``) / (under ``below``), resampled together: for retention.
+def ratio_interval(obs: Observations, above: Floats, below: Floats) -> Interval:
+    """Return (weighted mean under ``above``) / (under ``below``) with Fieller's interval: for retention.
 
-    Where resampling cannot carry it, the widest range of ratios that the two intervals allow.
+    It holds every ratio r for which mean above - r * mean below is not shown to differ from 0; its upper end is None
+    where the mean below is not shown to differ from 0 itself.
     """
+    from scipy.optimize import brentq
+
     obs = obs.only(np.abs(above) + np.abs(below))
-    draws = draws or Draws(obs, seed)
-    top, bottom = mean_interval(obs, above, draws=draws), mean_interval(obs, below, draws=draws)
-    if top.mean is None or not bottom.mean or top.low is None or top.high is None:
-        return Interval(None, None, None, "none")
-    assert bottom.low is not None
-    assert bottom.high is not None
-    point = top.mean / bottom.mean
     values = obs.combined
-    parts = [linear(values, obs, weights).influence for weights in (above, below)]
-    statistic = linear(values, obs, above)._replace(influence=(parts[0] - point * parts[1]) / bottom.mean)
-    if resampling_fails(values, obs, statistic.acceleration) or bottom.low <= 0:
-        return Interval(point, top.low / bottom.high, top.high / bottom.low if bottom.low > 0 else None, "bounds")
-    stretch = with_seeds(clustered_variance(statistic.influence), obs, above).stretch
-    ratios = draws.statistic(above) / np.maximum(draws.statistic(below), 1e-9)
-    low, high = Resampled(point, ratios).interval(stretch)
-    return Interval(point, low, high, "bootstrap")
+    bottom = linear(values, obs, below).point if len(values) else 0.0
+    if bottom <= 0:
+        return Interval(None, None, None, "none")
+
+    def beyond(ratio: float) -> float:
+        centre, variance, _ = _estimate(obs, above - ratio * below)
+        return abs(centre) - variance.quantile(0.5 + CONFIDENCE / 2) * variance.error
+
+    point = linear(values, obs, above).point / bottom
+    low = brentq(beyond, 0.0, point) if point > 0 and beyond(0.0) > 0 else 0.0
+    far = max(2 * point, 1.0)
+    while (open_above := beyond(far) <= 0) and far < MAX_RATIO:
+        far *= 2
+    high = None if open_above else brentq(beyond, point, far)
+    return Interval(point, min(low, point), None if high is None else max(high, point), "fieller")
 
 
 def octave_weights(lengths: Sequence[int]) -> Floats:
@@ -244,22 +252,26 @@ def slope_weights(lengths: Sequence[int]) -> Floats:
 
 
 class EffectiveLength(NamedTuple):
-    """The longest length at which a score still holds, or a bound where the lengths asked do not reveal it."""
+    """The longest length at which a score is shown to hold, or a bound where the lengths asked do not reveal it."""
 
     tokens: int
     censored: str
-    """"" where it was seen, ">=" where every length held, "<" where not even the shortest did."""
+    """"" where it was seen, ">=" where every length held, "<" where the shortest did not, "?" where there are too few
+    samples to tell whether it did."""
 
 
-def effective_length(lengths: Sequence[int], lower_bounds: Sequence[float], threshold: float) -> EffectiveLength:
+def effective_length(
+    lengths: Sequence[int], intervals: Sequence[tuple[float, float]], threshold: float
+) -> EffectiveLength:
     """Return the longest length up to which, at every length, the lower bound of the score reaches ``threshold``.
 
     NoLiMa (arXiv 2502.05167) takes 0.85 of the base score as threshold; RULER 85.6 of 100. Using the lower bound and
     asking it of all shorter lengths too keeps a lucky cell from deciding.
     """
-    for i, low in enumerate(lower_bounds):
+    for i, (low, high) in enumerate(intervals):
         if low < threshold:
-            return EffectiveLength(lengths[i - 1], "") if i else EffectiveLength(lengths[0], "<")
+            shortest = EffectiveLength(lengths[0], "<" if high < threshold else "?")
+            return EffectiveLength(lengths[i - 1], "") if i else shortest
     return EffectiveLength(lengths[-1], ">=")
 
 
@@ -274,17 +286,3 @@ def _variance_of_mean(obs: Observations, values: Floats, weights: Floats) -> Var
     samples = np.maximum(statistic.counts, 1) * obs.num_seeds
     binomial = float((weights**2 * statistic.means * (1 - statistic.means) / samples).sum())
     return variance._replace(value=max(variance.value, binomial))
-
-
-def _sign_flip_p(obs: Observations, weights: Floats, seed: int) -> float:
-    """Share of sign patterns of the clusters' sums that are at least as far from 0; all of them up to 14 clusters."""
-    counts = np.bincount(obs.cell, minlength=len(weights))
-    sums = np.bincount(obs.cluster, weights[obs.cell] / counts[obs.cell] * obs.combined)
-    sums = sums[sums != 0]
-    exact = len(sums) <= 14
-    if exact:
-        patterns = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
-    else:
-        patterns = np.random.default_rng([seed, 2]).integers(0, 2, (RESAMPLES, len(sums)))
-    reached = np.abs((2 * patterns - 1) @ sums) >= abs(sums.sum()) - 1e-12
-    return float(reached.mean() if exact else (reached.sum() + 1) / (len(reached) + 1))

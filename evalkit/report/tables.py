@@ -4,21 +4,18 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length, parse_lengths
-from evalkit.report.analysis import AVERAGE, Analysis, ArmSummary, CellScore, Comparison, analyse, effective
+from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
-from evalkit.report.load import Loaded, Run
-from evalkit.report.stats import Contrast, EffectiveLength, Interval
-
-if TYPE_CHECKING:
-    import pandas as pd
+from evalkit.report.comparison import Comparison
+from evalkit.report.estimates import AVERAGE, CellScore, effective
+from evalkit.report.stats import SIGNIFICANT, Contrast, EffectiveLength, Interval
 
 NOT_RUN = "-"
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,48 +75,15 @@ def all_tables(analysis: Analysis) -> list[Table]:
 def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
     """Scores of every arm: lengths from left to right, the average over subsets first."""
     cells = analysis.select(task, scorer)
-    panel = analysis.panel(task, scorer)
-    found = {(cell.arm, cell.subset, cell.length): cell for cell in cells}
-    subsets = [s for s in (AVERAGE, *panel.subsets) if any(cell.subset == s for cell in cells)]
-    rows: list[Row] = []
-    for subset in subsets:
-        lines = {arm.name: [found.get((arm.name, subset, n)) for n in panel.lengths] for arm in analysis.arms}
-        lines = {arm: line for arm, line in lines.items() if any(line)}
-        rankable = {a.name for a in analysis.arms if not a.control}
-        best = [_best(line[i] for arm, line in lines.items() if arm in rankable) for i in range(len(panel.lengths))]
-        means = {arm: _plain_mean(line) for arm, line in lines.items()}
-        best_mean = max((m for arm, m in means.items() if m is not None and arm in rankable), default=None)
-        for arm in analysis.arms:
-            if arm.name not in lines:
-                continue
-            line = lines[arm.name]
-            known = [cell for cell in line if cell]
-            several = arm.name in rankable and len(rankable & lines.keys()) > 1
-            entries = [
-                Entry(_group_name(analysis, task, scorer, arm.name, subset)),
-                Entry(arm.name + (" (published)" if arm.published else "")),
-                Entry(_range(cell.n for cell in known), number=max(cell.n for cell in known)),
-                Entry(str(sum(cell.n_unscored for cell in known)), number=sum(cell.n_unscored for cell in known)),
-                *(
-                    _score(cell, several and cell is not None and cell.interval.mean == top)
-                    for cell, top in zip(line, best, strict=True)
-                ),
-                Entry(
-                    _points(means[arm.name]),
-                    best=several and means[arm.name] == best_mean is not None,
-                    number=_percent(means[arm.name]),
-                ),
-                _effective(effective(known, analysis.study_length(arm.name))),
-            ]
-            kind: Any = "published" if arm.published else "control" if arm.control else "arm"
-            rows.append(Row(group=subset, entries=tuple(entries), kind=kind))
-        rows += _chance_row(subset, lines.values(), len(panel.lengths))
-    intervals = sorted({cell.interval.method for cell in cells})
+    lengths = analysis.panel(task, scorer).lengths
+    subsets = (AVERAGE, *analysis.panel(task, scorer).subsets)
+    by_subset = [[cell for cell in cells if cell.subset == subset] for subset in subsets]
+    intervals = "; ".join(sorted({cell.interval.method for cell in cells} - {"none"}))
     return Table(
         name=f"scores-{task}-{scorer}",
         title=f"{task_title(task)}: {scorer.replace('_', ' ')} score",
         caption=(
-            f"0 to 100, with 95 % intervals ({'; '.join(intervals)}) and the best arm in bold. "
+            f"0 to 100, with 95 % intervals{f' ({intervals})' if intervals else ''} and the best arm in bold. "
             f"{_tokens_note(analysis, task)} n: scored samples per cell. Avg: mean over the lengths. Effective: the "
             "longest length up to which the interval stays above 0.85 of the in-distribution score (of the shortest "
             f"length, where no trained length is known): few samples prove only short ones. {NOT_RUN}: not run."
@@ -129,52 +93,93 @@ def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
             "Arm",
             "n",
             "Unscored",
-            *(length_name(parse_length(n)) for n in panel.lengths),
+            *(length_name(parse_length(n)) for n in lengths),
             "Avg",
             "Effective",
         ),
         num_labels=2,
-        rows=tuple(rows),
+        rows=tuple(row for own in by_subset if own for row in _score_rows(analysis, own, lengths)),
     )
+
+
+def _score_rows(analysis: Analysis, cells: Sequence[CellScore], lengths: Sequence[str]) -> list[Row]:
+    """The lines of one subset: every arm that was asked it, the best one of each column marked, then chance."""
+    found = {(cell.arm, cell.length): cell for cell in cells}
+    arms = [arm for arm in analysis.arms if any(cell.arm == arm.name for cell in cells)]
+    lines = {arm.name: [found.get((arm.name, n)) for n in lengths] for arm in arms}
+    ranked = [arm.name for arm in arms if not arm.control]
+    best: list[float | None] = [None] * len(lengths)
+    best_mean: float | None = None
+    if len(ranked) > 1:
+        best = [_highest(_mean(lines[arm][i]) for arm in ranked) for i in range(len(lengths))]
+        best_mean = _highest(_plain_mean(lines[arm]) for arm in ranked)
+    rows = []
+    for arm in arms:
+        line, mean = lines[arm.name], _plain_mean(lines[arm.name])
+        known = [cell for cell in line if cell]
+        unscored = sum(cell.n_unscored for cell in known)
+        is_ranked = arm.name in ranked
+        entries = [
+            Entry(_group_name(analysis, known[0])),
+            Entry(arm.name + (" (published)" if arm.published else "")),
+            Entry(_range(cell.n for cell in known), number=max(cell.n for cell in known)),
+            Entry(str(unscored), number=unscored),
+            *(_score(cell, is_ranked and _mean(cell) == top is not None) for cell, top in zip(line, best, strict=True)),
+            Entry(_points(mean), best=is_ranked and mean == best_mean is not None, number=_percent(mean)),
+            _effective(effective(known, analysis.study_length(arm.name))),
+        ]
+        kind: Any = "published" if arm.published else "control" if arm.control else "arm"
+        rows.append(Row(group=cells[0].subset, entries=tuple(entries), kind=kind))
+    return rows + _chance_row(cells[0].subset, lines.values(), len(lengths))
 
 
 def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
     """Every arm minus the baseline at each length, and the primary endpoint; then other pairs of arms."""
     compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
     pairs = [c for c in analysis.pairs if (c.task, c.scorer) == (task, scorer)]
-    lengths = [n for n in analysis.panel(task, scorer).lengths if any(n in c.by_length for c in compared)]
+    lengths = [n for n in analysis.panel(task, scorer).lengths if any(n in c.by_length for c in (*compared, *pairs))]
     rows = []
     for c in (*compared, *pairs):
         cells = [_difference(c.by_length.get(n), c.by_length_p_holm.get(n)) for n in lengths]
-        if not c.by_length:  # between other arms only the primary endpoint is compared
-            cells = [Entry("")] * len(lengths)
         smallest = [_detectable(c.by_length.get(n)) for n in lengths]
         label = f"{c.arm} − {c.baseline}"
         primary = _difference(c.primary, c.primary_p_holm)
         p, n = _p_value(c.primary_p_holm), c.primary.n if c.primary else 0
         num_pairs = Entry(str(n) if n else NOT_RUN, number=n), Entry(str(c.num_unpaired), number=c.num_unpaired)
-        rows.append(Row(group=label, entries=(Entry(label), *cells, primary, p, *num_pairs)))
-        if any(n in c.by_length for n in lengths):
-            quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), *[Entry("")] * 3)
-            rows.append(Row(group=label, entries=quiet, kind="detail"))
+        words = Entry(c.verdict or NOT_RUN), Entry(c.order.word if c.order else NOT_RUN)
+        rows.append(Row(group=label, entries=(Entry(label), *cells, primary, p, *words, *num_pairs)))
+        quiet = (Entry("smallest detectable"), *smallest, _detectable(c.primary), *[Entry("")] * 5)
+        rows.append(Row(group=label, entries=quiet, kind="detail"))
     return Table(
         name=f"differences-{task}-{scorer}",
         title=f"{task_title(task)}: differences between arms, {scorer.replace('_', ' ')} score",
         caption=(
             "Points of the first arm above the second on the samples that both answered, averaged over subsets, with "
             f"95 % intervals. Primary endpoint: {endpoint(compared)}. * marks p < 0.05 after Holm's correction, over "
-            "the lengths of a row and over the primary endpoints of this table. Smallest detectable: the true "
+            "the lengths of a row and over the primary endpoints of this table. Verdict: better or worse (p < 0.05), "
+            f"equivalent (shown to lie within {analysis.margin:g} points of each other: two one-sided tests, Holm's "
+            "correction), else undecided. Order: holds where the first arm is above, or below, at every length and at "
+            "one of them significantly; changes where it is both, significantly. Smallest detectable: the true "
             "difference that these samples would show with 80 % power. Unpaired: samples of the primary endpoint that "
             "were asked of both, and have no score on one side."
         ),
-        columns=("Arms", *(length_name(parse_length(n)) for n in lengths), "Primary", "p (Holm)", "Pairs", "Unpaired"),
+        columns=(
+            "Arms",
+            *(length_name(parse_length(n)) for n in lengths),
+            "Primary",
+            "p (Holm)",
+            "Verdict",
+            "Order",
+            "Pairs",
+            "Unpaired",
+        ),
         num_labels=1,
         rows=tuple(rows),
     )
 
 
 def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
-    """How each arm holds over lengths, in a few numbers; published means beside it."""
+    """How each arm holds over lengths, in a few numbers; then what others published."""
     rows = []
     for s in (s for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)):
         arm = next(arm for arm in analysis.arms if arm.name == s.arm)
@@ -194,7 +199,7 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
     asked = set(analysis.panel(task, scorer).lengths)
     for mean in published_means(task):
         if not asked & set(parse_lengths(mean["lengths"])):
-            continue  # a report on other lengths has nothing to lay beside it
+            continue  # a report on other lengths has nothing to compare it with
         name = f"{mean['arm']}, {mean['model']} (published, {mean['source']})"
         dash = Entry(NOT_RUN)
         score = Entry(
@@ -265,14 +270,6 @@ def scorer_differences(analysis: Analysis, task: str) -> list[Table]:
     ]
 
 
-def terminal_tables(frame: "pd.DataFrame", runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
-    """Return the score tables of some runs as text, without comparing them: what ``evalkit run`` prints at its end."""
-    from evalkit.report.render import terminal
-
-    analysis = analyse(Loaded(frame, tuple(runs), tuple(left_out)))
-    return "\n\n".join(terminal(score_table(analysis, task, analysis.scorers(task)[0])) for task in analysis.tasks)
-
-
 def endpoint(compared: Sequence[Comparison]) -> str:
     """Say over which lengths the primary endpoint is the mean."""
     found = sorted({(c.trained_length or 0, c.lengths) for c in compared if c.lengths})
@@ -290,8 +287,10 @@ def published_means(task: str) -> list[Mapping[str, Any]]:
 
 
 def effective_text(length: EffectiveLength | None) -> str:
-    """Return "32K", ">=128K" or "<4K"."""
-    return f"{length.censored}{length_name(length.tokens)}" if length else NOT_RUN
+    """Return "32K", ">=128K", "<4K", or "undecided" where too few samples tell."""
+    if length is None:
+        return NOT_RUN
+    return "undecided" if length.censored == "?" else f"{length.censored}{length_name(length.tokens)}"
 
 
 def interval_text(interval: Interval | Contrast, *, signed: bool = False) -> str:
@@ -353,7 +352,7 @@ def _p_value(p: float | None) -> Entry:
 
 
 def _effective(length: EffectiveLength | None) -> Entry:
-    order = 0.0 if length is None else length.tokens + {"<": -0.5, "": 0.0, ">=": 0.5}[length.censored]
+    order = 0.0 if length is None else length.tokens + {"<": -0.5, "?": -0.25, "": 0.0, ">=": 0.5}[length.censored]
     return Entry(effective_text(length), number=order)
 
 
@@ -373,30 +372,35 @@ def _chance_row(subset: str, lines: Iterable[Sequence[CellScore | None]], num_le
     ]
 
 
-def _best(line: Iterable[CellScore | None]) -> float | None:
-    return max((cell.interval.mean for cell in line if cell and cell.interval.mean is not None), default=None)
+def _mean(cell: CellScore | None) -> float | None:
+    return cell.interval.mean if cell else None
+
+
+def _highest(means: Iterable[float | None]) -> float | None:
+    return max((mean for mean in means if mean is not None), default=None)
 
 
 def _plain_mean(line: Sequence[CellScore | None]) -> float | None:
     """Mean over all lengths of the table; None where one of them is missing: it would not compare."""
-    means = [cell.interval.mean if cell else None for cell in line]
+    means = [_mean(cell) for cell in line]
     known = [mean for mean in means if mean is not None]
     return sum(known) / len(known) if known and len(known) == len(means) else None
 
 
-def _group_name(analysis: Analysis, task: str, scorer: str, arm: str, subset: str) -> str:
+def _group_name(analysis: Analysis, cell: CellScore) -> str:
     """The subset, or what an average is made of."""
-    if subset != AVERAGE:
-        return subset
-    own: Sequence[ArmSummary] = [s for s in analysis.summaries if (s.arm, s.task, s.scorer) == (arm, task, scorer)]
-    return f"{AVERAGE} of {len(own[0].subsets)}"
+    if cell.subset != AVERAGE:
+        return cell.subset
+    own = (s for s in analysis.summaries if (s.arm, s.task, s.scorer) == (cell.arm, cell.task, cell.scorer))
+    return f"{AVERAGE} of {len(next(own).subsets)}"
 
 
 def _tokens_note(analysis: Analysis, task: str) -> str:
     lengths = analysis.panel(task, analysis.scorers(task)[0]).lengths
     longest = parse_length(lengths[-1])
-    published = " (published samples keep their published label)" if any(a.published for a in analysis.arms) else ""
-    return f"Lengths are tokens: {length_name(longest)} = {longest:,}{published}."
+    example = f" ({length_name(longest)} = {longest:,})" if length_name(longest) != str(longest) else ""
+    published = "; published samples keep their published label" if any(a.published for a in analysis.arms) else ""
+    return f"Lengths are tokens{example}{published}."
 
 
 def task_title(task: str) -> str:

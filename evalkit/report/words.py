@@ -1,13 +1,15 @@
 """The summary in words: what a person should take away, and how sure it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from evalkit.lengths import parse_length
-from evalkit.report.analysis import Analysis, ArmSummary, Comparison
+from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
-from evalkit.report.stats import Contrast
-from evalkit.report.tables import SIGNIFICANT, effective_text, interval_text, task_title
+from evalkit.report.comparison import Comparison
+from evalkit.report.estimates import ArmSummary
+from evalkit.report.stats import SIGNIFICANT, Contrast
+from evalkit.report.tables import effective_text, interval_text, task_title
 
 
 class Finding(NamedTuple):
@@ -24,38 +26,73 @@ def findings(analysis: Analysis) -> list[Finding]:
         scorer = analysis.scorers(task)[0]
         compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
         summaries = {s.arm: s for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
-        sentences = [compared_sentence(c, summaries) for c in _largest_first(compared)]
+        sentences = []
+        for c in _largest_first(compared):
+            sentences += [compared_sentence(c, summaries, analysis.margin), order_sentence(c)]
+        sentences = [sentence for sentence in sentences if sentence]
         if not sentences:
             sentences = [_alone(summary) for summary in summaries.values()]
         found.append(Finding(task_title(task), (*sentences, *caveats(compared))))
     return found
 
 
-def compared_sentence(c: Comparison, summaries: dict[str, ArmSummary]) -> str:
-    """Return "Randomized YaRN is 12.4 points [8.1, 16.6] above plain at 16K to 128K; effective length ..."."""
+def compared_sentence(c: Comparison, summaries: dict[str, ArmSummary], margin: float) -> str:
+    """Return "Randomized YaRN is better: 12.4 points [8.1, 16.6] above plain at 16K to 128K; effective length ..."."""
     if c.primary is None:
         beyond = f" beyond the trained {length_name(c.trained_length)}" if c.trained_length else ""
         return f"{c.arm} and {c.baseline} have no length{beyond} with scores of both in every subset that they share."
-    where = span(parse_length(n) for n in c.lengths)
-    sentence = difference_sentence(c.arm, c.baseline, c.primary, c.primary_p_holm, where)
+    sentence = difference_sentence(c, c.primary, margin)
     own, theirs = summaries.get(c.arm), summaries.get(c.baseline)
     if own and theirs and own.effective and theirs.effective:
         sentence += f"; effective length {effective_text(own.effective)} against {effective_text(theirs.effective)}"
     return sentence + "."
 
 
-def difference_sentence(arm: str, baseline: str, contrast: Contrast, p: float | None, where: str) -> str:
-    """Say which is ahead, by how much, and call a small difference small."""
-    p = contrast.p if p is None else p
-    points, interval = 100 * contrast.mean, interval_text(contrast, signed=True)
-    if p < SIGNIFICANT and (contrast.low > 0 or contrast.high < 0):
-        ahead = "above" if points > 0 else "below"
-        low, high = sorted((abs(contrast.low), abs(contrast.high)))
-        return f"{arm} is {abs(points):.1f} points [{100 * low:.1f}, {100 * high:.1f}] {ahead} {baseline} at {where}"
-    power = f"where a true difference of {100 * contrast.detectable:.1f} would have been seen four times in five"
-    if contrast.detectable >= 1:
-        power = "from too few samples for any true difference to be seen"
-    return f"{arm} is not shown to differ from {baseline} at {where}: {points:+.1f} points {interval}, {power}"
+def difference_sentence(c: Comparison, primary: Contrast, margin: float) -> str:
+    """Say the verdict, what it rests on, and what could have been seen where it is undecided."""
+    where = span(parse_length(n) for n in c.lengths)
+    points, interval = 100 * primary.mean, interval_text(primary, signed=True)
+    if c.verdict in ("better", "worse"):
+        low, high = sorted((100 * abs(primary.low), 100 * abs(primary.high)))
+        side = "above" if points > 0 else "below"
+        return (
+            f"{c.arm} is {c.verdict}: {abs(points):.1f} points [{low:.1f}, {high:.1f}] {side} {c.baseline} at {where}"
+        )
+    if c.verdict == "equivalent":
+        found = f"{points:+.1f} points {interval}"
+        return f"{c.arm} and {c.baseline} are equivalent within {margin:g} points at {where}: {found}"
+    undecided = f"{c.arm} against {c.baseline} is undecided at {where}: {points:+.1f} points {interval}"
+    if primary.p < SIGNIFICANT:
+        p = f"p = {c.primary_p_holm:.2f}"
+        return f"{undecided}, which leaves out 0, but not after correction for all comparisons ({p})"
+    if primary.detectable >= 1:
+        return f"{undecided}, from too few samples for any true difference to be seen"
+    seen = f"a true difference of {100 * primary.detectable:.1f} would have been seen four times in five"
+    return f"{undecided}, neither different nor equivalent within {margin:g} points; {seen}"
+
+
+def order_sentence(c: Comparison) -> str:
+    """Say whether one of two arms is ahead at every length; "" where fewer than two lengths can be compared."""
+    order = c.order
+    if order is None:
+        return ""
+    where = span(parse_length(n) for n in c.by_length)
+    sides = [
+        f"{side} {c.baseline} at {_lengths(lengths)} (significantly at {_lengths(set(lengths) & set(order.shown))})"
+        for side, lengths in (("above", order.above), ("below", order.below))
+        if lengths
+    ]
+    told = f"{c.arm} is {' and '.join(sides) or f'level with {c.baseline}'}."
+    begin = {
+        "holds": "The order holds",
+        "changes": "The order changes",
+        "undecided": "Undecided whether the order holds",
+    }
+    return f"{begin[order.word]} over {where}: {told}"
+
+
+def _lengths(labels: Iterable[str]) -> str:
+    return ", ".join(length_name(n) for n in sorted(map(parse_length, labels))) or "none"
 
 
 def caveats(compared: Sequence[Comparison]) -> list[str]:
@@ -69,16 +106,16 @@ def caveats(compared: Sequence[Comparison]) -> list[str]:
         ]
     models = {name: n for c in compared for name, n in zip((c.arm, c.baseline), c.num_models, strict=True)}
     seeds = sorted({n for n in models.values() if n > 1})
-    said = [
+    sentences = [
         f"The intervals are over training seeds ({seeds[0]}{' or more' * (len(seeds) > 1)} to an arm) and questions."
     ]
     alone = [name for name, n in models.items() if n == 1]
     if alone:
-        said.append(
+        sentences.append(
             f"One checkpoint only: {'; '.join(alone)}. What is said of {'it' if len(alone) == 1 else 'them'} is about "
             "checkpoints, not methods."
         )
-    return said
+    return sentences
 
 
 def _alone(summary: ArmSummary) -> str:

@@ -191,7 +191,7 @@ function open(i) {
   box.scrollIntoView({ block: "nearest" });
 }
 
-// The runs of a task in the order of the arms; beside the first one stands one of another arm with the same questions.
+// The runs of a task in the order of the arms; the second run is one of another arm that was asked the same questions.
 function runs() {
   const task = at("cell-subset").value.split("/")[0];
   const own = index.runs.flatMap((run, i) => (run.tasks.includes(task) ? [i] : []));
@@ -199,10 +199,10 @@ function runs() {
   const options = own.map((i) => [String(i), longName(i)]), b = at("run-b").value;
   fill(at("run-a"), options, at("run-a").value);
   fill(at("run-b"), [["", "(none)"], ...options], b);
-  if (b === "") beside(own);
+  if (b === "") chooseSecond(own);
 }
 
-function beside(own) {
+function chooseSecond(own) {
   const { arm, data } = index.runs[at("run-a").value];
   at("run-b").value = String(own.findLast((i) => index.runs[i].arm !== arm && index.runs[i].data === data) ?? "");
 }
@@ -221,7 +221,7 @@ function follow() {
   runs();
   const run = index.runs.findIndex((one) => one.arm === arm && one.tasks.includes(task));
   if (run >= 0) at("run-a").value = String(run);
-  if (at("run-b").value === at("run-a").value) beside([...at("run-a").options].map((option) => Number(option.value)));
+  if (at("run-b").value === at("run-a").value) chooseSecond([...at("run-a").options].map((option) => Number(option.value)));
   at("samples").scrollIntoView();
   list();
 }
