@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.files import read_babi
+from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput
 from tests.babi_solver import solve
 
@@ -71,14 +73,14 @@ def test_a_reader_answers_a_thousand_questions_of_another_seed(subset):
 @needs_files
 @pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_the_same_reader_answers_the_published_test_questions(subset):
-    samples = questions.read_babi(FILES, subset)
+    samples = read_babi(FILES, subset)
     assert len(samples) == 1000
     assert sum(solve(s.facts, s.question) == s.target for s in samples) == SOLVED[subset]
 
 
 @needs_files
 def test_as_sets_all_published_answers_about_what_is_carried_are_right():
-    samples = questions.read_babi(FILES, "qa8")
+    samples = read_babi(FILES, "qa8")
     assert all(set(solve(s.facts, s.question).split(",")) == set(s.target.split(",")) for s in samples)
 
 
@@ -179,28 +181,28 @@ def write(folder, name="qa1_single-supporting-fact_test.txt", text=STORY):
 
 def test_facts_are_the_statements_before_a_question_without_earlier_questions(tmp_path):
     write(tmp_path)
-    first, second, third = questions.read_babi(tmp_path, "qa1")
+    first, second, third = read_babi(tmp_path, "qa1")
     assert first.facts == ("Mary moved to the bathroom.", "John went to the hallway.")
     assert second.facts == (*first.facts, "Daniel went back to the hallway.", "Sandra moved to the garden.")
     assert (second.question, second.target, second.supporting) == ("Where is Daniel?", "hallway", (2,))
-    assert [sample.sample_id for sample in (first, second, third)] == ["00000", "00001", "00002"]
+    assert [row_number(sample.sample_id) for sample in (first, second, third)] == ["00000", "00001", "00002"]
     assert first.story_id == second.story_id != third.story_id
     assert third.facts == ("John moved to the office.",)
 
 
 def test_the_test_file_is_read_where_there_is_a_train_file_too(tmp_path):
     write(tmp_path, "qa1_single-supporting-fact_train.txt", "1 A b.\n2 Is b?\tyes\t1\n")
-    assert [sample.target for sample in questions.read_babi(tmp_path, "qa1")] == ["yes"]
+    assert [sample.target for sample in read_babi(tmp_path, "qa1")] == ["yes"]
     path = write(tmp_path)
-    assert questions.read_babi(tmp_path, "qa1") == questions.read_babi(path, "qa1")
-    assert len(questions.read_babi(tmp_path, "qa1")) == 3
+    assert read_babi(tmp_path, "qa1") == read_babi(path, "qa1")
+    assert len(read_babi(tmp_path, "qa1")) == 3
 
 
 def test_windows_line_ends_and_a_missing_last_line_end_do_not_matter(tmp_path):
-    expected = questions.read_babi(write(tmp_path), "qa1")
+    expected = read_babi(write(tmp_path), "qa1")
     path = tmp_path / "qa1_test.txt"
     path.write_bytes(b"\xef\xbb\xbf" + STORY.rstrip().replace("\n", "\r\n").encode())  # with the mark of UTF-8
-    assert questions.read_babi(path, "qa1") == expected
+    assert read_babi(path, "qa1") == expected
 
 
 @pytest.mark.parametrize(
@@ -215,12 +217,12 @@ def test_an_absent_or_ambiguous_file_is_refused(tmp_path, names, message):
     for name in names:
         write(tmp_path, name)
     with pytest.raises(BadInput, match=message):
-        questions.read_babi(tmp_path, "qa1")
+        read_babi(tmp_path, "qa1")
 
 
 def test_a_file_of_another_task_is_refused(tmp_path):
     with pytest.raises(BadInput, match="not a file of qa2"):
-        questions.read_babi(write(tmp_path), "qa2")
+        read_babi(write(tmp_path), "qa2")
 
 
 @pytest.mark.parametrize(
@@ -240,27 +242,25 @@ def test_a_file_of_another_task_is_refused(tmp_path):
 def test_a_malformed_line_is_named_with_its_file(tmp_path, line, text):
     path = write(tmp_path, text=text)
     with pytest.raises(BadInput, match=rf"{path.name}, line {line}:"):
-        questions.read_babi(path, "qa1")
+        read_babi(path, "qa1")
 
 
 def test_a_file_without_questions_or_text_is_refused(tmp_path):
     with pytest.raises(BadInput, match="holds no questions"):
-        questions.read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
+        read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
     binary = tmp_path / "qa2_binary_test.txt"
     binary.write_bytes(b"1 A b.\n2 \xff\xfe\n")
     with pytest.raises(BadInput, match="line 2: byte 0xff is not UTF-8"):
-        questions.read_babi(binary, "qa2")
+        read_babi(binary, "qa2")
     (tmp_path / "qa3_folder_test.txt").mkdir()
-    for read in (lambda: questions.read_babi(tmp_path, "qa3"), lambda: questions.files_hash(tmp_path)):
-        with pytest.raises(BadInput, match=r"qa3_folder_test\.txt cannot be read"):
-            read()
+    with pytest.raises(BadInput, match=r"qa3_folder_test\.txt cannot be read"):
+        read_babi(tmp_path, "qa3")
 
 
-def test_the_hash_of_files_changes_with_their_content(tmp_path):
-    path = write(tmp_path)
-    before = questions.files_hash(tmp_path)
-    assert before == questions.files_hash(path)
-    write(tmp_path, text=STORY.replace("office", "garden"))
-    assert questions.files_hash(tmp_path) != before
-    with pytest.raises(BadInput, match="no bAbI files"):
-        questions.files_hash(tmp_path / "nowhere")
+def test_a_question_is_another_sample_where_it_or_its_statements_change(tmp_path):
+    write(tmp_path)
+    before = [sample.sample_id for sample in read_babi(tmp_path, "qa1")]
+    write(tmp_path, text=STORY.replace("2 John went to the hallway", "2 John went to the garden"))
+    after = [sample.sample_id for sample in read_babi(tmp_path, "qa1")]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
+    assert list(map(row_number, before)) == list(map(row_number, after))
