@@ -1,13 +1,16 @@
 """Generated bAbI stories make sense to a reader who knows only the grammar, and look like the published files."""
 
+import hashlib
 import statistics
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.files import read_babi
@@ -102,6 +105,77 @@ def test_answers_are_as_frequent_as_the_published_ones(subset):
         shares = dict.fromkeys(found, 100 / shares)
     for answer, share in shares.items():
         assert 100 * found[answer] / 500 == pytest.approx(share, abs=5), answer
+
+
+def ks_distance(first, second):
+    """Largest difference of two cumulative shares (Kolmogorov and Smirnov)."""
+    values = sorted({*first, *second})
+    shares = [np.searchsorted(np.sort(one), values, side="right") / len(one) for one in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def share_distance(first, second):
+    """Half the sum of the differences of shares (total variation)."""
+    counts = [Counter(one) for one in (first, second)]
+    return sum(abs(counts[0][x] / len(first) - counts[1][x] / len(second)) for x in {*counts[0], *counts[1]}) / 2
+
+
+def words(samples):
+    return [word for s in samples for text in (*s.facts, s.question) for word in text.lower().rstrip(".?").split()]
+
+
+def distances(first, second):
+    """How far two lists of samples are apart, in each column of the table."""
+    structures = [
+        [dict(s.metadata["tags"], first_needed=min(s.supporting)) for s in samples] for samples in (first, second)
+    ]
+    table = {
+        name: ks_distance(*([one[name] for one in side] for side in structures))
+        for name in ("facts", "distractors", "distance", "first_needed", "hops")
+    }
+    table["answers"] = share_distance([s.target for s in first], [s.target for s in second])
+    return table | {"words": share_distance(words(first), words(second))}
+
+
+@needs_files
+@pytest.mark.parametrize("subset", questions.SUBSETS)
+def test_generated_stories_are_no_further_from_the_files_than_these_are_from_each_other(subset):
+    train, test = (read_babi(FILES, subset, part=part) for part in ("train", "test"))
+    ours = [questions.generate(subset, 0, index) for index in range(2000)]
+    between_files = distances(test, train)
+    # What chance alone makes (99.9 %, for there are 140 distances); questions to one story are alike, so stories count.
+    stories = sum(len({s.story_id for s in samples}) for samples in (train, test))
+    unit = (1 / stories + 1 / len(ours)) ** 0.5
+    by_chance = dict.fromkeys(between_files, 1.95 * unit)
+    by_chance["answers"] = (
+        chi2.ppf(0.999, len({s.target for s in train}) - 1) ** 0.5 / 2 * unit
+    )  # by Cauchy and Schwarz
+    for column, distance in distances(ours, [*train, *test]).items():
+        assert distance <= max(between_files[column], by_chance[column]), column
+
+
+@needs_files
+def test_the_last_to_walk_are_asked_about_as_often_as_in_the_files():
+    for subset, share in (("qa12", 0.72), ("qa13", 0.93)):
+        real = [*read_babi(FILES, subset), *read_babi(FILES, subset, part="train")]
+        for samples in (real, generated(subset, 2000)):
+            last = sum(s.metadata["tags"]["distractors"] == 0 for s in samples) / len(samples)
+            assert last == pytest.approx(share, abs=0.02)
+
+
+def test_animals_of_a_kind_differ_in_color_as_rarely_as_in_the_files():
+    conflicts = 0
+    for sample in generated("qa16", 2000):
+        told = [fact.rstrip(".").split() for fact in sample.facts]
+        kind, color = {w[0]: w[3] for w in told if w[2] == "a"}, {w[0]: w[2] for w in told if w[2] != "a"}
+        asked = sample.question.rstrip("?").split()[-1]
+        conflicts += len({color[name] for name in color if kind[name] == kind[asked]}) > 1
+    assert conflicts / 2000 == pytest.approx(150 / 2000, abs=0.02)
+
+
+def test_stories_of_the_first_task_are_those_of_the_first_version():
+    told = repr([(s.facts, s.question, s.target, s.supporting) for s in generated("qa1")])
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "ab41ef136478cc61"
 
 
 @pytest.mark.parametrize("subset", questions.SUBSETS)

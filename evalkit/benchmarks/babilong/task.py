@@ -258,7 +258,7 @@ class BABILong:
         return self._fact_ids[key]
 
     def _haystack(self, encoder: PromptEncoder, tokens: int) -> TokenizedHaystack:
-        """Return the background; of the built-in prose as much as a window of so many tokens needs."""
+        """Return the background; of the built-in prose enough for a window of ``tokens`` tokens."""
         words = BUILT_IN_WORDS
         haystack = self._tokenized(encoder, words)
         while haystack.num_tokens < tokens and not self.options.noise:
