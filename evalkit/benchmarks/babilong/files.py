@@ -59,7 +59,7 @@ def _file_of(path: Path, subset: str, part: Part) -> Path:
     files = [file for file in found if file.name.endswith(f"_{part}.txt")] or found
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise BadInput(f"{path} must hold one file {subset}_*_{part}.txt for {subset}; found {names}.")
+        raise BadInput(f"{path} must hold one bAbI file {subset}_*_{part}.txt for {subset}; found {names}.")
     return files[0]
 
 
