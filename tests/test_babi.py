@@ -1,15 +1,20 @@
 """Generated bAbI stories make sense to a reader who knows only the grammar, and look like the published files."""
 
+import hashlib
 import statistics
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.files import read_babi
+from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput
 from tests.babi_solver import solve
 
@@ -71,14 +76,14 @@ def test_a_reader_answers_a_thousand_questions_of_another_seed(subset):
 @needs_files
 @pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_the_same_reader_answers_the_published_test_questions(subset):
-    samples = questions.read_babi(FILES, subset)
+    samples = read_babi(FILES, subset)
     assert len(samples) == 1000
     assert sum(solve(s.facts, s.question) == s.target for s in samples) == SOLVED[subset]
 
 
 @needs_files
 def test_as_sets_all_published_answers_about_what_is_carried_are_right():
-    samples = questions.read_babi(FILES, "qa8")
+    samples = read_babi(FILES, "qa8")
     assert all(set(solve(s.facts, s.question).split(",")) == set(s.target.split(",")) for s in samples)
 
 
@@ -100,6 +105,77 @@ def test_answers_are_as_frequent_as_the_published_ones(subset):
         shares = dict.fromkeys(found, 100 / shares)
     for answer, share in shares.items():
         assert 100 * found[answer] / 500 == pytest.approx(share, abs=5), answer
+
+
+def ks_distance(first, second):
+    """Largest difference of two cumulative shares (Kolmogorov and Smirnov)."""
+    values = sorted({*first, *second})
+    shares = [np.searchsorted(np.sort(one), values, side="right") / len(one) for one in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def share_distance(first, second):
+    """Half the sum of the differences of shares (total variation)."""
+    counts = [Counter(one) for one in (first, second)]
+    return sum(abs(counts[0][x] / len(first) - counts[1][x] / len(second)) for x in {*counts[0], *counts[1]}) / 2
+
+
+def words(samples):
+    return [word for s in samples for text in (*s.facts, s.question) for word in text.lower().rstrip(".?").split()]
+
+
+def distances(first, second):
+    """How far two lists of samples are apart, in each column of the table."""
+    structures = [
+        [dict(s.metadata["tags"], first_needed=min(s.supporting)) for s in samples] for samples in (first, second)
+    ]
+    table = {
+        name: ks_distance(*([one[name] for one in side] for side in structures))
+        for name in ("facts", "distractors", "distance", "first_needed", "hops")
+    }
+    table["answers"] = share_distance([s.target for s in first], [s.target for s in second])
+    return table | {"words": share_distance(words(first), words(second))}
+
+
+@needs_files
+@pytest.mark.parametrize("subset", questions.SUBSETS)
+def test_generated_stories_are_no_further_from_the_files_than_these_are_from_each_other(subset):
+    train, test = (read_babi(FILES, subset, part=part) for part in ("train", "test"))
+    ours = [questions.generate(subset, 0, index) for index in range(2000)]
+    between_files = distances(test, train)
+    # What chance alone makes (99.9 %, for there are 140 distances); questions to one story are alike, so stories count.
+    stories = sum(len({s.story_id for s in samples}) for samples in (train, test))
+    unit = (1 / stories + 1 / len(ours)) ** 0.5
+    by_chance = dict.fromkeys(between_files, 1.95 * unit)
+    by_chance["answers"] = (
+        chi2.ppf(0.999, len({s.target for s in train}) - 1) ** 0.5 / 2 * unit
+    )  # by Cauchy and Schwarz
+    for column, distance in distances(ours, [*train, *test]).items():
+        assert distance <= max(between_files[column], by_chance[column]), column
+
+
+@needs_files
+def test_the_last_to_walk_are_asked_about_as_often_as_in_the_files():
+    for subset, share in (("qa12", 0.72), ("qa13", 0.93)):
+        real = [*read_babi(FILES, subset), *read_babi(FILES, subset, part="train")]
+        for samples in (real, generated(subset, 2000)):
+            last = sum(s.metadata["tags"]["distractors"] == 0 for s in samples) / len(samples)
+            assert last == pytest.approx(share, abs=0.02)
+
+
+def test_animals_of_a_kind_differ_in_color_as_rarely_as_in_the_files():
+    conflicts = 0
+    for sample in generated("qa16", 2000):
+        told = [fact.rstrip(".").split() for fact in sample.facts]
+        kind, color = {w[0]: w[3] for w in told if w[2] == "a"}, {w[0]: w[2] for w in told if w[2] != "a"}
+        asked = sample.question.rstrip("?").split()[-1]
+        conflicts += len({color[name] for name in color if kind[name] == kind[asked]}) > 1
+    assert conflicts / 2000 == pytest.approx(150 / 2000, abs=0.02)
+
+
+def test_stories_of_the_first_task_are_those_of_the_first_version():
+    told = repr([(s.facts, s.question, s.target, s.supporting) for s in generated("qa1")])
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "ab41ef136478cc61"
 
 
 @pytest.mark.parametrize("subset", questions.SUBSETS)
@@ -179,28 +255,28 @@ def write(folder, name="qa1_single-supporting-fact_test.txt", text=STORY):
 
 def test_facts_are_the_statements_before_a_question_without_earlier_questions(tmp_path):
     write(tmp_path)
-    first, second, third = questions.read_babi(tmp_path, "qa1")
+    first, second, third = read_babi(tmp_path, "qa1")
     assert first.facts == ("Mary moved to the bathroom.", "John went to the hallway.")
     assert second.facts == (*first.facts, "Daniel went back to the hallway.", "Sandra moved to the garden.")
     assert (second.question, second.target, second.supporting) == ("Where is Daniel?", "hallway", (2,))
-    assert [sample.sample_id for sample in (first, second, third)] == ["00000", "00001", "00002"]
+    assert [row_number(sample.sample_id) for sample in (first, second, third)] == ["00000", "00001", "00002"]
     assert first.story_id == second.story_id != third.story_id
     assert third.facts == ("John moved to the office.",)
 
 
 def test_the_test_file_is_read_where_there_is_a_train_file_too(tmp_path):
     write(tmp_path, "qa1_single-supporting-fact_train.txt", "1 A b.\n2 Is b?\tyes\t1\n")
-    assert [sample.target for sample in questions.read_babi(tmp_path, "qa1")] == ["yes"]
+    assert [sample.target for sample in read_babi(tmp_path, "qa1")] == ["yes"]
     path = write(tmp_path)
-    assert questions.read_babi(tmp_path, "qa1") == questions.read_babi(path, "qa1")
-    assert len(questions.read_babi(tmp_path, "qa1")) == 3
+    assert read_babi(tmp_path, "qa1") == read_babi(path, "qa1")
+    assert len(read_babi(tmp_path, "qa1")) == 3
 
 
 def test_windows_line_ends_and_a_missing_last_line_end_do_not_matter(tmp_path):
-    expected = questions.read_babi(write(tmp_path), "qa1")
+    expected = read_babi(write(tmp_path), "qa1")
     path = tmp_path / "qa1_test.txt"
     path.write_bytes(b"\xef\xbb\xbf" + STORY.rstrip().replace("\n", "\r\n").encode())  # with the mark of UTF-8
-    assert questions.read_babi(path, "qa1") == expected
+    assert read_babi(path, "qa1") == expected
 
 
 @pytest.mark.parametrize(
@@ -215,12 +291,12 @@ def test_an_absent_or_ambiguous_file_is_refused(tmp_path, names, message):
     for name in names:
         write(tmp_path, name)
     with pytest.raises(BadInput, match=message):
-        questions.read_babi(tmp_path, "qa1")
+        read_babi(tmp_path, "qa1")
 
 
 def test_a_file_of_another_task_is_refused(tmp_path):
     with pytest.raises(BadInput, match="not a file of qa2"):
-        questions.read_babi(write(tmp_path), "qa2")
+        read_babi(write(tmp_path), "qa2")
 
 
 @pytest.mark.parametrize(
@@ -240,27 +316,25 @@ def test_a_file_of_another_task_is_refused(tmp_path):
 def test_a_malformed_line_is_named_with_its_file(tmp_path, line, text):
     path = write(tmp_path, text=text)
     with pytest.raises(BadInput, match=rf"{path.name}, line {line}:"):
-        questions.read_babi(path, "qa1")
+        read_babi(path, "qa1")
 
 
 def test_a_file_without_questions_or_text_is_refused(tmp_path):
     with pytest.raises(BadInput, match="holds no questions"):
-        questions.read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
+        read_babi(write(tmp_path, text="1 A b.\n"), "qa1")
     binary = tmp_path / "qa2_binary_test.txt"
     binary.write_bytes(b"1 A b.\n2 \xff\xfe\n")
     with pytest.raises(BadInput, match="line 2: byte 0xff is not UTF-8"):
-        questions.read_babi(binary, "qa2")
+        read_babi(binary, "qa2")
     (tmp_path / "qa3_folder_test.txt").mkdir()
-    for read in (lambda: questions.read_babi(tmp_path, "qa3"), lambda: questions.files_hash(tmp_path)):
-        with pytest.raises(BadInput, match=r"qa3_folder_test\.txt cannot be read"):
-            read()
+    with pytest.raises(BadInput, match=r"qa3_folder_test\.txt cannot be read"):
+        read_babi(tmp_path, "qa3")
 
 
-def test_the_hash_of_files_changes_with_their_content(tmp_path):
-    path = write(tmp_path)
-    before = questions.files_hash(tmp_path)
-    assert before == questions.files_hash(path)
-    write(tmp_path, text=STORY.replace("office", "garden"))
-    assert questions.files_hash(tmp_path) != before
-    with pytest.raises(BadInput, match="no bAbI files"):
-        questions.files_hash(tmp_path / "nowhere")
+def test_a_question_is_another_sample_where_it_or_its_statements_change(tmp_path):
+    write(tmp_path)
+    before = [sample.sample_id for sample in read_babi(tmp_path, "qa1")]
+    write(tmp_path, text=STORY.replace("2 John went to the hallway", "2 John went to the garden"))
+    after = [sample.sample_id for sample in read_babi(tmp_path, "qa1")]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
+    assert list(map(row_number, before)) == list(map(row_number, after))

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def encoder(style: str, chat: bool) -> Encoder:
 
 
 @cache
-def benchmark(seed=0, **options) -> BABILong:
+def benchmark(seed: int = 0, **options) -> BABILong:
     return BABILong(load_card("babilong"), BABILongOptions(**options), seed=seed)
 
 
@@ -154,3 +155,29 @@ def test_wording_parts_can_be_left_out():
         for left_out in ((), ("examples",), ("instruction", "examples", "post_prompt"))
     ]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_the_identity_of_a_run_knows_no_paths_and_no_files_of_other_tasks(tmp_path):
+    story = "1 Mary moved to the garden.\n2 Where is Mary?\tgarden\t1\n"
+    for place in ("here", "there"):
+        (tmp_path / place / "qa1").mkdir(parents=True)
+        (tmp_path / place / "qa1_single_test.txt").write_text(story)
+    (tmp_path / "there" / "qa2_two_test.txt").write_text(story)
+    for option, kind in (("facts", Path), ("source", str)):
+        here, there = (
+            BABILong(load_card("babilong"), BABILongOptions(**{option: kind(tmp_path / place)}))
+            for place in ("here", "there")
+        )
+        assert here.recipe() == there.recipe()
+
+
+def test_the_background_grows_with_the_length(monkeypatch):
+    monkeypatch.setattr("evalkit.benchmarks.babilong.task.BUILT_IN_WORDS", 1_000)
+    fresh, used = BABILong(load_card("babilong")), encoder("llama3", True)
+    question = next(fresh.samples("qa1", "1k", 1))
+    short = fresh.prompt(question, "1.5k", used, 10**6)
+    long = fresh.prompt(question, "32k", used, 10**6)
+    assert 32 * 1024 - MAX_SPARE_TOKENS <= len(long.token_ids) + long.max_new_tokens <= 32 * 1024
+    assert np.array_equal(
+        short.token_ids, BABILong(load_card("babilong")).prompt(question, "1.5k", used, 10**6).token_ids
+    )

@@ -7,6 +7,7 @@ import pytest
 
 from evalkit.benchmarks.babilong.published import published_samples
 from evalkit.benchmarks.cards import load_card
+from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput
 
 ROWS = [
@@ -30,7 +31,7 @@ def test_json_lists_of_the_small_set(tmp_path):
     path.write_text(json.dumps(ROWS))
     samples = read(tmp_path)
     assert [s.question for s in samples] == ["Where is Mary?", "Where is the milk?"]
-    assert [s.sample_id for s in samples] == ["00000", "00001"]
+    assert [row_number(s.sample_id) for s in samples] == ["00000", "00001"]
     assert samples[0].context == ROWS[0]["input"]
 
 
@@ -39,7 +40,17 @@ def test_parquet_files_of_the_large_set(tmp_path):
     for part in range(2):
         pd.DataFrame(ROWS[part:][:1]).to_parquet(tmp_path / "4k" / f"qa1-0000{part}-of-00002.parquet")
     samples = read(tmp_path)
-    assert [(s.sample_id, s.target) for s in samples] == [("00000", "garden"), ("00001", "office")]
+    assert [(row_number(s.sample_id), s.target) for s in samples] == [("00000", "garden"), ("00001", "office")]
+
+
+def test_a_row_is_named_by_what_it_says_and_not_by_where_it_lies(tmp_path):
+    for place, rows in (("here", ROWS), ("there", ROWS), ("changed", [ROWS[0], {**ROWS[1], "input": "Noise."}])):
+        (tmp_path / place / "qa1").mkdir(parents=True)
+        (tmp_path / place / "qa1" / "4k.json").write_text(json.dumps(rows))
+    here, there, changed = ([s.sample_id for s in read(tmp_path / place)] for place in ("here", "there", "changed"))
+    assert here == there
+    assert changed[0] == here[0]
+    assert changed[1] != here[1]
 
 
 def test_a_length_that_is_not_there_is_named_with_what_was_expected(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from evalkit.benchmarks import cards
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.files import read_babi
 from evalkit.benchmarks.babilong.scorers import corrected, official
 from evalkit.benchmarks.cards import card_names, load_card, read_card
 from evalkit.errors import BadInput
@@ -87,10 +88,27 @@ def test_fields_and_defaults_of_a_card(tmp_path):
     assert card.subsets["easy"].instruction == ""
 
 
-def test_the_hash_is_of_values_and_not_of_comments(tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "moves_a_score"),
+    [
+        ("", "# A remark.\r\n", False),
+        ("A quiz", "The quiz", False),
+        ("Two questions", "A question", False),
+        ('paper = "none"', 'paper = "arXiv"', False),
+        ("version = 3", "version = 4", False),  # it stands beside the hash
+        ("default_samples = 10", "default_samples = 20", False),
+        ("chance = 0.5", "chance = 0.25", False),
+        ('["yes", "no"]', '["yes", "no", "maybe"]', True),
+        ("chance = 0.5", 'chance = 0.5\ninstruction = "Say yes."', True),
+        ("default_samples = 10", 'default_samples = 10\ntemplate = "{question}"', True),
+        ("default_samples = 10", "default_samples = 10\nmax_new_tokens = 5", True),
+        ("[subsets.easy]", "[settings]\nmargin = 1\n[subsets.easy]", True),
+    ],
+)
+def test_the_hash_is_of_what_moves_an_answer_or_a_score(tmp_path, old, new, moves_a_score):
     plain = read_card(write(tmp_path)).sha256
-    assert read_card(write(tmp_path, "# A remark.\r\n" + CARD)).sha256 == plain
-    assert read_card(write(tmp_path, CARD.replace("0.5", "0.25"))).sha256 != plain
+    changed = CARD.replace(old, new) if old else new + CARD
+    assert (read_card(write(tmp_path, changed)).sha256 != plain) == moves_a_score
 
 
 @pytest.mark.parametrize(
@@ -152,7 +170,7 @@ def test_labels_are_exactly_the_answers_that_occur(subset):
 @pytest.mark.skipif(not FILES.is_dir(), reason="the bAbI v1.2 text files are not beside the project")
 @pytest.mark.parametrize("subset", questions.SUBSETS)
 def test_chance_is_the_share_of_the_most_frequent_published_answer(subset):
-    answers = Counter(sample.target for sample in questions.read_babi(FILES, subset))
+    answers = Counter(sample.target for sample in read_babi(FILES, subset))
     assert BABILONG.subsets[subset].chance == pytest.approx(max(answers.values()) / 1000, abs=0.0005)
 
 

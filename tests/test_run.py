@@ -146,7 +146,7 @@ def test_an_answer_to_a_published_row_is_not_reused_for_another_row(checkpoint, 
     file.write_text(json.dumps([{**row, "input": "Mary went to the garden. It snowed."}]))
     shown = run(checkpoint, tmp_path / "r", *arguments)
     assert shown.exit_code == 2
-    assert "Row 00000 of qa1 at 1k" in shown.output
+    assert "of qa1 at 1k is another one than 00000-" in shown.output
     assert len(lines(tmp_path / "r")) == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from evalkit.benchmarks import open_benchmark
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.files import read_babi
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.models.encoder import Encoder
@@ -164,10 +165,8 @@ def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
 def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
     data = recipe(subsets=("qa4",), samples=1000)
     trained = list(islice(draw_samples(training(data, facts=BABI_FILES), data), 1000))
-    asked = questions.read_babi(BABI_FILES, "qa4")
-    assert [s.facts for s in trained] == [
-        s.facts for s in questions.read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")
-    ]
+    asked = read_babi(BABI_FILES, "qa4")
+    assert [s.facts for s in trained] == [s.facts for s in read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")]
     assert leakage(trained, asked).shared == 134
 
 
@@ -205,5 +204,5 @@ def test_data_that_cannot_be_made_are_refused(make, says):
 def test_the_published_train_files_share_items_with_the_test_files(subset, shared):
     """Counted over the files of 1,000 questions; of the larger train file of qa4, 741 test items are known to recur."""
     files = {part: next(BABI_FILES.glob(f"{subset}_*_{part}.txt")) for part in ("train", "test")}
-    found = leakage(questions.read_babi(files["train"], subset), questions.read_babi(files["test"], subset))
+    found = leakage(read_babi(files["train"], subset), read_babi(files["test"], subset))
     assert (found.evaluated, found.shared) == (1000, shared)

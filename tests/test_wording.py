@@ -1,13 +1,18 @@
 """Prompt wording comes from the card, from the authors' result files or from their prompts.py, which is never run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from evalkit.benchmarks.babilong.options import BABILongOptions
+from evalkit.benchmarks.babilong.task import BABILong
 from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
+from evalkit.models.encoder import Encoder
+from tests.tiny_tokenizers import CHATML, tiny_tokenizer
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "babilong" / "predictions"
 TEMPLATE = "{instruction}\n\n{examples}\n\n{post_prompt}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"
@@ -108,3 +113,79 @@ def test_the_real_result_files_give_all_twenty_subsets():
     loaded = load_wording(str(REAL), load_card("babilong"))
     assert set(loaded) == {f"qa{n}" for n in range(1, 21)}
     assert all("{context}" in w.template for w in loaded.values())
+
+
+# The form of the authors' file since June 2024: the template is put together from two texts.
+AUTHORS_FORM = """
+TASK_TEMPLATE = {task!r}
+USER_TEMPLATE = {user!r}
+DEFAULT_TEMPLATE = f'{{TASK_TEMPLATE}}{seam}{{USER_TEMPLATE}}'
+
+CUSTOM_SYSTEM_PROMPTS = {{
+    # a remark
+    'SOME_MODEL':
+        'You are a model. '
+        'Say {{what}} you don\\'t know.'
+}}
+
+
+def get_formatted_input(context, question, examples, instruction, post_prompt, template=DEFAULT_TEMPLATE):
+    return template.format(instruction=instruction, context=context.strip(), question=question).strip()
+
+
+DEFAULT_PROMPTS = {prompts!r}
+"""
+TASK, USER = "{instruction}\n\n{examples}\n\n{post_prompt}", "<context>\n{context}\n</context>\n\nQuestion: {question}"
+
+
+def authors_file(
+    folder: Path, prompts: dict[str, dict[str, str]], task: str = TASK, user: str = USER, seam: str = "\\n\\n"
+) -> Path:
+    path = folder / "prompts.py"
+    path.write_text(AUTHORS_FORM.format(task=task, user=user, seam=seam, prompts=prompts), encoding="utf-8")
+    return path
+
+
+def test_a_template_put_together_from_two_texts_is_read_whole(tmp_path):
+    prompts = {"qa1": {"instruction": "Read.", "examples": "Ex.", "post_prompt": "Say."}}
+    loaded = load_wording(str(authors_file(tmp_path, prompts)), load_card("babilong"))
+    assert loaded["qa1"].template == TEMPLATE
+    assert loaded["qa1"].fill("facts", "Where?").startswith("Read.\n\nEx.\n\nSay.\n\n<context>\nfacts")
+
+
+@pytest.mark.parametrize(
+    ("task", "user", "dropped"),
+    [
+        ("{instruction}\n\n{post_prompt}", USER, "{examples}"),
+        ("", USER, "{instruction} and no {examples} and no {post_prompt}"),
+        (TASK, "{context}", "{question}"),
+        (TASK, "{question}", "{context}"),
+    ],
+)
+def test_a_template_that_drops_a_text_of_the_wording_is_refused(tmp_path, task, user, dropped):
+    prompts = {"qa1": {"instruction": "Read.", "examples": "Ex.", "post_prompt": "Say."}}
+    with pytest.raises(BadInput, match=re.escape(f"prompts.py, qa1: the template has no {dropped}; ")):
+        load_wording(str(authors_file(tmp_path, prompts, task, user)), load_card("babilong"))
+
+
+def test_a_template_that_only_running_the_file_would_give_is_refused(tmp_path):
+    path = authors_file(tmp_path, {"qa1": {"instruction": "Read.", "examples": "", "post_prompt": ""}})
+    path.write_text(path.read_text().replace("f'{TASK_TEMPLATE}", "make(TASK_TEMPLATE) + f'{TASK_TEMPLATE}"))
+    with pytest.raises(BadInput, match=r"the template has no \{instruction\}"):
+        load_wording(str(path), load_card("babilong"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published predictions are not beside this checkout")
+def test_the_authors_file_and_their_result_files_give_the_same_ids(tmp_path):
+    results = load_wording(str(REAL), load_card("babilong"))
+    texts = {n: {f: getattr(w, f) for f in ("instruction", "examples", "post_prompt")} for n, w in results.items()}
+    task, seam, user = results["qa1"].template.partition("{post_prompt}\n")
+    file = authors_file(tmp_path, texts, task + seam.strip(), user, seam="\\n")
+    encoder = Encoder(tiny_tokenizer("llama3", template=CHATML, add_bos=False), chat=True)
+    card = load_card("babilong")
+    by_file, by_results = (BABILong(card, BABILongOptions(prompts=str(source))) for source in (file, REAL))
+    assert by_file.recipe()["wording"] == by_results.recipe()["wording"]
+    for subset in results:
+        for sample in by_file.samples(subset, "0k", 3):
+            ids = [benchmark.prompt(sample, "0k", encoder, 10**6).sha256 for benchmark in (by_file, by_results)]
+            assert ids[0] == ids[1]

@@ -1,11 +1,13 @@
 """What is asked, and what counts as right. A new benchmark is a card in ``tasks/``, a folder here, a line in TASKS."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from evalkit.benchmarks.cards import load_card
+from evalkit.benchmarks.imported import ImportedRun
 from evalkit.benchmarks.options import Part, TaskOptions
 from evalkit.errors import BadInput
 from evalkit.types import Benchmark, Prediction, Score
@@ -18,7 +20,8 @@ class Task:
     """The module of one benchmark, imported when it is first used.
 
     It has ``OPTIONS``, its subclass of TaskOptions; ``open_benchmark(card, options, *, seed, part, count_tokens)``;
-    ``SCORERS`` by name, the official rule first, each a function of a Prediction alone; and ``SCORER_VERSION``.
+    ``SCORERS`` by name, the official rule first, each a function of a Prediction alone; and ``SCORER_VERSION``. Where
+    others publish answers as files, ``imported_runs(folder)`` reads them.
     """
 
     module: str
@@ -39,6 +42,11 @@ class Task:
     def scorer_version(self) -> str:
         """Changes whenever a stored score has to be computed again."""
         return str(self._module.SCORER_VERSION)
+
+    def imported_runs(self, folder: Path) -> Iterator[ImportedRun | BadInput]:
+        """Yield answers of others at or below a folder, and what is wrong with each file that cannot be used."""
+        if hasattr(self._module, "imported_runs"):
+            yield from self._module.imported_runs(folder)
 
     @property
     def _module(self) -> Any:
@@ -91,6 +99,12 @@ def open_benchmark(
         BadInput: there is no such task, or its data cannot be used.
     """
     return task(name).open(name, options, seed, part, count_tokens)
+
+
+def imported_runs(folder: Path) -> Iterator[ImportedRun | BadInput]:
+    """Yield answers that others have published, of any benchmark; for a file that cannot be used, the error."""
+    for one in TASKS.values():
+        yield from one.imported_runs(folder)
 
 
 def score(prediction: Prediction) -> list[Score]:

@@ -53,7 +53,8 @@ class TaskCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Values that only the benchmark's own code reads."""
     sha256: str
-    """Hash of all values; comments and layout of the file do not count."""
+    """Hash of the values that can move an answer or a score. What only describes (title, description, paper, chance),
+    the scope that is asked by default, and the layout of the file do not count."""
 
 
 _CARD: dict[str, tuple[type, ...]] = {
@@ -83,6 +84,10 @@ _SUBSET_OPTIONAL: dict[str, tuple[type, ...]] = {
 }
 _SOURCE: dict[str, tuple[type, ...]] = {"id": (str,), "revision": (str,)}
 _SOURCE_OPTIONAL: dict[str, tuple[type, ...]] = {"layout": (str,)}
+
+# What no answer and no score hangs on. A version has its own place beside the hash in a run's fingerprint.
+_DESCRIBES = {"title", "version", "description", "paper", "default_subsets", "default_samples"}
+_SUBSET_DESCRIBES = {"title", "chance"}
 
 
 def card_names() -> tuple[str, ...]:
@@ -131,9 +136,18 @@ def read_card(path: Path) -> TaskCard:
     for rule, holds in rules.items():
         if not holds:
             raise BadInput(f"{path}: {rule}.")
-    sha256 = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    sha256 = _decisive_hash(values)
     values |= {"subsets": subsets, "default_subsets": tuple(values["default_subsets"])}
     return TaskCard(**values, sha256=sha256)
+
+
+def _decisive_hash(values: Mapping[str, Any]) -> str:
+    decisive = {name: value for name, value in values.items() if name not in _DESCRIBES}
+    decisive["subsets"] = {
+        name: {field: value for field, value in subset.items() if field not in _SUBSET_DESCRIBES}
+        for name, subset in values["subsets"].items()
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _read_subset(where: str, entry: Any) -> SubsetCard:

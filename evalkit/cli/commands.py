@@ -366,20 +366,33 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
 @main.command("import")
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
-def import_(folder: Path, out: Path) -> None:
-    """Turn a folder of published BABILong predictions into run folders that 'report' shows beside yours.
+@click.option("--arm", help="Name in tables and figures; default: the model's, from its folders.")
+def import_(folder: Path, out: Path, arm: str | None) -> None:
+    """Turn a folder of published BABILong answers into run folders that 'report' shows beside yours.
+
+    A file that cannot be used is named, and the others are imported.
 
     \b
     Example:
       evalkit import babilong_evals/microsoft/Phi-3-mini-128k-instruct && evalkit report results/
     """
-    from evalkit.records.folder import RunFolder
-    from evalkit.records.published import import_babilong
+    from evalkit.errors import BadInput
+    from evalkit.records.imports import import_folder
     from evalkit.records.scoring import score_folder
 
-    for path in import_babilong(folder, out):
-        score_folder(RunFolder.open(path))
-        click.echo(str(path))
+    imported, faults = 0, 0
+    for found in import_folder(folder, out, arm=arm):
+        if isinstance(found, BadInput):
+            faults += 1
+            click.echo(f"Left out: {found}", err=True)
+            continue
+        for notice in found.notices:
+            click.echo(notice, err=True)
+        score_folder(found)
+        imported += 1
+        click.echo(f"{found.path}: {len(found.recorded()):,} answers")
+    if not imported:
+        raise BadInput(f"Nothing in {folder} could be imported: all of its {faults} files of answers are faulty.")
 
 
 def _print_tables(folders: list[Path]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import options
+from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput, ContextOverflow, RunFolderError
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
@@ -117,16 +118,17 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
     """Yield what is not recorded, with its length, longest first.
 
     Raises:
-        BadInput: a published row is another one than the one that was answered.
+        BadInput: a row of a file is another one than the one that was answered.
     """
+    rows = {key._replace(sample_id=row_number(key.sample_id)): key.sample_id for key in folder.recorded()}
     for cell in plan.cells(lengths):
         for sample in plan.samples_of(cell):
             key = _key(sample, cell.length)
-            before = folder.recorded().get(key)
-            if before and before.metadata.get("row_sha256") != sample.metadata.get("row_sha256"):
+            before = rows.get(key._replace(sample_id=row_number(key.sample_id)), key.sample_id)
+            if before != key.sample_id:
                 raise BadInput(
-                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} in {plan.config.data.source} is another "
-                    f"one than {folder.path} holds an answer to; use another --out, or the rows of that time."
+                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
+                    f"{folder.path} holds an answer to; use another --out, or the files of that time."
                 )
             if folder.needs_asking(key):
                 yield sample, cell.length

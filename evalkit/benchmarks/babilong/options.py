@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalkit.benchmarks.babilong.structure import Condition
 from evalkit.benchmarks.options import GENERATED, TaskOptions
 from evalkit.errors import BadInput
 from evalkit.options import option
@@ -17,6 +18,10 @@ class BABILongOptions(TaskOptions):
     """Text files that replace the built-in prose."""
     depths: tuple[float, ...] = option("--depth", "Ask each sample with its facts at 0,0.25,... depth.", default=())
     """0 is the top, 1 the end; empty: official random placement."""
+    only: tuple[str, ...] = option(
+        "--only", "Only stories of this structure, such as 'entries>=2' (repeatable).", default=(), repeat=True
+    )
+    """Conditions on the tags of ``structure.py``; a sample meets all of them."""
     prompts: str = option("--prompts", "Wording: 'own', 'official' (hub), or a local path.", default="own")
     instruction: bool = option("--instruction", "The instruction in front.", default=True)
     examples: bool = option("--examples", "The worked examples.", default=True)
@@ -26,8 +31,18 @@ class BABILongOptions(TaskOptions):
         super().__post_init__()
         if self.source != GENERATED and (self.facts or self.noise or self.depths):
             raise BadInput(f"Published rows (--source {self.source}) come with their facts and background ready made.")
+        _ = self.conditions
         if wrong := [depth for depth in self.depths if not 0 <= depth <= 1]:
             raise BadInput(f"Depth {wrong[0]:g} is not between 0 and 1; 0 puts the facts first, 1 last.")
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions of ``only``.
+
+        Raises:
+            BadInput: one has another form, or names a tag or an operator that there is not.
+        """
+        return tuple(map(Condition.parse, self.only))
 
     @property
     def left_out(self) -> tuple[str, ...]:

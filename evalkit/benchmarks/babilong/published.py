@@ -5,13 +5,14 @@ length and task (``4k/qa1-00000-of-00001.parquet``, about 1,000 rows). Both have
 A row has no facts of its own: context and facts come mixed, at the published length.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from evalkit.benchmarks.babilong.structure import tags_of_text
 from evalkit.benchmarks.cards import TaskCard
+from evalkit.benchmarks.rows import row_id
 from evalkit.errors import BadInput
 from evalkit.types import Sample
 
@@ -38,18 +39,18 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
         yield Sample(
             task=card.task,
             subset=subset,
-            sample_id=f"{number:05d}",
+            sample_id=row_id(number, *(row[column] for column in COLUMNS)),
             story_id=f"{subset}-{number:05d}",
             question=row["question"].strip(),
             target=row["target"],
             context=row["input"],
-            metadata={"published_length": length, "row_sha256": _sha256(row)},
+            metadata={"published_length": length, **_tags(subset, row)},
         )
 
 
-def _sha256(row: dict[str, str]) -> str:
-    """Return what tells a row from another one: a local file can change under the same name."""
-    return hashlib.sha256("\n".join(row[column] for column in COLUMNS).encode()).hexdigest()
+def _tags(subset: str, row: dict[str, str]) -> dict[str, Any]:
+    tags = tags_of_text(subset, row["input"], row["question"])
+    return {"tags": tags} if tags else {}
 
 
 def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Iterator[tuple[str, Any]]:

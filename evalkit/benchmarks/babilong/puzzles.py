@@ -1,8 +1,7 @@
 """The closed worlds of bAbI: task 4 and tasks 14 to 20, a few statements made for one question.
 
 Statements and statistics are those of the bAbI v1.2 text files (Weston et al., arXiv 1502.05698); the program is our
-own. Where the files leave a question open to two readings (task 16 with two colors for one kind of animal, task 19 with
-a second way on the map), ours do not.
+own. Where the files leave a question open to two readings (task 19 with a second way on the map), ours do not.
 """
 
 from collections.abc import Callable
@@ -36,6 +35,28 @@ CHASED_NAMES = ("Gertrude", "Winona", "Jessica", "Emily")
 COLORED_NAMES = ("Lily", "Bernhard", "Greg", "Julius", "Brian")
 COLORED_ANIMALS = ("swan", "lion", "frog", "rhino")
 COLORS = ("gray", "white", "yellow", "green")
+KIND_SIZES = (
+    ((2, 2, 1), 0.6),
+    ((2, 1, 1, 1), 0.2),
+    ((4, 1), 0.1),
+    ((2, 3), 0.09),
+    ((5,), 0.01),
+)
+"""Animals of each kind, the kind of the one that is asked about first, and the share of such stories in the files."""
+
+WAY_AT = (
+    ((3, 4), 0.18),
+    ((2, 4), 0.15),
+    ((1, 4), 0.13),
+    ((0, 4), 0.13),
+    ((2, 3), 0.08),
+    ((1, 3), 0.08),
+    ((0, 3), 0.07),
+    ((1, 2), 0.06),
+    ((0, 2), 0.06),
+    ((0, 1), 0.06),
+)
+"""Places of the two needed ones among the five statements of task 19, and the share of such stories in the files."""
 
 LARGE_BOXES = ("box", "chest", "container", "suitcase")
 MOTIVES = {
@@ -93,50 +114,66 @@ def times_of_day(rng: Generator) -> Story:
 
 
 def fears(rng: Generator) -> Story:
-    """Task 15: an animal fears what its kind fears."""
+    """Task 15: an animal fears what its kind fears; of its kind that is told before the animal."""
     kinds = tuple(CHASED)
-    feared = {kind: pick(rng, [other for other in kinds if other != kind]) for kind in kinds}
-    kind_of = {name: pick(rng, kinds) for name in CHASED_NAMES}
-    rules = {f"{CHASED[kind].capitalize()} are afraid of {CHASED[other]}.": kind for kind, other in feared.items()}
-    members = {f"{name} is a {kind}.": name for name, kind in kind_of.items()}
-    facts = shuffled(rng, (*rules, *members))
+    facts: list[str] = []
+    rule_fact: dict[str, int] = {}
+    member_fact: dict[str, int] = {}
+    kind_of: dict[str, str] = {}
+    feared: dict[str, str] = {}
+    while len(facts) < len(kinds) + len(CHASED_NAMES):
+        kind = pick(rng, kinds)
+        if kind not in feared:
+            feared[kind] = pick(rng, [other for other in kinds if other != kind])
+            rule_fact[kind] = len(facts)
+            facts.append(f"{CHASED[kind].capitalize()} are afraid of {CHASED[feared[kind]]}.")
+        elif (name := pick(rng, CHASED_NAMES)) not in kind_of:
+            kind_of[name] = kind
+            member_fact[name] = len(facts)
+            facts.append(f"{name} is a {kind}.")
     name = pick(rng, CHASED_NAMES)
     kind = kind_of[name]
-    member_fact = facts.index(f"{name} is a {kind}.")
-    rule_fact = next(i for i, fact in enumerate(facts) if rules.get(fact) == kind)
-    return Story(tuple(facts), f"What is {name.lower()} afraid of?", feared[kind], (member_fact, rule_fact))
+    return Story(tuple(facts), f"What is {name.lower()} afraid of?", feared[kind], (member_fact[name], rule_fact[kind]))
 
 
 def colors(rng: Generator) -> Story:
-    """Task 16: the one animal without a color has that of its kind; each color comes after its animal."""
-    kind_of: dict[str, str] = {}
-    twins: list[str] = []
-    while not twins:
-        kind_of = {name: pick(rng, COLORED_ANIMALS) for name in COLORED_NAMES}
-        kinds = list(kind_of.values())
-        twins = [name for name, kind in kind_of.items() if kinds.count(kind) > 1]
-    asked = pick(rng, twins)
-    color_of = {kind: pick(rng, COLORS) for kind in COLORED_ANIMALS}
+    """Task 16: the one animal without a color has that of its kind; of two colors, of the animal that was named last.
+
+    Each animal is named, and later given a color, in an order that is drawn; the last of these ten statements is the
+    question. An animal that waits for its color takes that of its kind; one that is named afterwards gets a new one.
+    """
+    turns: list[str] = []
+    while len(turns) < 2 * len(COLORED_NAMES):
+        name = pick(rng, COLORED_NAMES)
+        if turns.count(name) < 2:
+            turns.append(name)
+    asked = turns.pop()
+    kind_of = _kinds(rng, asked)
     facts: list[str] = []
-    unnamed = shuffled(rng, COLORED_NAMES)
-    uncolored: list[str] = []
     member_fact: dict[str, int] = {}
     color_fact: dict[str, int] = {}
-    while unnamed or uncolored:
-        if unnamed and (not uncolored or rng.random() < 0.5):
-            name = unnamed.pop()
+    color_of: dict[str, str] = {}
+    for name in turns:
+        if name not in member_fact:
             member_fact[name] = len(facts)
             facts.append(f"{name} is a {kind_of[name]}.")
-            if name != asked:
-                uncolored.append(name)
-        else:
-            name = uncolored.pop(int(rng.integers(len(uncolored))))
-            color_fact[name] = len(facts)
-            facts.append(f"{name} is {color_of[kind_of[name]]}.")
-    same_kind = [name for name in member_fact if name != asked and kind_of[name] == kind_of[asked]]
-    twin = same_kind[-1]  # member_fact is in the order of the statements; the files go by the animal named last
+            continue
+        known = [other for other in color_of if kind_of[other] == kind_of[name]]
+        waited = bool(known) and color_fact[known[-1]] > member_fact[name]
+        color_of[name] = color_of[known[-1]] if waited else pick(rng, COLORS)
+        color_fact[name] = len(facts)
+        facts.append(f"{name} is {color_of[name]}.")
+    twin = [name for name in member_fact if name != asked and kind_of[name] == kind_of[asked]][-1]
     supporting = (member_fact[asked], member_fact[twin], color_fact[twin])
-    return Story(tuple(facts), f"What color is {asked}?", color_of[kind_of[asked]], supporting)
+    return Story(tuple(facts), f"What color is {asked}?", color_of[twin], supporting)
+
+
+def _kinds(rng: Generator, asked: str) -> dict[str, str]:
+    """Draw the kinds of the five animals: how many are of one kind, that of the asked one first, is as in the files."""
+    sizes = KIND_SIZES[int(rng.choice(len(KIND_SIZES), p=[share for _, share in KIND_SIZES]))][0]
+    names = [asked, *shuffled(rng, [name for name in COLORED_NAMES if name != asked])]
+    kinds = [kind for kind, size in zip(shuffled(rng, COLORED_ANIMALS), sizes, strict=False) for _ in range(size)]
+    return dict(zip(names, kinds, strict=True))
 
 
 def positions(rng: Generator) -> Story:
@@ -164,7 +201,7 @@ def positions(rng: Generator) -> Story:
 
 
 def sizes(rng: Generator) -> Story:
-    """Task 18: random comparisons, five at a time, until two of them chain; best to one that was not told itself."""
+    """Task 18: random comparisons, five at a time, until two of them chain."""
     by_size = ("chocolate", "box of chocolates", *shuffled(rng, LARGE_BOXES))
     facts: list[str] = []
     told: dict[tuple[str, str], int] = {}  # (smaller, larger): the statement
@@ -183,8 +220,7 @@ def sizes(rng: Generator) -> Story:
             for (other, large), second in told.items()
             if middle == other
         ]
-    untold = [chain for chain in chains if chain[:2] not in told]
-    small, large, first, second = pick(rng, untold or chains)
+    small, large, first, second = pick(rng, chains)
     forms = (
         (f"Does the {small} fit in the {large}?", "yes"),
         (f"Is the {large} bigger than the {small}?", "yes"),
@@ -195,30 +231,33 @@ def sizes(rng: Generator) -> Story:
 
 
 def paths(rng: Generator) -> Story:
-    """Task 19: two steps over a map of six places, told by five pairs of neighbours."""
+    """Task 19: two steps over a map of six places, told by five pairs of neighbours.
+
+    The three other places lie beside those of the way, each at a free side that is drawn.
+    """
     names = shuffled(rng, HOUSE)
     first = pick(rng, tuple(DIRECTIONS))
     second = pick(rng, [direction for direction in DIRECTIONS if direction != OPPOSITE[first]])
-    at = [(0, 0), DIRECTIONS[first], _neighbour(DIRECTIONS[first], second)]
-    neighbours = [(0, first, 1), (1, second, 2)]  # (place, direction, place): go that way from the first to the second
+    way = [(0, 0), DIRECTIONS[first], _neighbour(DIRECTIONS[first], second)]
+    sides = [(place, direction) for place in range(3) for direction in DIRECTIONS]
     # The other corner stays empty, so that no second way of two steps can be read off the map.
-    taken = {*at, DIRECTIONS[second]}
-    while len(at) < len(names):
-        place, direction = int(rng.integers(len(at))), pick(rng, tuple(DIRECTIONS))
-        spot = _neighbour(at[place], direction)
-        if spot not in taken:
-            neighbours.append((place, direction, len(at)))
-            at.append(spot)
+    taken = {*way, DIRECTIONS[second]}
+    others: list[tuple[int, str, int]] = []  # (place, direction, place): go that way from the first to the second
+    for place, direction in shuffled(rng, sides):
+        spot = _neighbour(way[place], direction)
+        if spot not in taken and len(others) < 3:
+            others.append((place, direction, 3 + len(others)))
             taken.add(spot)
+    at = WAY_AT[int(rng.choice(len(WAY_AT), p=[share for _, share in WAY_AT]))][0]
+    steps = dict(zip(shuffled(rng, at), ((0, first, 1), (1, second, 2)), strict=True))
     facts = []
-    for place, direction, other in neighbours:
+    for i in range(5):
+        place, direction, other = steps[i] if i in steps else others.pop()
         forward = f"The {names[other]} is {direction} of the {names[place]}."
         backward = f"The {names[place]} is {OPPOSITE[direction]} of the {names[other]}."
         facts.append(pick(rng, (forward, backward)))
-    order = shuffled(rng, range(len(facts)))
     question = f"How do you go from the {names[0]} to the {names[2]}?"
-    supporting = (order.index(0), order.index(1))
-    return Story(tuple(facts[i] for i in order), question, f"{first[0]},{second[0]}", supporting)
+    return Story(tuple(facts), question, f"{first[0]},{second[0]}", (next(iter(steps)), next(reversed(steps))))
 
 
 def _neighbour(at: tuple[int, int], direction: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
     facts       Mary went to the garden. ... Mary took the milk there.     generated worlds, or bAbI files
     background  sentences of prose, in natural order                       built in, or the user's text files
-    question    Where is the milk?      answer  garden                     scored by label words, see babilong_scorers
+    question    Where is the milk?      answer  garden                     scored by label words, see scorers.py
 
 Facts stay in story order; each stands in a gap between two background sentences, drawn uniformly with replacement as
 in the official generator. The same draw is used at every length, so a sample keeps its relative depths. Unlike the
@@ -23,27 +23,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.files import read_babi
 from evalkit.benchmarks.babilong.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
+from evalkit.benchmarks.babilong.imported import imported_runs
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.placement import Window, depth_gaps, draw_window, official_gaps, weave, weave_text
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.benchmarks.babilong.published import published_samples
 from evalkit.benchmarks.babilong.scorers import SCORER_VERSION, score_corrected, score_official
+from evalkit.benchmarks.babilong.structure import select
 from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.benchmarks.options import GENERATED, Part
+from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
 
 OPTIONS = BABILongOptions
-__all__ = ["OPTIONS", "SCORERS", "SCORER_VERSION", "BABILong", "open_benchmark"]
+__all__ = ["OPTIONS", "SCORERS", "SCORER_VERSION", "BABILong", "imported_runs", "open_benchmark"]
 
 BUILT_IN_WORDS = 400_000
-"""Words of the built-in background: some 500,000 tokens, so that windows of 128K differ, and no sentence twice."""
+"""Words of the built-in background, some 500,000 tokens, so that windows of 128K differ; doubled for what is longer."""
 
 MAX_SPARE_TOKENS = 64
-"""A generated prompt and its answer leave at most so many tokens of the length unused."""
+"""Tokens of its length that a generated prompt may leave unused, answer included."""
 
 _CONTEXT = "\ue000"  # a private-use character: stands for the context while the template is filled in
 
@@ -75,7 +79,7 @@ class BABILong:
         left_out = self.options.left_out
         wording = load_wording(self.options.prompts, card)
         self._wording = {name: texts.without(left_out) for name, texts in wording.items()}
-        self._haystacks: dict[str, TokenizedHaystack] = {}
+        self._haystacks: dict[tuple[str, int], TokenizedHaystack] = {}
         self._fact_ids: dict[tuple[str, str], TokenIds] = {}
         self._checked: set[tuple[str, str, str]] = set()
 
@@ -91,13 +95,15 @@ class BABILong:
             BadInput: the source has no questions for this subset and length.
         """
         if not self.generated:
-            yield from islice(published_samples(self.card, self.options.source, subset, length), count)
+            rows = published_samples(self.card, self.options.source, subset, length)
+            yield from islice(select(rows, self.options.conditions), count)
             return
-        for sample in islice(self._stories(subset), count):
+        for sample in islice(select(self._stories(subset), self.options.conditions), count):
             if not self.depths:
                 yield sample
             for depth in self.depths:
-                yield replace(sample, sample_id=f"{sample.sample_id}@{depth:g}", metadata={"depth": depth})
+                metadata = {**sample.metadata, "depth": depth}
+                yield replace(sample, sample_id=f"{sample.sample_id}@{depth:g}", metadata=metadata)
 
     def prompt(self, sample: Sample, length: str, encoder: PromptEncoder, window: int) -> Prompt:
         """Build the prompt of one question at one length; see ``types.Benchmark``.
@@ -127,20 +133,23 @@ class BABILong:
 
     def recipe(self) -> dict[str, Any]:
         """Return what decides the prompts; see ``types.Benchmark``."""
-        source = self.options.source
-        if source in self.card.source:
-            source = f"{self.card.source[source]['id']}@{self.card.source[source]['revision']}"
+        source = "local rows"  # what they say is in their names, wherever they lie; see ``rows.py``
+        if self.generated:
+            source = self.options.source
+        elif self.options.source in self.card.source:
+            hub = self.card.source[self.options.source]
+            source = f"{hub['id']}@{hub['revision']}"
         wording = {name: [w.instruction, w.examples, w.post_prompt, w.template] for name, w in self._wording.items()}
         recipe: dict[str, Any] = {
             "source": source,
             "wording": _sha(json.dumps(wording, sort_keys=True)),
             "max_new_tokens": self.options.max_new_tokens or self.card.max_new_tokens,
+            "only": " and ".join(map(str, self.options.conditions)) or None,
         }
         if self.generated:
-            facts = self.options.facts
             recipe |= {
                 "seed": self.seed,
-                "facts": questions.files_hash(facts) if facts else f"generated worlds {questions.VERSION}",
+                "facts": "bAbI files" if self.options.facts else f"generated worlds {questions.VERSION}",
                 "noise": _sha(self._text),
                 "depths": ",".join(f"{depth:g}" for depth in self.depths) or "official placement",
                 "control": self.options.control,
@@ -149,7 +158,7 @@ class BABILong:
 
     def _stories(self, subset: str) -> Iterator[Sample]:
         if self.options.facts is not None:
-            yield from questions.read_babi(self.options.facts, subset, part=self.part)
+            yield from read_babi(self.options.facts, subset, part=self.part)
             return
         index = 0
         while True:
@@ -206,7 +215,7 @@ class BABILong:
             )
         seed = [self.seed, zlib.crc32(f"{sample.subset} {_story_part(sample)}".encode())]
         places = np.random.default_rng([*seed, 1]).random(len(sample.facts))
-        haystack = self._haystack(encoder)
+        haystack = self._haystack(encoder, limit)
         for _ in range(8):  # pieces that meet the frame are tokenized with it: room may be off by a few tokens
             background = draw_window(haystack, np.random.default_rng(seed), max(room, 0))
             gaps = self._gaps(sample, background, places)
@@ -248,13 +257,25 @@ class BABILong:
             self._fact_ids[key] = encoder.encode_after(f" {fact}")
         return self._fact_ids[key]
 
-    def _haystack(self, encoder: PromptEncoder) -> TokenizedHaystack:
-        if encoder.identity not in self._haystacks:
-            self._haystacks[encoder.identity] = tokenize_haystack(self._text, encoder, default_cache_dir())
-        return self._haystacks[encoder.identity]
+    def _haystack(self, encoder: PromptEncoder, tokens: int) -> TokenizedHaystack:
+        """Return the background; of the built-in prose enough for a window of ``tokens`` tokens."""
+        words = BUILT_IN_WORDS
+        haystack = self._tokenized(encoder, words)
+        while haystack.num_tokens < tokens and not self.options.noise:
+            words *= 2
+            haystack = self._tokenized(encoder, words)
+        return haystack
+
+    def _tokenized(self, encoder: PromptEncoder, words: int) -> TokenizedHaystack:
+        key = (encoder.identity, words)
+        if key not in self._haystacks:
+            text = self._text if words == BUILT_IN_WORDS else generate_prose(self.seed, words)
+            self._haystacks[key] = tokenize_haystack(text, encoder, default_cache_dir())
+        return self._haystacks[key]
 
     @cached_property
     def _text(self) -> str:
+        """The user's background, or the beginning of the built-in one, which decides the rest of it."""
         return read_noise(self.options.noise) if self.options.noise else generate_prose(self.seed, BUILT_IN_WORDS)
 
 
@@ -284,8 +305,8 @@ def _labels(subset: str) -> Sequence[str]:
 
 
 def _story_part(sample: Sample) -> str:
-    """Name the sample without its depth: all depths of a question share background and draw."""
-    return sample.sample_id.partition("@")[0]
+    """Name the question's place alone: all its depths share background and draw."""
+    return row_number(sample.sample_id).partition("@")[0]
 
 
 def _whole(head: str, tail: str, background: Window, gaps: NDArray[np.int64], sample: Sample) -> str:

@@ -8,9 +8,11 @@ never executed.
 import ast
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from evalkit.benchmarks.cards import TaskCard
@@ -71,18 +73,25 @@ def load_wording(source: str, card: TaskCard) -> dict[str, Wording]:
         raise BadInput(f"--prompts {source!r} is neither 'own' nor 'official' nor a path that exists.")
     wording = _from_python(path) if path.suffix == ".py" else _from_results(path)
     for subset, texts in wording.items():
-        try:
-            texts.fill("", "")
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise BadInput(
-                f"{path}: the template of {subset} has a placeholder that is not known ({error})."
-            ) from error
+        _check_template(f"{path}, {subset}", texts)
     if not wording:
         raise BadInput(
             f"No prompt wording in {path}: expected result files such as qa1_0k_instruction_yes_examples_yes_"
             "post_prompt_yes.json, or babilong/prompts.py."
         )
     return wording
+
+
+def _check_template(where: str, wording: Wording) -> None:
+    """Refuse a template that cannot be filled in, or in which a text of the wording has no place."""
+    try:
+        wording.fill("", "")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise BadInput(f"{where}: the template has a placeholder that is not known ({error}).") from error
+    needed = [*(name for name in _FIELDS if getattr(wording, name)), "context", "question"]
+    slots = _slots(wording.template)
+    if missing := [f"{{{name}}}" for name in needed if name not in slots]:
+        raise BadInput(f"{where}: the template has no {' and no '.join(missing)}; {wording.template[:80]!r} drops it.")
 
 
 def _from_results(source: Path) -> dict[str, Wording]:
@@ -104,28 +113,63 @@ def _from_results(source: Path) -> dict[str, Wording]:
 
 
 def _from_python(path: Path) -> dict[str, Wording]:
-    """Read the two literals of ``prompts.py``: a template, and a dictionary of prompts by subset."""
+    """Read the template and the dictionary of prompts by subset that ``prompts.py`` assigns."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as error:  # ValueError: a NUL, or no UTF-8
         raise BadInput(f"{path} is not a Python file that can be parsed ({error}).") from error
-    literals: list[Any] = []
+    assigned: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
-            try:
-                literals.append(ast.literal_eval(node.value))
-            except ValueError:
-                continue  # an expression, not a literal: not the wording
-    template = next((x for x in literals if isinstance(x, str) and "{context}" in x and "{question}" in x), None)
-    prompts = next((x for x in literals if isinstance(x, dict) and any(re.fullmatch(r"qa\d+", str(k)) for k in x)), {})
-    if template is None:
+            with suppress(ValueError):  # what is no text is not the wording
+                value = _text_of(node.value, assigned)
+                assigned |= {name.id: value for name in node.targets if isinstance(name, ast.Name)}
+    templates = [
+        text for text in assigned.values() if isinstance(text, str) and {"context", "question"} <= _slots(text)
+    ]
+    template = assigned.get("DEFAULT_TEMPLATE", templates[-1] if templates else None)
+    if not isinstance(template, str):
         raise BadInput(f"{path} assigns no template string with {{context}} and {{question}}.")
+    dictionaries = (value for value in assigned.values() if isinstance(value, dict))
+    prompts = next((x for x in dictionaries if any(re.fullmatch(r"qa\d+", str(key)) for key in x)), {})
     if not all(isinstance(texts, dict) for texts in prompts.values()):
         raise BadInput(f"{path}: each subset should have a dictionary with {', '.join(_FIELDS)}.")
     return {
         subset: Wording(template=template, **{name: texts.get(name, "") for name in _FIELDS})
         for subset, texts in prompts.items()
     }
+
+
+def _text_of(node: ast.expr, assigned: Mapping[str, Any]) -> Any:
+    """Evaluate texts, sums of texts, f-strings of names, and dictionaries of these; nothing is executed.
+
+    The authors' template is an f-string of two texts that were assigned before.
+
+    Raises:
+        ValueError: the expression holds anything else.
+    """
+    match node:
+        case ast.Constant(value=str() as text):
+            return text
+        case ast.Name(id=name) if name in assigned:
+            return assigned[name]
+        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+            return _text_of(value, assigned)
+        case ast.JoinedStr(values=parts):
+            return "".join(str(_text_of(part, assigned)) for part in parts)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return str(_text_of(left, assigned)) + str(_text_of(right, assigned))
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            return {_text_of(key, assigned): _text_of(value, assigned) for key, value in pairs if key is not None}
+    raise ValueError(f"line {node.lineno} is not a text")
+
+
+def _slots(template: str) -> set[str | None]:
+    try:
+        return {slot for _, slot, _, _ in Formatter().parse(template)}
+    except ValueError:  # a text with braces of its own
+        return set()
 
 
 def _fetch_official() -> Path:

@@ -5,12 +5,14 @@
     ask(world)                    a question that the statements so far decide, or None
 
 The statements and statistics are those of the bAbI v1.2 text files (Weston et al., arXiv 1502.05698), measured on them;
-the program is our own. Three rules of those files explain most of their numbers:
+the program is our own. Four rules of those files explain most of their numbers:
 
 * A story goes on by two statements at a time; a question is asked as soon as one is possible, five in a story. A
   generated sample is one question, so the number of earlier opportunities (0 to 4) is drawn instead.
 * A question is possible only while what it is about happened within the last five statements (``WINDOW``). This is
-  why stories of task 3 are long: an object must have been carried to two places and then left just now.
+  why stories of task 3 are long: an object must have been carried to two places and then left just now. A statement
+  about two persons counts as two there.
+* Who is asked about is drawn by a recent statement: whoever two of them are about is asked about twice as often.
 * Actor and action are drawn together, and again when impossible: whoever holds or finds something acts more often.
 """
 
@@ -82,10 +84,13 @@ class World:
         self.place = {person: pick(rng, places) for person in people}
         self.known: dict[str, tuple[int, ...]] = {}
         """For each person who was spoken of: the statements that tell where they are (or are not) now."""
+        self.whose: list[str] = []
+        """For each statement its person, for one about two persons both; "" where it does not tell a place."""
 
-    def tell(self, statement: str) -> int:
-        """Add a statement and return its index."""
+    def tell(self, statement: str, *persons: str) -> int:
+        """Add a statement, which tells where some persons are (or are not), and return its index."""
         self.facts.append(statement)
+        self.whose += persons or ("",)
         return len(self.facts) - 1
 
     def is_recent(self, fact: int) -> bool:
@@ -100,15 +105,15 @@ class World:
     def walk(self, who: str, *persons: str) -> int:
         """Move the persons together to a new place and tell it with ``who`` as the subject."""
         place = self.new_place(*persons)
-        fact = self.tell(f"{who} {pick(self.rng, MOVE)} the {place}.")
+        fact = self.tell(f"{who} {pick(self.rng, MOVE)} the {place}.", *persons)
         for person in persons:
             self.place[person] = place
             self.known[person] = (fact,)
         return fact
 
     def recent_person(self) -> str | None:
-        """Draw a person whose latest known place was told within the window."""
-        recent = [person for person, facts in self.known.items() if self.is_recent(facts[-1])]
+        """Draw one of the places told within the window, and return whose it was."""
+        recent = [person for person in self.whose[-WINDOW:] if person]
         return pick(self.rng, recent) if recent else None
 
 
@@ -117,7 +122,7 @@ class Thing:
     """An object: where it is, and what a reader can say about it."""
 
     place: str
-    """Where it lies; of no meaning while somebody holds it."""
+    """Where it lies, or lay when it was taken up."""
     held: bool = False
     event: int | None = None
     """The statement by which it was last taken or left."""
@@ -171,7 +176,7 @@ class Errands(World):
         self.hands[person].append(name)
         self.handled[person].append(fact)
         self.acted[person] = fact
-        self.things[name] = Thing(place="", held=True, event=fact)
+        self.things[name] = Thing(place=self.place[person], held=True, event=fact)
         return True
 
     def drop(self, person: str) -> bool:
@@ -237,10 +242,21 @@ def walk_together_twice(world: World) -> None:
 
 
 def ask_where(world: World) -> Question | None:
-    """Tasks 1, 11, 12 and 13: where is a person?"""
+    """Tasks 11, 12 and 13: where is a person?"""
     person = world.recent_person()
-    if person is None:
-        return None
+    return _where(world, person) if person else None
+
+
+def ask_where_evenly(world: World) -> Question | None:
+    """Task 1, where every person told of within the window is equally likely, so that its stories stay what they were.
+
+    In the files the person told of last is asked about in 45 % of the questions, here in 41 %.
+    """
+    recent = [person for person, facts in world.known.items() if world.is_recent(facts[-1])]
+    return _where(world, pick(world.rng, recent)) if recent else None
+
+
+def _where(world: World, person: str) -> Question:
     return Question(f"Where is {person}?", world.place[person], world.known[person])
 
 
@@ -343,7 +359,7 @@ class Hearsay(World):
 
     def told(self, person: str, statement: str, options: tuple[str, ...], *, absent: bool = False) -> None:
         """Add a statement about a person and what it leaves open."""
-        self.known[person] = (self.tell(statement),)
+        self.known[person] = (self.tell(statement, person),)
         self.options[person], self.absent[person] = options, absent
 
     def step(self) -> str | None:
@@ -411,8 +427,10 @@ def _tell_story(world: W, step: Callable[[W], None], ask: Callable[[W], Question
                 return Story(tuple(world.facts), *question)
 
 
-def _walks(step: Callable[[World], None]) -> Callable[[Generator], Story]:
-    return lambda rng: _tell_story(World(rng, HOUSE_PEOPLE, HOUSE), step, ask_where)
+def _walks(
+    step: Callable[[World], None], ask: Callable[[World], Question | None] = ask_where
+) -> Callable[[Generator], Story]:
+    return lambda rng: _tell_story(World(rng, HOUSE_PEOPLE, HOUSE), step, ask)
 
 
 def _errands(
@@ -428,7 +446,7 @@ def _errands(
 
 
 WORLDS: dict[str, Callable[[Generator], Story]] = {
-    "qa1": _walks(walk_alone),
+    "qa1": _walks(walk_alone, ask_where_evenly),
     "qa2": _errands(ask_thing),
     "qa3": _errands(ask_before, there_after_get=0.2),
     "qa5": _errands(ask_gift, GIVING_PEOPLE, giving=True),

@@ -14,5 +14,5 @@ class MRCROptions(TaskOptions):
 
     @property
     def subsets(self) -> tuple[str, ...]:
-        """The subsets with so many needles."""
+        """The subsets with these numbers of needles."""
         return tuple(f"{number}needle" for number in self.needles)

@@ -3,7 +3,7 @@
 The texts are made from word lists, in ten shapes (a letter has a salutation, a scene has speakers). They need not be
 good; they must differ. Under the official grade two texts for the same request have to score as unrelated prose does
 (passages of one novel, cut to 210, 270, 500 and 1,000 characters: 0.040, 0.029, 0.028, 0.024), so the lists are wide,
-sentences share no long run of fixed words, no opening is the only one of its format, and the topic is named once.
+sentences share no long run of fixed words, each format has several openings, and the topic is named once.
 """
 
 import re
