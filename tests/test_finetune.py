@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.cli.commands import main
 from evalkit.errors import BadInput, EngineError
@@ -85,9 +84,9 @@ def causal_logits(model, ids, positions):
     return norm(x, model.model.norm.weight) @ model.lm_head.weight.T
 
 
-def collate(rule, examples, trained_length=64):
+def collate(rule, examples, range_length=64):
     stream = Stream(examples, num_items=len(examples), seed=0)
-    collator = Collator(rule, trained_length=trained_length, num_items=len(stream), seed=0, pad_id=0)
+    collator = Collator(rule, range_length=range_length, num_items=len(stream), seed=0, pad_id=0)
     return collator([stream[k] for k in range(len(stream))])
 
 
@@ -147,7 +146,7 @@ def test_samples_of_a_batch_share_their_draw_only_when_asked(per_batch):
     rng = np.random.default_rng(0)
     collator = Collator(
         PositionRule(kind="randomized", stages=(4.0,), per_batch=per_batch),
-        trained_length=64, num_items=3, seed=0, pad_id=0,
+        range_length=64, num_items=3, seed=0, pad_id=0,
     )  # fmt: skip
     short, first, second = collator([(k, example(rng, n, 4)) for k, n in enumerate((36, 60, 60))])["position_ids"]
     assert torch.equal(first, second) == per_batch
@@ -158,7 +157,7 @@ def test_an_item_draws_the_same_positions_whenever_it_is_reached():
     rng = np.random.default_rng(0)
     stream = Stream([example(rng, 20, 1) for _ in range(10)], num_items=40, seed=0)
     collator = Collator(
-        PositionRule(kind="randomized", stages=(1.0, 8.0)), trained_length=32, num_items=40, seed=0, pad_id=0
+        PositionRule(kind="randomized", stages=(1.0, 8.0)), range_length=32, num_items=40, seed=0, pad_id=0
     )
     late = [stream[k] for k in range(36, 40)]
     once = collator(late)
@@ -178,7 +177,14 @@ def base(tmp_path_factory):
 def config(base, out, **changes):
     data = DataRecipe(subsets=("qa1",), samples=8, shortest=0, longest=240)
     options = BABILongOptions(instruction=False, examples=False, post_prompt=False, control="facts-only")
-    settings = {"epochs": 3, "batch_size": 2, "accumulation": 2, "learning_rate": 1e-3, "save_every": 2}
+    settings = {
+        "recipe": "plain",
+        "epochs": 3,
+        "batch_size": 2,
+        "accumulation": 2,
+        "learning_rate": 1e-3,
+        "save_every": 2,
+    }
     return TrainConfig(base=base, out=out, **{"data": data, "options": options, **settings, **changes})
 
 
@@ -311,12 +317,16 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(base, tmp_path):
 
     refused("trained length of 512 tokens is beyond the 256 positions", data=DataRecipe(subsets=("qa1",), longest=512))
     refused("A rope factor is a number from 1 up", recipe="yarn", factor=0.5)
-    refused("0.5 x the trained length", recipe="rpe", stages=(1.0, 0.5))
+    refused("A stage of 0.5 x the range length", recipe="rpe", stages=(1.0, 0.5))
     refused("no recipe 'best'", recipe="best")
-    refused("batch_size is positive; got 0", batch_size=0)
+    refused("--batch-size is 0; it is positive", batch_size=0)
     refused(r"LoRA target 'w_q' matches no module .* q_proj", recipe="plain", lora_rank=2, lora_targets=("w_q",))
-    asked = tuple(questions.generate("qa1", DataRecipe().seed, index) for index in range(3))
-    refused("Training and evaluation share stories: 3 of 3", recipe="plain", evaluation=asked)
+    asked = tmp_path / "asked.toml"
+    asked.write_text(
+        f'model = "{base}"\ntask = "babilong"\nsubsets = ["qa1"]\nlengths = "240"\nsamples = 3\n'
+        f'seed = {DataRecipe().seed}\nbackend = "scripted"\n'
+    )
+    refused("Training and evaluation share stories: 3 of 3", recipe="plain", against=(asked,))
     other = tmp_path / "gpt2"
     shutil.copytree(base, other)
     GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(other)

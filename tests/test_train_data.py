@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from evalkit.train.data import (
     DataRecipe,
     choose_samples,
     data_hash,
-    draw_samples,
     item_fingerprint,
     leakage,
     make_examples,
@@ -75,20 +73,24 @@ def training(data, **options):
     return open_benchmark("babilong", BABILongOptions(**options), seed=data.seed, part="train")
 
 
+def fingerprints(samples):
+    return [item_fingerprint(sample) for sample in samples]
+
+
 def recipe(**changes):
     return replace(DataRecipe(subsets=("qa1",), samples=40, shortest=400, longest=700), **changes)
 
 
 def examples_of(data):
     benchmark = Stories(data.seed)
-    samples, _ = choose_samples(benchmark, data, ())
-    return make_examples(samples, benchmark, Letters(), data, stop_id=0)
+    samples, _ = choose_samples(benchmark, data)
+    return make_examples(samples, benchmark, Letters(), data, stop_id=0)[0]
 
 
 def test_a_prompt_is_the_evaluations_own_and_ends_with_answer_and_stop():
     examples = examples_of(recipe())
     asked = {Letters().decode(e.prompt_ids).lstrip("."): Letters().decode(e.answer_ids[:-1]) for e in examples}
-    for sample in islice(draw_samples(Stories(TRAINING_SEED), recipe()), 40):
+    for sample in choose_samples(Stories(TRAINING_SEED), recipe())[0]:
         assert asked[f"{' '.join(sample.facts)} {sample.question}"] == f" {sample.target}"
     assert {int(e.answer_ids[-1]) for e in examples} == {0}
 
@@ -112,13 +114,14 @@ def test_a_sample_that_fits_no_length_is_left_out_even_where_its_drawn_length_is
     (tmp_path / "noise.txt").write_text(" ".join(f"The lamp of room {i} was old." for i in range(200)))
     data, encoder = recipe(subsets=("qa3",), samples=60, shortest=0, longest=400), Encoder.open(checkpoint)
     benchmark = training(data, noise=(tmp_path / "noise.txt",), instruction=False, examples=False, post_prompt=False)
-    samples, _ = choose_samples(benchmark, data, ())
-    assert 5 < len(make_examples(samples, benchmark, encoder, data, stop_id=0)) < 50
+    samples, _ = choose_samples(benchmark, data)
+    examples, fitting = make_examples(samples, benchmark, encoder, data, stop_id=0)
+    assert 5 < len(examples) == len(fitting) < 50
 
 
 def test_subsets_take_turns_and_the_recipe_alone_decides():
     data = recipe(subsets=("qa1", "qa2"), longest=5000)
-    chosen, _ = choose_samples(Stories(data.seed), data, ())
+    chosen, _ = choose_samples(Stories(data.seed), data)
     assert [sample.subset for sample in chosen[:4]] == ["qa1", "qa2", "qa1", "qa2"]
     assert data_hash(examples_of(data)) == data_hash(examples_of(data))
     assert data_hash(examples_of(data)) != data_hash(examples_of(replace(data, seed=5)))
@@ -127,23 +130,23 @@ def test_subsets_take_turns_and_the_recipe_alone_decides():
 def test_training_and_evaluation_seeds_give_other_stories():
     asked = list(Stories(0).samples("qa3", "1k", 200))
     trained = list(Stories(TRAINING_SEED).samples("qa3", "1k", 200))
-    assert leakage(trained, asked).shared == 0
+    assert leakage(trained, fingerprints(asked)).shared == 0
 
 
 def test_stories_that_recur_in_the_evaluation_are_refused_unless_told():
-    asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 3))
+    asked = fingerprints(Stories(TRAINING_SEED).samples("qa1", "1k", 3))
     with pytest.raises(BadInput, match=r"share stories: 3 of 3 evaluation items recur among 40 training items"):
         choose_samples(Stories(TRAINING_SEED), recipe(), asked)
-    kept, found = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "allow")
-    assert (len(kept), found.shared, found.dropped) == (40, 3, 0)
-    left, found = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
-    assert (len(left), found.shared, found.dropped) == (40, 0, 3)
-    assert leakage(left, asked).shared == 0
-    assert "3 training items that recur" in found.describe()
+    kept, dropped = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "allow")
+    assert (len(kept), leakage(kept, asked).shared, dropped) == (40, 3, 0)
+    left, dropped = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
+    assert (len(left), leakage(left, asked).shared, dropped) == (40, 0, 3)
+    said = leakage(left, asked, dropped).describe()
+    assert said == "3 training items that recur in 3 evaluation items were dropped; 40 remain."
 
 
 def test_an_evaluation_with_the_training_seed_cannot_be_dropped_around():
-    asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 200))
+    asked = fingerprints(Stories(TRAINING_SEED).samples("qa1", "1k", 200))
     with pytest.raises(BadInput, match="Most training items recur"):
         choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
 
@@ -155,20 +158,21 @@ def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
         rows = [{"input": f"{length} noise {i}.", "question": "Where is Mary?", "target": "garden"} for i in range(3)]
         file.write_text(json.dumps(rows))
     data = recipe(rows=("1k", "4k"), longest=4096)
-    samples, _ = choose_samples(training(data, source=str(tmp_path)), data, ())
+    samples, _ = choose_samples(training(data, source=str(tmp_path)), data)
     assert [s.context for s in samples] == [f"{n} noise {i}." for i in range(3) for n in ("1k", "4k")]
-    assert len(make_examples(samples, training(data, source=str(tmp_path)), Letters(), data, stop_id=0)) == 6
+    examples, _ = make_examples(samples, training(data, source=str(tmp_path)), Letters(), data, stop_id=0)
+    assert len(examples) == 6
 
 
 @pytest.mark.skipif(not BABI_FILES.is_dir(), reason="the bAbI text files are not beside this checkout")
 def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
     data = recipe(subsets=("qa4",), samples=1000)
-    trained = list(islice(draw_samples(training(data, facts=BABI_FILES), data), 1000))
+    trained, _ = choose_samples(training(data, facts=BABI_FILES), data)
     asked = questions.read_babi(BABI_FILES, "qa4")
     assert [s.facts for s in trained] == [
         s.facts for s in questions.read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")
     ]
-    assert leakage(trained, asked).shared == 134
+    assert leakage(trained, fingerprints(asked)).shared == 134
 
 
 def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
@@ -205,5 +209,6 @@ def test_data_that_cannot_be_made_are_refused(make, says):
 def test_the_published_train_files_share_items_with_the_test_files(subset, shared):
     """Counted over the files of 1,000 questions; of the larger train file of qa4, 741 test items are known to recur."""
     files = {part: next(BABI_FILES.glob(f"{subset}_*_{part}.txt")) for part in ("train", "test")}
-    found = leakage(questions.read_babi(files["train"], subset), questions.read_babi(files["test"], subset))
+    asked = fingerprints(questions.read_babi(files["test"], subset))
+    found = leakage(questions.read_babi(files["train"], subset), asked)
     assert (found.evaluated, found.shared) == (1000, shared)

@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.worlds import HOUSE, HOUSE_PEOPLE
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
-from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples
+from evalkit.models.training_record import TRAINING_RECORD, TrainingRecord
+from evalkit.train.data import DataRecipe, Example, choose_samples, make_examples
 from evalkit.train.positions import PositionRule
-from evalkit.train.trainer import Collator, Stream, make_trainer, training_arguments
+from evalkit.train.trainer import Collator, Stream, environment, final_loss, make_trainer, training_arguments
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -81,8 +81,8 @@ class BaseStage:
     """Prompts with answer are so long, tokens,"""
     longest: int
     """to so long."""
-    decay: bool
-    """Let the learning rate fall along a cosine."""
+    final_rate: float
+    """Where the learning rate's cosine ends, as a share of its highest; 1 is a plateau."""
     batch_size: int = 16
     learning_rate: float = 3e-3
 
@@ -108,8 +108,8 @@ BASES = {
         num_layers=2,
         stages=(
             # The circuit is there after 300 steps; with 500, one seed of four still asked the wrong statement later on.
-            BaseStage(steps=1_500, shortest=32, longest=48, decay=False),
-            BaseStage(steps=1_000, shortest=48, longest=128, decay=True),
+            BaseStage(steps=1_500, shortest=32, longest=48, final_rate=1.0),
+            BaseStage(steps=1_000, shortest=48, longest=128, final_rate=0.1),
         ),
     ),
     "small": BaseModel(
@@ -118,8 +118,8 @@ BASES = {
         head_dim=64,
         num_layers=6,
         stages=(
-            BaseStage(steps=600, shortest=64, longest=128, decay=False, batch_size=128, learning_rate=1e-3),
-            BaseStage(steps=1_200, shortest=128, longest=1_024, decay=True, batch_size=128, learning_rate=1e-3),
+            BaseStage(steps=600, shortest=64, longest=128, final_rate=1.0, batch_size=128, learning_rate=1e-3),
+            BaseStage(steps=1_200, shortest=128, longest=1_024, final_rate=0.1, batch_size=128, learning_rate=1e-3),
         ),
     ),
 }
@@ -282,11 +282,11 @@ def train_base(
                 batch_size=stage.batch_size,
                 learning_rate=stage.learning_rate,
                 warmup_steps=min(50, stage.steps // 4),
-                decay=stage.decay,
+                final_rate=stage.final_rate,
                 seed=seed,
             ),
             stream=Stream(examples, num_items=num_items, seed=seed),
-            collator=Collator(PositionRule(), trained_length=base.length, num_items=num_items, seed=seed, pad_id=0),
+            collator=Collator(PositionRule(), range_length=base.length, num_items=num_items, seed=seed, pad_id=0),
             lm_weight=0.1,
             on_step=partial(_report, on_step, done, total),
         )
@@ -294,16 +294,16 @@ def train_base(
         done += stage.steps
     model.save_pretrained(part)
     rope = Checkpoint.open(part).rope
-    record = {
-        "schema": 1,
-        "recipe": "from scratch",
-        "trained_length": base.length,
-        "rope": rope.scaling.to_json() if rope and rope.scaling else None,
-        "stages": [asdict(stage) for stage in base.stages],
-        "seed": seed,
-        "final_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-    }
-    (part / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    TrainingRecord(
+        recipe="from scratch",
+        trained_length=base.length,
+        rope=rope.scaling if rope else None,
+        seed=seed,
+        optimization={"stages": [asdict(stage) for stage in base.stages]},
+        environments=(environment(),),
+        steps=total,
+        final_loss=final_loss(trainer.state.log_history),
+    ).write(part / TRAINING_RECORD)
     part.replace(folder)
     return folder
 
@@ -317,9 +317,9 @@ def _stage_examples(stage: BaseStage, encoder: Encoder, noise: Path, *, seed: in
     half = max(stage.steps * stage.batch_size // 4, 1)
     recipe = DataRecipe(subsets=("qa1",), samples=half, shortest=stage.shortest, longest=stage.longest, seed=seed)
     benchmark = open_benchmark("babilong", task_options(noise), seed=seed, part="train")
-    samples = list(islice(draw_samples(benchmark, recipe), half))
+    samples, _ = choose_samples(benchmark, recipe)
     eos = encoder.tokenizer.eos_token_id
-    questions = make_examples(samples, benchmark, encoder, recipe, stop_id=eos)
+    questions, _ = make_examples(samples, benchmark, encoder, recipe, stop_id=eos)
     rng = np.random.default_rng([seed, half])
     return questions + copy_examples(len(questions), shortest=stage.shortest, longest=stage.longest, rng=rng)
 

@@ -32,7 +32,7 @@ from evalkit.benchmarks.babilong.scorers import SCORER_VERSION, score_corrected,
 from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.benchmarks.options import GENERATED, Part
-from evalkit.errors import BadInput, ContextOverflow
+from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
 
@@ -193,7 +193,7 @@ class BABILong:
         # A word in front: some tokenizers join a full stop with the line break that begins the tail.
         frame = len(encoder.encode_prompt(head)) + len(encoder.encode_after(f" x{tail}"))
         if frame >= limit:
-            raise BadInput(
+            raise LengthTooShort(
                 f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
                 f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples)."
             )
