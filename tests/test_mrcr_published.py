@@ -73,6 +73,62 @@ def current(tmp_path: Path) -> Path:
 # Rows and bins
 
 
+@pytest.mark.parametrize(("rows", "trained"), [(86, 60), (100, 70), (1, 0)])
+def test_a_split_parts_each_bin_as_its_percent_and_seed_say(tmp_path, rows, trained):
+    """The paper's sizes: of 86 rows of 4K to 8K 60 are trained on and 26 asked, of 100 of a longer bin 30 are asked."""
+    write_parquet(tmp_path / "2needle.parquet", [row(5000) for _ in range(rows)] + [row(9000) for _ in range(4)])
+
+    def ids(split: str, part: str, length: str = "8k") -> list[str]:
+        options = MRCROptions(source=str(tmp_path), split=split)
+        benchmark = MRCR(CARD, options, part=part, count_tokens=words)
+        return [sample.sample_id for sample in benchmark.samples("2needle", length, 1000)]
+
+    train, test = ids("70/30:42", "train"), ids("70/30:42", "test")
+    assert (len(train), len(test)) == (trained, rows - trained)
+    assert sorted(train + test) == [f"{number:05d}" for number in range(rows)]
+    assert train == sorted(train)
+    assert ids("70/30:42", "train") == train
+    assert (len(ids("70/30:42", "train", "16k")), len(ids("70/30:42", "test", "16k"))) == (2, 2)
+    if rows > 1:
+        assert ids("70/30:43", "train") != train
+
+
+def test_questions_about_one_conversation_are_not_parted(tmp_path):
+    conversations = [f"User: poem {number}\nAssistant: ...\n" for number in range(10)]
+    write_csv(
+        tmp_path / "mrcr_v2p1_2needle_in_(4096,8192).csv",
+        [google_row(k) | {"queries": f"{text}User: question {k}"} for text in conversations for k in range(3)],
+    )
+    parts = {}
+    for part in ("train", "test"):
+        benchmark = MRCR(CARD, MRCROptions(source=str(tmp_path), split="50/50:0"), part=part)
+        parts[part] = [sample.story_id for sample in benchmark.samples("2needle", "8k", 100)]
+        assert len(parts[part]) == 15
+    assert not set(parts["train"]) & set(parts["test"])
+
+
+def test_the_part_that_is_asked_is_part_of_a_runs_identity(current):
+    recipes = [
+        MRCR(CARD, MRCROptions(source=str(current), split=split), part=part, count_tokens=words).recipe()
+        for split, part in ((None, "test"), ("70/30:42", "test"), ("70/30:42", "train"), ("70/30:1", "test"))
+    ]
+    assert len({json.dumps(recipe) for recipe in recipes}) == 4
+    assert "split" not in recipes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"source": "rows", "split": "70/40:1"}, "'70/40:1'; write two percents that make 100"),
+        ({"source": "rows", "split": "70:1"}, "like 70/30:42"),
+        ({"split": "70/30:42"}, "generated ones are parted by their seeds"),
+    ],
+)
+def test_a_split_that_is_none_is_refused(options, says):
+    with pytest.raises(BadInput, match=says):
+        MRCROptions(**options)
+
+
 def test_rows_of_the_current_layout_are_read_in_order_and_keep_their_number(current):
     samples = read(current, "8k")
     assert [sample.sample_id for sample in samples] == ["00000", "00002", "00003"]

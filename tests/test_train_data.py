@@ -1,27 +1,31 @@
 """Training examples come from the evaluation's own prompt builder, and share no item with it."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evalkit.benchmarks import open_benchmark
+from evalkit.benchmarks import open_benchmark, score
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.options import BABILongOptions
+from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.models.encoder import Encoder
 from evalkit.train.data import (
     TRAINING_SEED,
     DataRecipe,
+    Leakage,
     choose_samples,
     data_hash,
     item_fingerprint,
     leakage,
     make_examples,
 )
-from evalkit.types import Prompt, Sample
+from evalkit.types import Prediction, Prompt, Sample
+from tests.test_mrcr_published import row, write_parquet
 
 BABI_FILES = Path(__file__).parents[2] / "shared" / "data" / "babi"
 
@@ -95,6 +99,54 @@ def test_a_prompt_is_the_evaluations_own_and_ends_with_answer_and_stop():
     assert {int(e.answer_ids[-1]) for e in examples} == {0}
 
 
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+@pytest.mark.parametrize("name", ["babilong", "mrcr", "mrcr, published", "mrcr, no context"])
+def test_the_taught_answer_replied_exactly_is_all_that_the_official_rule_wants(checkpoint, tmp_path, name, chat):
+    options = {
+        "babilong": BABILongOptions(instruction=False, examples=False, control="facts-only"),
+        "mrcr": MRCROptions(),
+        "mrcr, no context": MRCROptions(control="no-context"),
+        "mrcr, published": MRCROptions(source=str(tmp_path)),
+    }[name]
+    write_parquet(tmp_path / "2needle.parquet", [row(1500)])
+    kind = name.partition(",")[0]
+    length = {"babilong": 1024, "mrcr": 2048, "mrcr, published": 8192, "mrcr, no context": 1024}[name]
+    data = DataRecipe(
+        task=kind, subsets=("qa1",) if kind == "babilong" else ("2needle",), samples=4, shortest=length, longest=length
+    )
+    encoder = Encoder.open(checkpoint, chat=chat)
+    benchmark = open_benchmark(kind, options, seed=data.seed, part="train", count_tokens=encoder.count_tokens)
+    for sample in choose_samples(benchmark, data)[0]:
+        [example], _ = make_examples([sample], benchmark, encoder, data, stop_id=encoder.tokenizer.eos_token_id)
+        *reply, end = example.answer_ids.tolist()
+        assert end == encoder.tokenizer.eos_token_id
+        answered = Prediction(
+            task=kind, subset=sample.subset, length="1k", sample_id="0", story_id="0", question=sample.question,
+            target=sample.target, prompt_tokens=1, prompt_sha256="", max_new_tokens=1, fact_positions=(),
+            output=encoder.decode(reply), output_tokens=1, finish_reason="stop", metadata=sample.metadata,
+        )  # fmt: skip
+        assert [one.value for one in score(answered)][:2] == [1, 1]
+
+
+class Counting(Stories):
+    """Counts the prompts that are built."""
+
+    built = 0
+
+    def prompt(self, sample, length, encoder, window):
+        prompt = super().prompt(sample, length, encoder, window)
+        self.built += 1
+        return prompt
+
+
+def test_a_prompt_is_built_once():
+    for shortest, longest in ((700, 700), (0, 700), (0, 300)):
+        data = recipe(shortest=shortest, longest=longest)
+        benchmark = Counting(data.seed)
+        examples, _ = make_examples(choose_samples(benchmark, data)[0], benchmark, Letters(), data, stop_id=0)
+        assert benchmark.built == len(examples)
+
+
 def test_lengths_are_drawn_from_the_whole_range_and_never_exceed_it():
     lengths = [len(e.prompt_ids) + 12 for e in examples_of(recipe(samples=300))]
     assert 400 <= min(lengths) < 430
@@ -164,6 +216,22 @@ def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
     assert len(examples) == 6
 
 
+def test_of_published_rows_each_length_and_subset_gives_the_same_number(tmp_path):
+    """As the paper's 1,000 rows each of 0k, 2k, 4k, 8k; a length that has fewer is not made up for by others."""
+    for length, number in (("0k", 9), ("2k", 1), ("4k", 9)):
+        for subset in ("qa1", "qa2"):
+            file = tmp_path / subset / f"{length}.json"
+            file.parent.mkdir(exist_ok=True)
+            rows = [
+                {"input": f"{length} {i}.", "question": "Where is Mary?", "target": "garden"} for i in range(number)
+            ]
+            file.write_text(json.dumps(rows))
+    data = recipe(rows=("0k", "2k", "4k"), subsets=("qa1", "qa2"), samples=12, longest=4096)
+    samples, _ = choose_samples(training(data, source=str(tmp_path)), data)
+    counts = Counter((sample.subset, sample.metadata["published_length"]) for sample in samples)
+    assert counts == {(subset, n): min(2, {"2k": 1}.get(n, 9)) for subset in ("qa1", "qa2") for n in ("0k", "2k", "4k")}
+
+
 @pytest.mark.skipif(not BABI_FILES.is_dir(), reason="the bAbI text files are not beside this checkout")
 def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
     data = recipe(subsets=("qa4",), samples=1000)
@@ -189,6 +257,24 @@ def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
         replace(told, facts=(), context="Mary went to the garden."),
     ):
         assert item_fingerprint(other) != item_fingerprint(told)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (
+            Leakage(trained=1, evaluated=0, shared=0),
+            "No evaluation was named to compare 1 training item with (--against).",
+        ),
+        (Leakage(trained=8, evaluated=1, shared=0), "0 of 1 evaluation item recur among 8 training items."),
+        (
+            Leakage(trained=4800, evaluated=100, shared=0, dropped=1),
+            "1 training item that recurs in 100 evaluation items was dropped; 4,800 remain.",
+        ),
+    ],
+)
+def test_what_the_comparison_found_is_said_in_a_sentence(found, says):
+    assert found.describe() == says
 
 
 @pytest.mark.parametrize(

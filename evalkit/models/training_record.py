@@ -83,7 +83,7 @@ class TrainingRecord:
     seed: int | None = None
     positions: TrainedPositions | None = None
     largest_position: int | None = None
-    base: Mapping[str, str] | None = None
+    base: Mapping[str, Any] | None = None
     """Name and hashes of the checkpoint that it started from; None: random weights."""
     data: TrainedData | None = None
     optimization: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +98,10 @@ class TrainingRecord:
     final_loss: float | None = None
     """Mean over the last steps that were logged together; None: not finite, or not recorded."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.trained_length < 2**40:
+            raise BadInput("trained_length is no number of tokens from 1 up")
+
     @classmethod
     def read(cls, file: Path) -> "TrainingRecord | None":
         """Return the record in a file, or None where there is no such file.
@@ -107,7 +111,7 @@ class TrainingRecord:
         """
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except json.JSONDecodeError as error:
             raise BadInput(

@@ -619,9 +619,11 @@ def _explained(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
         reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        if isinstance(error, RuntimeError):  # torch.save does not say what the system said
+            if not any(writer in str(error) for writer in ("PytorchStreamWriter", "inline_container")):
+                raise
+            reason = "a checkpoint could not be written whole"
         raise BadInput(
             f"{out} cannot be written ({reason}); make room, or name another --out. The same command goes on from the "
             "last whole checkpoint."

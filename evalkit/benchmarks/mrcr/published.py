@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.benchmarks.cards import TaskCard
+from evalkit.benchmarks.mrcr.options import Split
+from evalkit.benchmarks.options import Part
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
 from evalkit.types import Message, Sample
@@ -37,7 +39,15 @@ _BATCH_ROWS = 8  # a row has up to 5 million characters
 class PublishedRows:
     """The rows of one source."""
 
-    def __init__(self, card: TaskCard, source: str, count_tokens: Callable[[str], int] | None = None) -> None:
+    def __init__(
+        self,
+        card: TaskCard,
+        source: str,
+        count_tokens: Callable[[str], int] | None = None,
+        *,
+        split: Split | None = None,
+        part: Part = "test",
+    ) -> None:
         """Find the files.
 
         Args:
@@ -45,6 +55,8 @@ class PublishedRows:
             source: a data set of the card ("hub"), a folder in one of the three layouts, or a CSV file.
             count_tokens: the checkpoint's own count, which decides the bins where no o200k encoding is at hand: without
                 tiktoken, and without its encoding on this machine unless the hub is named.
+            split: of each bin only one part is read; rows about one conversation stay together.
+            part: which.
 
         Raises:
             BadInput: the source is neither in the card nor a path with such files.
@@ -52,6 +64,7 @@ class PublishedRows:
         self.card = card
         self.source = source
         self._count_checkpoint_tokens = count_tokens
+        self._split, self._part = split, part
         self._is_hub = source in card.source
         self._files = {} if self._is_hub else _find_files(Path(source), tuple(card.subsets))
         self._num_tokens: dict[tuple[str, int], int] = {}
@@ -59,7 +72,10 @@ class PublishedRows:
     def recipe(self) -> dict[str, Any]:
         """Return which rows these are, and by which count they fall into bins."""
         google = any(path.suffix == ".csv" for files in self._files.values() for path in files)
-        return {"source": self._revision, "bins": "context_len" if google else self._counter[0]}
+        recipe = {"source": self._revision, "bins": "context_len" if google else self._counter[0]}
+        if self._split:
+            recipe["split"] = f"{self._part} of {self._split.train} % to train, seed {self._split.seed}"
+        return recipe
 
     def samples(self, subset: str, length: str) -> Iterator[Sample]:
         """Yield the rows of one subset in the bin that ends at ``length``, in published order.
@@ -68,6 +84,14 @@ class PublishedRows:
             BadInput: there are none, or a row cannot be read; the message names file and row or line.
         """
         label = format_length(parse_length(length))
+        if self._split is None:
+            yield from self._bin(subset, label)
+            return
+        stories = list(dict.fromkeys(sample.story_id for sample in self._bin(subset, label)))
+        chosen = self._split.part(stories, self._part)
+        yield from (sample for sample in self._bin(subset, label) if sample.story_id in chosen)
+
+    def _bin(self, subset: str, label: str) -> Iterator[Sample]:
         is_empty = True
         for number, (place, row) in enumerate(self._rows(subset)):
             if "queries" in row:

@@ -66,6 +66,7 @@ class MRCR:
         options: MRCROptions | None = None,
         *,
         seed: int = 0,
+        part: Part = "test",
         count_tokens: Callable[[str], int] | None = None,
     ) -> None:
         """Set up the data.
@@ -74,6 +75,7 @@ class MRCR:
             card: the MRCR card.
             options: where the rows come from, and what is left out; None: the defaults.
             seed: decides every generated sample.
+            part: of published rows that are split.
             count_tokens: the checkpoint's own count, for published rows where o200k tokens cannot be counted.
 
         Raises:
@@ -83,7 +85,9 @@ class MRCR:
         self.options = options or MRCROptions()
         self.seed = seed
         source = self.options.source
-        self._published = None if source == GENERATED else PublishedRows(card, source, count_tokens)
+        self._published: PublishedRows | None = None
+        if source != GENERATED:
+            self._published = PublishedRows(card, source, count_tokens, split=self.options.parts, part=part)
         self._pool: dict[tuple[str, str, int], Turn] = {}
         self._encoders: dict[str, ConversationEncoder] = {}
         self._checked: set[tuple[str, str, str]] = set()
@@ -291,8 +295,8 @@ def open_benchmark(
     part: Part,
     count_tokens: Callable[[str], int] | None,
 ) -> MRCR:
-    """Return the benchmark; see ``benchmarks.open_benchmark``. There is no train part: the seed parts the data."""
-    return MRCR(card, options, seed=seed, count_tokens=count_tokens)
+    """Return the benchmark; see ``benchmarks.open_benchmark``. Generated rows have no parts: the seed parts them."""
+    return MRCR(card, options, seed=seed, part=part, count_tokens=count_tokens)
 
 
 def _as_given(sample: Sample, encoder: PromptEncoder) -> tuple[TokenIds, tuple[int, ...]]:
