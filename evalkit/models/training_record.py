@@ -144,6 +144,11 @@ class TrainingRecord:
             raise BadInput(f"{where} is no training record: {str(error).rstrip('.')}.") from error
         return record
 
+    @property
+    def found(self) -> str:
+        """What the comparison of training and evaluation items found, in a sentence; empty where there was none."""
+        return self.data.leakage.found if self.data and self.data.leakage else ""
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that ``from_json`` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
