@@ -57,6 +57,12 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def read_parquet(path: Path) -> list[dict]:
+    from pyarrow.parquet import read_table
+
+    return read_table(path).to_pylist()
+
+
 def read(folder: Path | str, length: str, subset: str = "2needle", card=CARD, count: int = 100) -> list:
     return [*MRCR(card, MRCROptions(source=str(folder)), count_tokens=words).samples(subset, length, count)]
 
@@ -91,6 +97,28 @@ def test_a_split_parts_each_bin_as_its_percent_and_seed_say(tmp_path, rows, trai
     assert (len(ids("70/30:42", "train", "16k")), len(ids("70/30:42", "test", "16k"))) == (2, 2)
     if rows > 1:
         assert ids("70/30:43", "train") != train
+
+
+def test_rows_can_be_binned_by_the_prompt_that_the_checkpoint_is_asked(tmp_path):
+    """As the paper bins them: another tokenizer, and its template, move rows over an edge."""
+    encoder = Encoder(tiny_tokenizer("llama3", template=CHATML), chat=True)
+    file = write_parquet(tmp_path / "2needle.parquet", [row(1500 + 20 * number, bin="4k-8k") for number in range(100)])
+    sizes = [encoder.count_tokens(json.loads(one["prompt"])) for one in read_parquet(file)]
+    assert min(sizes) < 8192 < max(sizes)
+    options = MRCROptions(source=str(tmp_path), bins="prompt")
+    benchmark = MRCR(CARD, options, count_tokens=encoder.count_tokens)
+    samples = list(benchmark.samples("2needle", "8k", 100))
+    assert len(samples) == sum(4096 <= size <= 8192 for size in sizes)
+    for sample in samples:
+        assert 4096 <= len(benchmark.prompt(sample, "8k", encoder, WINDOW).token_ids) <= 8192
+    assert benchmark.recipe()["bins"] == "the prompt's tokens"
+    assert len(read(tmp_path, "8k", count=200)) == 100
+
+
+def test_bins_that_a_row_brings_are_not_counted_anew(tmp_path):
+    write_csv(tmp_path / "mrcr_v2p1_2needle_in_(4096,8192).csv", [google_row(1)])
+    with pytest.raises(BadInput, match=r"bring their bins \(context_len\); leave out --bins prompt"):
+        MRCR(CARD, MRCROptions(source=str(tmp_path), bins="prompt"), count_tokens=words)
 
 
 def test_questions_about_one_conversation_are_not_parted(tmp_path):

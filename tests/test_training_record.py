@@ -71,7 +71,7 @@ def changed(**values):
     ("content", "says"),
     [
         ("{", "record.json is not JSON: line 1, "),
-        ("[]", "record.json is no training record: "),
+        ("[]", "record.json holds list; it should be a JSON object"),
         ("{}", "record.json is no training record: recipe is missing"),
         (changed(trained_length="128"), "trained_length is '128'; input should be a valid integer"),
         (changed(trained_length=int("9" * 4000)), "trained_length is no number of tokens from 1 up"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from evalkit.errors import BadInput
 from evalkit.files import write_whole
+from evalkit.models.folder import read_json
 from evalkit.models.rope.formulas import RopeScaling
 
 TRAINING_RECORD = "evalkit_training.json"
@@ -110,16 +111,12 @@ class TrainingRecord:
             BadInput: it cannot be read, or is no training record; names file and field.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+            values = read_json(file)
+        except NotADirectoryError:
             return None
-        except json.JSONDecodeError as error:
-            raise BadInput(
-                f"{file} is not JSON: line {error.lineno}, {error.msg}; restore it, or train again."
-            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise BadInput(f"{file} cannot be read ({error}); restore it, or train again.") from error
-        return cls.from_json(values, str(file))
+        return None if values is None else cls.from_json(values, str(file))
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> "TrainingRecord":

@@ -34,7 +34,7 @@ from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.benchmarks.options import GENERATED, Part
 from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
 from evalkit.lengths import parse_length
-from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
+from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenCounter, TokenIds
 
 OPTIONS = BABILongOptions
 __all__ = ["OPTIONS", "SCORERS", "SCORER_VERSION", "BABILong", "open_benchmark"]
@@ -264,7 +264,7 @@ def open_benchmark(
     *,
     seed: int,
     part: Part,
-    count_tokens: Callable[[str], int] | None,
+    count_tokens: TokenCounter | None,
 ) -> BABILong:
     """Return the benchmark; see ``benchmarks.open_benchmark``. Tokens need no counting: published rows have a label."""
     return BABILong(card, options, seed=seed, part=part)

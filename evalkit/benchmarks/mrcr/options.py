@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,12 @@ class MRCROptions(TaskOptions):
     """How many needles, and which part of published rows."""
 
     needles: tuple[int, ...] = option("--needles", "2,4,8: the same as --subsets 2needle,4needle,8needle.", default=())
+    bins: Literal["published", "prompt"] = option(
+        "--bins",
+        "Of openai/mrcr's rows: as published (o200k tokens of all texts), or by the tokens of the checkpoint's prompt, "
+        "its template included [published].",
+        default="published",
+    )
     split: str | None = option(
         "--split",
         "Part published rows bin by bin, such as 70/30:42 (percent to train, percent to ask, seed); 'train' reads the "
