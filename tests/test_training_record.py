@@ -1,11 +1,13 @@
 """``evalkit_training.json``: one reader, which names file and field, and reads what earlier versions wrote."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from evalkit.errors import BadInput
 from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.stored import KeptRule
 from evalkit.models.training_record import TrainedPositions, TrainingRecord
 
 ROPE = RopeScaling(rule="yarn", theta=1e4, rotary_dim=32, original_length=128, factor=4)
@@ -49,9 +51,15 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path):
     assert record.data.leakage.found.startswith("0 of 100")
 
 
-def test_two_trainings_differ_in_what_decides_the_weights_alone():
-    from dataclasses import replace
+def test_a_rule_that_is_not_ours_is_read_back(tmp_path):
+    kept = KeptRule(type="llama3", parameters={"rope_type": "llama3", "factor": 4.0}, original_length=64)
+    record = replace(RECORD, rope=kept, rope_warnings=("Replaced.",))
+    record.write(tmp_path / "record.json")
+    assert TrainingRecord.read(tmp_path / "record.json") == record
+    assert json.loads((tmp_path / "record.json").read_text())["rope"]["rule"] == "as stored"
 
+
+def test_two_trainings_differ_in_what_decides_the_weights_alone():
     finished = replace(RECORD, steps=9, tokens=99, final_loss=0.5, environments=())
     assert finished.difference(RECORD) is None
     assert replace(RECORD, seed=1).difference(RECORD) == "its seed is 1, not 0"
@@ -80,6 +88,8 @@ def changed(**values):
         (changed(rope={"rule": "yarn"}), "rope.theta is missing"),
         (changed(rope=ROPE.to_json() | {"rule": "spin"}), "rope.rule is 'spin'; input should be 'none', 'linear'"),
         (changed(rope=ROPE.to_json() | {"factor": 0.5}), "A rope factor is a number from 1 up, or auto; got 0.5"),
+        (changed(rope={"rule": "as stored", "type": "llama3"}), "rope.parameters is missing"),
+        (changed(rope="yarn"), "rope is 'yarn'; input should be an object"),
         (changed(positions={"stages": "all"}), "positions.stages is 'all'"),
         (changed(data={"task": "mrcr"}), "data.subsets is missing"),
         (changed(environments={"a": 1}), "environments is "),

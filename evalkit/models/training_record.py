@@ -7,7 +7,7 @@ same record without its results is ``plan.json``.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from evalkit.errors import BadInput
 from evalkit.files import write_whole
 from evalkit.models.folder import read_json
 from evalkit.models.rope.formulas import RopeScaling
+from evalkit.models.rope.stored import KeptRule, KnownRule
 
 TRAINING_RECORD = "evalkit_training.json"
 SCHEMA = 2
@@ -79,8 +80,10 @@ class TrainingRecord:
     recipe: str
     trained_length: int
     """Longest sample, tokens with answer."""
-    rope: RopeScaling | None = None
-    """The rule that was on; None: another one than evalkit's."""
+    rope: KnownRule | None = None
+    """The rule that was on; None: not recorded."""
+    rope_warnings: tuple[str, ...] = ()
+    """What was said about it."""
     seed: int | None = None
     positions: TrainedPositions | None = None
     largest_position: int | None = None
@@ -119,27 +122,27 @@ class TrainingRecord:
         return None if values is None else cls.from_json(values, str(file))
 
     @classmethod
-    def from_json(cls, values: Any, where: str) -> "TrainingRecord":
+    def from_json(cls, values: Mapping[str, Any], where: str) -> "TrainingRecord":
         """Return the record that ``to_json`` gave.
 
         Args:
-            values: JSON values; fields that are not known are left out.
+            values: a JSON object; fields that are not known are left out.
             where: the file, for messages.
 
         Raises:
             BadInput: a field is missing or of another type, or a later evalkit wrote it; names file and field.
         """
-        from pydantic import ValidationError
-
-        if isinstance(values, Mapping) and isinstance(values.get("schema"), int) and values["schema"] > SCHEMA:
+        if isinstance(values.get("schema"), int) and values["schema"] > SCHEMA:
             raise BadInput(f"{where} has schema {values['schema']}; this evalkit reads up to {SCHEMA}: update it.")
         try:
-            record: TrainingRecord = _adapter().validate_json(json.dumps(values), strict=True)
-        except ValidationError as error:
-            raise BadInput(f"{where} is no training record: {_first_problem(error)}.") from error
-        except (BadInput, RecursionError) as error:  # a rope rule that cannot be
+            rope = values.get("rope")
+            record: TrainingRecord = _typed(cls, {name: value for name, value in values.items() if name != "rope"})
+            if rope is None:
+                return record
+            kept = isinstance(rope, Mapping) and rope.get("rule") == "as stored"
+            return replace(record, rope=_typed(KeptRule if kept else RopeScaling, rope, "rope"))
+        except (BadInput, RecursionError) as error:
             raise BadInput(f"{where} is no training record: {str(error).rstrip('.')}.") from error
-        return record
 
     @property
     def found(self) -> str:
@@ -148,7 +151,8 @@ class TrainingRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that ``from_json`` reads back."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        rope = self.rope.to_json() if self.rope else None
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"rope": rope}))
         return values
 
     def write(self, file: Path) -> None:
@@ -176,17 +180,23 @@ def _walk(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
             yield f"{before}{name}", value
 
 
+def _typed(cls: type, values: Any, name: str = "") -> Any:
+    """Return an instance of JSON values. Raises BadInput with the first field that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (name, *first["loc"]) if name else first["loc"]))
+        if first["type"] == "missing":
+            raise BadInput(f"{place} is missing") from error
+        said = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise BadInput(f"{place} is {str(first['input'])[:80]!r}; {said}") from error
+
+
 @cache
-def _adapter() -> Any:
+def _adapter(cls: type) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(TrainingRecord)
-
-
-def _first_problem(error: Any) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f"{place} is missing"
-    said = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-    return f"{place} is {str(first['input'])[:80]!r}; {said}" if place else said
+    return TypeAdapter(cls)

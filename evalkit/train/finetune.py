@@ -10,7 +10,6 @@ With LoRA the adapter is merged, or (``merge=False``) kept in ``out`` to be serv
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -20,7 +19,6 @@ from evalkit.benchmarks import open_benchmark, task
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput, EngineError
-from evalkit.files import first_line
 from evalkit.lengths import parse_length
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import Checkpoint
@@ -29,7 +27,6 @@ from evalkit.models.rope.modules import read_back_transformers
 from evalkit.models.rope.readback import compare_model, expected_frequencies
 from evalkit.models.rope.served import ServedRope, config_for, served_rule, training_rope
 from evalkit.models.training_record import (
-    SCHEMA,
     TRAINING_RECORD,
     TrainedData,
     TrainedLeakage,
@@ -64,14 +61,12 @@ from evalkit.train.trainer import (
     training_arguments,
     write_loss_curve,
 )
-from evalkit.train.unfinished import clear_torn, last_whole
+from evalkit.train.unfinished import CHECKPOINTS, PLAN, clear, clear_torn, continued, explained, last_whole
 from evalkit.types import Sample
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_UNFINISHED = "checkpoints"
-_PLAN = "plan.json"
 _BESIDE_THE_WEIGHTS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -332,15 +327,15 @@ def finetune(
     prepared = prepare(config)
     for notice in prepared.notices:
         on_notice(notice)
-    with _explained(config.out):
-        plan = _continued(config.out, prepared.plan())
+    main = _is_main_process()
+    with explained(config.out):
+        plan = continued(config.out, prepared.plan(), main=main)
         if plan.steps is not None:
             return config.out
         model = _load(prepared, half=prepared.device.precision == "bfloat16")
-        main = _is_main_process()
         if main:
             config.out.mkdir(parents=True, exist_ok=True)
-            plan.write(config.out / _PLAN)  # first: what lies in the folder from here on belongs to this training
+            plan.write(config.out / PLAN)  # first: what lies in the folder from here on belongs to this training
         trainer = _trainer(prepared, model, on_step)
         _train(trainer, config, on_notice)
         if main:
@@ -432,7 +427,7 @@ def _trainer(prepared: Prepared, model: Any, on_step: Callable[[int, int], None]
     num_items = config.epochs * len(prepared.examples)
     steps = max(round(num_items / per_step), 1)
     arguments = training_arguments(
-        config.out / _UNFINISHED,
+        config.out / CHECKPOINTS,
         steps=steps,
         batch_size=config.batch_size,
         accumulation=config.accumulation,
@@ -509,7 +504,7 @@ def _linear_names(model: Any) -> set[str]:
 def _train(trainer: Any, config: TrainConfig, on_notice: Callable[[str], None]) -> None:
     import torch
 
-    unfinished, main = config.out / _UNFINISHED, trainer.is_world_process_zero()
+    unfinished, main = config.out / CHECKPOINTS, trainer.is_world_process_zero()
     torn = clear_torn(unfinished) if main else []
     trainer.accelerator.wait_for_everyone()
     last = last_whole(unfinished)
@@ -548,7 +543,7 @@ def _export(prepared: Prepared, trainer: Any, plan: TrainingRecord) -> None:
         final_loss=final_loss(log),
     )
     record.write(config.out / TRAINING_RECORD)
-    _clear(config.out)
+    clear(config.out)
 
 
 def _as_stored(model: Any, checkpoint: Checkpoint) -> None:
@@ -560,71 +555,3 @@ def _as_stored(model: Any, checkpoint: Checkpoint) -> None:
         dtype = DTYPE_NAMES.get(stored.dtype) if stored else checkpoint.dtype
         if dtype in ("float32", "bfloat16", "float16"):
             parameter.data = parameter.data.to(getattr(torch, dtype))
-
-
-def _continued(out: Path, plan: TrainingRecord) -> TrainingRecord:
-    """Return the finished record in a folder, or the plan with the environments of what was done so far.
-
-    Raises:
-        BadInput: the folder holds another training, or something else.
-    """
-    for name in (TRAINING_RECORD, _PLAN):
-        there = TrainingRecord.read(out / name)
-        if there is None:
-            continue
-        if there.schema < SCHEMA:
-            raise BadInput(
-                f"{out} was trained by an earlier evalkit, which did not record all that decides the weights; it can "
-                "be run and reported, and to train anew name another --out."
-            )
-        if difference := there.difference(plan):
-            raise BadInput(f"{out} holds another training: {difference}; name another --out.")
-        if name == TRAINING_RECORD:
-            if _is_main_process():
-                _clear(out)
-            return there
-        more = tuple(one for one in plan.environments if one not in there.environments)
-        return replace(plan, environments=there.environments + more)
-    if out.is_dir() and any(not _is_litter(path) for path in out.iterdir()):
-        raise BadInput(f"{out} is not empty and holds no training; name another --out.")
-    return plan
-
-
-def _clear(out: Path) -> None:
-    """Remove what a resume needs, and drafts that a kill left."""
-    (out / _PLAN).unlink(missing_ok=True)
-    if (out / _UNFINISHED).is_dir():
-        shutil.rmtree(out / _UNFINISHED)
-    for path in out.iterdir():
-        if _is_litter(path):
-            path.unlink()
-
-
-def _is_litter(path: Path) -> bool:
-    """Tell whether a kill left this before there was a plan, or beside it: a draft, or a folder with nothing in it."""
-    if path.name == _UNFINISHED:
-        return path.is_dir() and not any(path.iterdir())
-    return path.suffix == ".tmp" and path.name.startswith((_PLAN, TRAINING_RECORD))
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Say in a sentence why a folder cannot be written: a full or read-only disk.
-
-    Raises:
-        BadInput: the folder and the reason.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        if isinstance(error, RuntimeError):  # torch.save does not say what the system said
-            if not any(writer in str(error) for writer in ("PytorchStreamWriter", "inline_container")):
-                raise
-            reason = "a checkpoint could not be written whole"
-        raise BadInput(
-            f"{out} cannot be written ({reason}); make room, or name another --out. The same command goes on from the "
-            "last whole checkpoint."
-        ) from error
