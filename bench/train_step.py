@@ -43,7 +43,7 @@ def main():
     batches = {}
     for kind in POSITION_KINDS:
         rule = PositionRule(kind=kind, stages=(options.ratio,), mixed=kind != "contiguous")
-        collator = Collator(rule, trained_length=options.length, num_items=len(stream), seed=0, pad_id=0)
+        collator = Collator(rule, range_length=options.length, num_items=len(stream), seed=0, pad_id=0)
         batches[kind] = lambda number, collator=collator: collator(
             [stream[number * options.batch + row] for row in range(options.batch)]
         )

@@ -2,6 +2,7 @@
 
     EvalkitError                 anything wrong with what was asked or given: exit code 2
     +-- BadInput                 an option, file, checkpoint or data set that cannot be used
+    |   +-- LengthTooShort       a length that not even the wording of a prompt fits
     +-- ContextOverflow          one prompt does not fit its length; recorded, never truncated
     +-- RunFolderError           a run folder that is locked, damaged, of another schema, or another run's
     +-- EngineError              a model engine or server that cannot be started or has died for good
@@ -17,6 +18,10 @@ class EvalkitError(Exception):
 
 class BadInput(EvalkitError):
     """An option, file, checkpoint or data set that cannot be used as given."""
+
+
+class LengthTooShort(BadInput):
+    """A length that not even the wording of a prompt fits: no question can be asked there."""
 
 
 class ContextOverflow(EvalkitError):

@@ -7,7 +7,7 @@ counts are in the checkpoint's own tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
@@ -23,6 +23,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+TokenCounter: TypeAlias = Callable[[str | Sequence[Message]], int]
+"""Counts a bare text, or a conversation as a checkpoint's template renders it."""
 
 
 class Key(NamedTuple):

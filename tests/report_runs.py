@@ -121,11 +121,15 @@ def training(recipe: str, *, seed: int = 0, trained_length: int = 8192) -> dict[
     """The parts of a training record that the report reads."""
     stages = [1.0] if recipe in ("plain", "yarn") else [1.0, 1.25, 1.5, 2.0, 2.0]
     kind = "contiguous" if recipe in ("plain", "yarn") else "randomized"
+    rope = {"theta": 1e6, "rotary_dim": 128, "original_length": 32768}
+    data = {"task": "babilong", "subsets": ["qa1"], "samples": 8, "examples": 8, "sha256": "00", "seed": 1,
+            "shortest": 0, "longest": trained_length}  # fmt: skip
+    found = "no story of the evaluation is in the training data"
     return {
         "recipe": recipe,
         "trained_length": trained_length,
         "seed": seed,
         "positions": {"kind": kind, "stages": stages, "mixed": False, "per_batch": False},
-        "rope": {"rule": "yarn", "factor": 2.0} if "yarn" in recipe else {"rule": "none"},
-        "data": {"leakage": {"found": "no story of the evaluation is in the training data"}},
+        "rope": {"rule": "yarn", "factor": 2.0, **rope} if "yarn" in recipe else {"rule": "none", **rope},
+        "data": {**data, "leakage": {"trained": 8, "evaluated": 8, "shared": 0, "found": found}},
     }

@@ -296,7 +296,11 @@ def test_a_missing_file_is_named(copy: Path, missing: str, said: str):
         ("config.json", b'{"model_type": "quux"}', "transformers cannot use"),
         ("config.json", b"{}", "transformers cannot use"),
         ("evalkit_training.json", b"{", "evalkit_training.json is not JSON"),
-        ("evalkit_training.json", b'{"rope": {"rule": "yarn"}}', "rope rule on file cannot be read"),
+        (
+            "evalkit_training.json",
+            b'{"rope": {"rule": "yarn"}}',
+            "evalkit_training.json is no training record: recipe is missing",
+        ),
         ("model.safetensors", b"", "not a safetensors file"),
         ("model.safetensors", b"\x00" * 64, "not a safetensors file"),
         ("model.safetensors", b"PK\x03\x04pickled tensors", "not a safetensors file"),

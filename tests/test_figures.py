@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evalkit.models.training_record import TrainingRecord
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.arms import make_arms
 from evalkit.report.coverage import coverage
@@ -142,10 +143,11 @@ def test_coverage_agrees_with_what_training_draws(analysis: Analysis, kind: str,
     rng, taken = np.random.default_rng(0), np.zeros(2 * length)
     draws = 2000
     for i in range(draws):
-        taken[draw_positions(rule, length, trained_length=length, progress=i / draws, rng=rng)] += 1 / draws
+        taken[draw_positions(rule, length, range_length=length, progress=i / draws, rng=rng)] += 1 / draws
     arm = analysis.arms[0]
-    record = {"trained_length": length, "positions": {"kind": kind, "stages": [1.0, 2.0], "mixed": mixed}}
-    run = replace(arm.runs[0], config={**arm.runs[0].config, "training": record})
+    positions = {"kind": kind, "stages": [1.0, 2.0], "mixed": mixed}
+    record = {"recipe": "rpe", "trained_length": length, "positions": positions}
+    run = replace(arm.runs[0], training=TrainingRecord.from_json(record, "here"))
     seen = coverage(replace(arm, runs=(run,)))
     assert seen is not None
     places = np.arange(5, 2 * length - 5)

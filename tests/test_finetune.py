@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.cli.commands import main
 from evalkit.errors import BadInput, EngineError
@@ -21,11 +20,13 @@ from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.new_checkpoint import write_checkpoint
 from evalkit.models.rope import served as served_module
 from evalkit.train import finetune as finetune_module
+from evalkit.train import trainer as trainer_module
 from evalkit.train.data import DataRecipe, Example
-from evalkit.train.finetune import TrainConfig, _export, finetune
+from evalkit.train.finetune import TrainConfig, _export, finetune, prepare
 from evalkit.train.positions import PositionRule
 from evalkit.train.recipes import RECIPES
-from evalkit.train.trainer import Collator, Stream, answer_loss
+from evalkit.train.trainer import Collator, Stream, answer_loss, write_loss_curve
+from tests.test_mrcr_published import row, write_parquet
 from tests.variants import variant
 
 
@@ -85,9 +86,9 @@ def causal_logits(model, ids, positions):
     return norm(x, model.model.norm.weight) @ model.lm_head.weight.T
 
 
-def collate(rule, examples, trained_length=64):
+def collate(rule, examples, range_length=64):
     stream = Stream(examples, num_items=len(examples), seed=0)
-    collator = Collator(rule, trained_length=trained_length, num_items=len(stream), seed=0, pad_id=0)
+    collator = Collator(rule, range_length=range_length, num_items=len(stream), seed=0, pad_id=0)
     return collator([stream[k] for k in range(len(stream))])
 
 
@@ -147,7 +148,7 @@ def test_samples_of_a_batch_share_their_draw_only_when_asked(per_batch):
     rng = np.random.default_rng(0)
     collator = Collator(
         PositionRule(kind="randomized", stages=(4.0,), per_batch=per_batch),
-        trained_length=64, num_items=3, seed=0, pad_id=0,
+        range_length=64, num_items=3, seed=0, pad_id=0,
     )  # fmt: skip
     short, first, second = collator([(k, example(rng, n, 4)) for k, n in enumerate((36, 60, 60))])["position_ids"]
     assert torch.equal(first, second) == per_batch
@@ -158,7 +159,7 @@ def test_an_item_draws_the_same_positions_whenever_it_is_reached():
     rng = np.random.default_rng(0)
     stream = Stream([example(rng, 20, 1) for _ in range(10)], num_items=40, seed=0)
     collator = Collator(
-        PositionRule(kind="randomized", stages=(1.0, 8.0)), trained_length=32, num_items=40, seed=0, pad_id=0
+        PositionRule(kind="randomized", stages=(1.0, 8.0)), range_length=32, num_items=40, seed=0, pad_id=0
     )
     late = [stream[k] for k in range(36, 40)]
     once = collator(late)
@@ -175,10 +176,21 @@ def base(tmp_path_factory):
     return folder
 
 
+def evalkit(*words):
+    return CliRunner().invoke(main, [*map(str, words)])
+
+
 def config(base, out, **changes):
     data = DataRecipe(subsets=("qa1",), samples=8, shortest=0, longest=240)
     options = BABILongOptions(instruction=False, examples=False, post_prompt=False, control="facts-only")
-    settings = {"epochs": 3, "batch_size": 2, "accumulation": 2, "learning_rate": 1e-3, "save_every": 2}
+    settings = {
+        "recipe": "plain",
+        "epochs": 3,
+        "batch_size": 2,
+        "accumulation": 2,
+        "learning_rate": 1e-3,
+        "save_every": 2,
+    }
     return TrainConfig(base=base, out=out, **{"data": data, "options": options, **settings, **changes})
 
 
@@ -216,13 +228,11 @@ def test_every_arm_trains_on_the_same_data_and_carries_its_own_rope_rule(base, t
     assert Checkpoint.open(out).trained_rope.factor == (4 if yarn else 1)
     assert record["trained_length"] == 240
     assert record["largest_position"] == (239 if recipe in ("plain", "yarn") else 479)
-    shared = {name: record[name] for name in ("base", "data", "optimization", "seed")}
-    reference = tmp_path.parent / "shared.json"  # written by the first arm, read by the others
-    if reference.exists():
-        assert shared == json.loads(reference.read_text())
-    reference.write_text(json.dumps(shared))
+    plain_plan = prepare(config(base, tmp_path / "plain", recipe="plain", factor=4.0)).plan().to_json()
+    shared = ("base", "data", "optimization", "lora", "seed")
+    assert {name: record[name] for name in shared} == {name: plain_plan[name] for name in shared}
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    assert not (out / "checkpoints").exists()
+    assert not {"checkpoints", "plan.json"} & {path.name for path in out.iterdir()}
     assert (out / "loss.png").stat().st_size > 1000
     assert (out / "loss.csv").read_text().startswith("step,loss,learning_rate")
 
@@ -311,12 +321,16 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(base, tmp_path):
 
     refused("trained length of 512 tokens is beyond the 256 positions", data=DataRecipe(subsets=("qa1",), longest=512))
     refused("A rope factor is a number from 1 up", recipe="yarn", factor=0.5)
-    refused("0.5 x the trained length", recipe="rpe", stages=(1.0, 0.5))
+    refused("A stage of 0.5 x the range length", recipe="rpe", stages=(1.0, 0.5))
     refused("no recipe 'best'", recipe="best")
-    refused("batch_size is positive; got 0", batch_size=0)
+    refused("--batch-size is 0; it is positive", batch_size=0)
     refused(r"LoRA target 'w_q' matches no module .* q_proj", recipe="plain", lora_rank=2, lora_targets=("w_q",))
-    asked = tuple(questions.generate("qa1", DataRecipe().seed, index) for index in range(3))
-    refused("Training and evaluation share stories: 3 of 3", recipe="plain", evaluation=asked)
+    asked = tmp_path / "asked.toml"
+    asked.write_text(
+        f'model = "{base}"\ntask = "babilong"\nsubsets = ["qa1"]\nlengths = "240"\nsamples = 3\n'
+        f'seed = {DataRecipe().seed}\nbackend = "scripted"\n'
+    )
+    refused("Training and evaluation share stories: 3 of 3", recipe="plain", against=(asked,))
     other = tmp_path / "gpt2"
     shutil.copytree(base, other)
     GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(other)
@@ -361,9 +375,6 @@ def test_a_longrope_base_is_trained_on_one_side_of_its_original_length_only(base
 
 
 def test_questions_of_a_run_are_held_out_of_a_training(base, tmp_path):
-    def evalkit(*words):
-        return CliRunner().invoke(main, [*map(str, words)])
-
     ask = ("--task", "babilong", "--subsets", "qa1", "--lengths", "240", "--no-instruction", "--no-examples")
     asked = evalkit("run", "--model", base, *ask, "--samples", 3, "--seed", 5, "--backend", "scripted", "--out",
                     tmp_path / "asked")  # fmt: skip
@@ -374,3 +385,165 @@ def test_questions_of_a_run_are_held_out_of_a_training(base, tmp_path):
     assert refused.exit_code == 2
     assert "3 of 3 evaluation items recur among 8 training items" in refused.output
     assert not (tmp_path / "arm").exists()
+
+
+def record_of(folder):
+    return json.loads((folder / "evalkit_training.json").read_text())
+
+
+def test_what_auto_came_to_names_a_training_and_not_the_word(base, tmp_path):
+    out = finetune(config(base, tmp_path / "arm", epochs=1))
+    record = record_of(out)
+    assert (record["optimization"]["precision"], record["optimization"]["device"]) == ("float32", "cpu")
+    assert record["environments"][0]["processor"]["model"]
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    finetune(config(base, out, epochs=1, precision="float32"))
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(BadInput, match=r"its optimization.precision is 'float32', not 'bfloat16'"):
+        finetune(config(base, out, epochs=1, precision="bfloat16"))
+
+
+def test_an_adapter_is_not_had_from_a_folder_of_merged_weights(base, tmp_path):
+    lora = {"epochs": 1, "lora_rank": 2, "lora_targets": ("q_proj",)}
+    out = finetune(config(base, tmp_path / "arm", **lora))
+    with pytest.raises(BadInput, match=r"holds another training: its lora.merged is True, not False"):
+        finetune(config(base, out, **lora, merge=False))
+
+
+def test_a_training_of_an_earlier_evalkit_is_not_taken_for_this_one(base, tmp_path):
+    out = finetune(config(base, tmp_path / "arm", epochs=1))
+    (out / "evalkit_training.json").write_text(json.dumps(record_of(out) | {"schema": 1}))
+    with pytest.raises(BadInput, match="trained by an earlier evalkit"):
+        finetune(config(base, out, epochs=1))
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_bfloat16_base_is_trained_in_float32_and_saved_in_bfloat16(base, tmp_path, lora_rank):
+    half = tmp_path / "half"
+    shutil.copytree(base, half)
+    weights = load_file(half / "model.safetensors")
+    kept = next(name for name in weights if "norm" in name)
+    stored = {name: tensor if name == kept else tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(stored, half / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps(values | {"dtype": "bfloat16"}))
+    out = finetune(config(half, tmp_path / "arm", epochs=1, lora_rank=lora_rank, lora_targets=("q_proj",)))
+    trained = load_file(out / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in trained.items()} == {n: t.dtype for n, t in stored.items()}
+    assert any(not torch.equal(trained[name], stored[name]) for name in stored)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"final_rate": 0.0}, {"warmup": 0.9}, {"max_gradient_norm": 1e-9}, {"lora_dropout": 0.5}, {"range_length": 500}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_setting_reaches_the_weights_and_the_record(base, tmp_path, setting):
+    shared = {"recipe": "rpe", "lora_rank": 2, "lora_targets": ("q_proj", "v_proj")}
+    usual, other = (
+        finetune(config(base, tmp_path / name, **shared, **more)) for name, more in (("usual", {}), ("other", setting))
+    )
+    weights = [load_file(folder / "model.safetensors") for folder in (usual, other)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert record_of(usual)["data"] == record_of(other)["data"]
+    assert record_of(usual) != record_of(other)
+
+
+def test_the_rate_falls_to_the_share_that_is_asked_for(base, tmp_path):
+    def rates(folder):
+        return [float(line.split(",")[2]) for line in (folder / "loss.csv").read_text().splitlines()[1:]]
+
+    plain = rates(finetune(config(base, tmp_path / "plain", warmup=0.0, final_rate=0.0)))
+    tenth = rates(finetune(config(base, tmp_path / "tenth", warmup=0.0)))
+    cosine = [0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
+    assert plain == pytest.approx([1e-3 * share for share in cosine], rel=1e-4)
+    assert tenth == pytest.approx([1e-3 * (0.1 + 0.9 * share) for share in cosine], rel=1e-4)
+
+
+def test_a_warm_up_of_one_step_is_not_spent_at_rate_0(base, tmp_path):
+    out = finetune(config(base, tmp_path / "arm", epochs=0.5, warmup=1.0))
+    assert record_of(out)["steps"] == 1
+    assert (logits_of(out) - logits_of(base)).abs().max() > 0
+
+
+def test_the_loss_of_a_single_step_can_be_seen(tmp_path):
+    from matplotlib.image import imread
+
+    write_loss_curve([{"step": 1, "loss": 2.5, "learning_rate": 1e-3}], tmp_path)
+    red, _, blue, _ = np.moveaxis(imread(tmp_path / "loss.png"), -1, 0)
+    assert (blue - red > 0.4).sum() > 20  # of matplotlib's first colour
+
+
+def test_stages_are_epochs_where_there_are_as_many_even_if_steps_do_not_divide_them(base, tmp_path, monkeypatch):
+    """Nine samples in steps of four: two epochs are 4.5 steps."""
+    reached = []
+    draw = trainer_module.draw_positions
+
+    def note(rule, num_tokens, **how):
+        positions = draw(rule, num_tokens, **how)
+        reached.append(positions[-1])
+        return positions
+
+    monkeypatch.setattr(trainer_module, "draw_positions", note)
+    data = DataRecipe(subsets=("qa1",), samples=9, longest=240)
+    finetune(config(base, tmp_path / "arm", recipe="rpe", epochs=2, data=data, stages=(1.0, 50.0), range_length=200))
+    assert max(reached[:9]) < 240 < 1000 < min(reached[9:])
+
+
+def test_samples_that_fit_no_length_are_counted_said_and_recorded(base, tmp_path):
+    said = []
+    data = DataRecipe(subsets=("qa2",), samples=12, longest=240)
+    out = finetune(config(base, tmp_path / "arm", epochs=1, data=data), on_notice=said.append)
+    record = record_of(out)["data"]
+    trained, left_out = record["examples"], record["unfitting"]
+    assert trained + left_out == record["samples"] == 12
+    assert 0 < trained < 12
+    assert said == [
+        f"{left_out} of 12 samples need more than 240 tokens with question and answer and are left out; {trained} are "
+        "trained on."
+    ]
+    assert record["leakage"]["trained"] == trained
+    assert record["leakage"]["found"].startswith(f"No evaluation was named to compare {trained} training item")
+
+
+def test_the_end_of_a_training_names_steps_tokens_and_loss(base, tmp_path):
+    ended = evalkit("train", "--base", base, "--out", tmp_path / "arm", "--recipe", "plain", "--subsets", "qa1",
+                    "--longest", 240, "--no-instruction", "--no-examples", "--samples", 8, "--epochs", 1,
+                    "--accumulation", 4)  # fmt: skip
+    record = record_of(tmp_path / "arm")
+    assert ended.exit_code == 0
+    assert record["steps"] == 2
+    assert 8 * 100 < record["tokens"] <= 8 * 240
+    assert f"plain, 2 steps over {record['tokens']:,} tokens, loss {record['final_loss']:.4g}" in ended.output
+
+
+def test_a_task_that_there_is_not_is_never_trained_on_another(base, tmp_path):
+    refused = evalkit("train", "--base", base, "--out", tmp_path / "arm", "--recipe", "plain", "--task", "babylong")
+    assert refused.exit_code == 2
+    assert "There is no task 'babylong'; the tasks are babilong, mrcr." in refused.output
+    assert not (tmp_path / "arm").exists()
+
+
+def test_rows_of_mrcr_are_held_out_of_a_training_without_tiktoken(tmp_path, monkeypatch):
+    """A run that counted its rows in the checkpoint's tokens can be named to --against; --split makes two parts."""
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    write_checkpoint(tmp_path / "base", window=16_384, vocab_size=600, num_layers=1)
+    write_parquet(
+        tmp_path / "rows" / "2needle.parquet",
+        [row(1500, answer=f"abcdefghij☕ poem 2 about tea, {number}") for number in range(10)],
+    )
+    shared = ("--task", "mrcr", "--subsets", "2needle", "--source", tmp_path / "rows")
+    for name, part in (("all", ()), ("part", ("--split", "70/30:42"))):
+        ran = evalkit("run", "--model", tmp_path / "base", *shared, *part, "--lengths", "8k", "--samples", 10,
+                      "--backend", "scripted", "--out", tmp_path / name)  # fmt: skip
+        assert ran.exit_code == 0, ran.output
+    train = ("train", "--base", tmp_path / "base", "--recipe", "plain", *shared, "--longest", "8k", "--samples", 2,
+             "--epochs", 0.5, "--accumulation", 1)  # fmt: skip
+    refused = evalkit(*train, "--against", tmp_path / "all", "--out", tmp_path / "arm")
+    assert "2 of 10 evaluation items recur among 2 training items" in refused.output
+    apart = evalkit(*train, "--against", tmp_path / "part", "--split", "70/30:42", "--out", tmp_path / "arm")
+    assert apart.exit_code == 0, apart.output
+    assert record_of(tmp_path / "arm")["data"]["leakage"]["found"] == (
+        "0 of 3 evaluation items recur among 2 training items."
+    )

@@ -57,6 +57,12 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def read_parquet(path: Path) -> list[dict]:
+    from pyarrow.parquet import read_table
+
+    return read_table(path).to_pylist()
+
+
 def read(folder: Path | str, length: str, subset: str = "2needle", card=CARD, count: int = 100) -> list:
     return [*MRCR(card, MRCROptions(source=str(folder)), count_tokens=words).samples(subset, length, count)]
 
@@ -71,6 +77,84 @@ def current(tmp_path: Path) -> Path:
 
 
 # Rows and bins
+
+
+@pytest.mark.parametrize(("rows", "trained"), [(86, 60), (100, 70), (1, 0)])
+def test_a_split_parts_each_bin_as_its_percent_and_seed_say(tmp_path, rows, trained):
+    """The paper's sizes: of 86 rows of 4K to 8K 60 are trained on and 26 asked, of 100 of a longer bin 30 are asked."""
+    write_parquet(tmp_path / "2needle.parquet", [row(5000) for _ in range(rows)] + [row(9000) for _ in range(4)])
+
+    def ids(split: str, part: str, length: str = "8k") -> list[str]:
+        options = MRCROptions(source=str(tmp_path), split=split)
+        benchmark = MRCR(CARD, options, part=part, count_tokens=words)
+        return [sample.sample_id for sample in benchmark.samples("2needle", length, 1000)]
+
+    train, test = ids("70/30:42", "train"), ids("70/30:42", "test")
+    assert (len(train), len(test)) == (trained, rows - trained)
+    assert sorted(train + test) == [f"{number:05d}" for number in range(rows)]
+    assert train == sorted(train)
+    assert ids("70/30:42", "train") == train
+    assert (len(ids("70/30:42", "train", "16k")), len(ids("70/30:42", "test", "16k"))) == (2, 2)
+    if rows > 1:
+        assert ids("70/30:43", "train") != train
+
+
+def test_rows_can_be_binned_by_the_prompt_that_the_checkpoint_is_asked(tmp_path):
+    """As the paper bins them: another tokenizer, and its template, move rows over an edge."""
+    encoder = Encoder(tiny_tokenizer("llama3", template=CHATML), chat=True)
+    file = write_parquet(tmp_path / "2needle.parquet", [row(1500 + 20 * number, bin="4k-8k") for number in range(100)])
+    sizes = [encoder.count_tokens(json.loads(one["prompt"])) for one in read_parquet(file)]
+    assert min(sizes) < 8192 < max(sizes)
+    options = MRCROptions(source=str(tmp_path), bins="prompt")
+    benchmark = MRCR(CARD, options, count_tokens=encoder.count_tokens)
+    samples = list(benchmark.samples("2needle", "8k", 100))
+    assert len(samples) == sum(4096 <= size <= 8192 for size in sizes)
+    for sample in samples:
+        assert 4096 <= len(benchmark.prompt(sample, "8k", encoder, WINDOW).token_ids) <= 8192
+    assert benchmark.recipe()["bins"] == "the prompt's tokens"
+    assert len(read(tmp_path, "8k", count=200)) == 100
+
+
+def test_bins_that_a_row_brings_are_not_counted_anew(tmp_path):
+    write_csv(tmp_path / "mrcr_v2p1_2needle_in_(4096,8192).csv", [google_row(1)])
+    with pytest.raises(BadInput, match=r"bring their bins \(context_len\); leave out --bins prompt"):
+        MRCR(CARD, MRCROptions(source=str(tmp_path), bins="prompt"), count_tokens=words)
+
+
+def test_questions_about_one_conversation_are_not_parted(tmp_path):
+    conversations = [f"User: poem {number}\nAssistant: ...\n" for number in range(10)]
+    write_csv(
+        tmp_path / "mrcr_v2p1_2needle_in_(4096,8192).csv",
+        [google_row(k) | {"queries": f"{text}User: question {k}"} for text in conversations for k in range(3)],
+    )
+    parts = {}
+    for part in ("train", "test"):
+        benchmark = MRCR(CARD, MRCROptions(source=str(tmp_path), split="50/50:0"), part=part)
+        parts[part] = [sample.story_id for sample in benchmark.samples("2needle", "8k", 100)]
+        assert len(parts[part]) == 15
+    assert not set(parts["train"]) & set(parts["test"])
+
+
+def test_the_part_that_is_asked_is_part_of_a_runs_identity(current):
+    recipes = [
+        MRCR(CARD, MRCROptions(source=str(current), split=split), part=part, count_tokens=words).recipe()
+        for split, part in ((None, "test"), ("70/30:42", "test"), ("70/30:42", "train"), ("70/30:1", "test"))
+    ]
+    assert len({json.dumps(recipe) for recipe in recipes}) == 4
+    assert "split" not in recipes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"source": "rows", "split": "70/40:1"}, "'70/40:1'; write two percents that make 100"),
+        ({"source": "rows", "split": "70:1"}, "like 70/30:42"),
+        ({"split": "70/30:42"}, "generated ones are parted by their seeds"),
+    ],
+)
+def test_a_split_that_is_none_is_refused(options, says):
+    with pytest.raises(BadInput, match=says):
+        MRCROptions(**options)
 
 
 def test_rows_of_the_current_layout_are_read_in_order_and_keep_their_number(current):

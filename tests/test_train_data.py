@@ -1,30 +1,32 @@
 """Training examples come from the evaluation's own prompt builder, and share no item with it."""
 
 import json
+from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evalkit.benchmarks import open_benchmark
+from evalkit.benchmarks import open_benchmark, score
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.files import read_babi
 from evalkit.benchmarks.babilong.options import BABILongOptions
+from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.models.encoder import Encoder
 from evalkit.train.data import (
     TRAINING_SEED,
     DataRecipe,
+    Leakage,
     choose_samples,
     data_hash,
-    draw_samples,
     item_fingerprint,
     leakage,
     make_examples,
 )
-from evalkit.types import Prompt, Sample
+from evalkit.types import Prediction, Prompt, Sample
+from tests.test_mrcr_published import row, write_parquet
 
 BABI_FILES = Path(__file__).parents[2] / "shared" / "data" / "babi"
 
@@ -76,22 +78,74 @@ def training(data, **options):
     return open_benchmark("babilong", BABILongOptions(**options), seed=data.seed, part="train")
 
 
+def fingerprints(samples):
+    return [item_fingerprint(sample) for sample in samples]
+
+
 def recipe(**changes):
     return replace(DataRecipe(subsets=("qa1",), samples=40, shortest=400, longest=700), **changes)
 
 
 def examples_of(data):
     benchmark = Stories(data.seed)
-    samples, _ = choose_samples(benchmark, data, ())
-    return make_examples(samples, benchmark, Letters(), data, stop_id=0)
+    samples, _ = choose_samples(benchmark, data)
+    return make_examples(samples, benchmark, Letters(), data, stop_id=0)[0]
 
 
 def test_a_prompt_is_the_evaluations_own_and_ends_with_answer_and_stop():
     examples = examples_of(recipe())
     asked = {Letters().decode(e.prompt_ids).lstrip("."): Letters().decode(e.answer_ids[:-1]) for e in examples}
-    for sample in islice(draw_samples(Stories(TRAINING_SEED), recipe()), 40):
+    for sample in choose_samples(Stories(TRAINING_SEED), recipe())[0]:
         assert asked[f"{' '.join(sample.facts)} {sample.question}"] == f" {sample.target}"
     assert {int(e.answer_ids[-1]) for e in examples} == {0}
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+@pytest.mark.parametrize("name", ["babilong", "mrcr", "mrcr, published", "mrcr, no context"])
+def test_the_taught_answer_replied_exactly_is_all_that_the_official_rule_wants(checkpoint, tmp_path, name, chat):
+    options = {
+        "babilong": BABILongOptions(instruction=False, examples=False, control="facts-only"),
+        "mrcr": MRCROptions(),
+        "mrcr, no context": MRCROptions(control="no-context"),
+        "mrcr, published": MRCROptions(source=str(tmp_path)),
+    }[name]
+    write_parquet(tmp_path / "2needle.parquet", [row(1500)])
+    kind = name.partition(",")[0]
+    length = {"babilong": 1024, "mrcr": 2048, "mrcr, published": 8192, "mrcr, no context": 1024}[name]
+    data = DataRecipe(
+        task=kind, subsets=("qa1",) if kind == "babilong" else ("2needle",), samples=4, shortest=length, longest=length
+    )
+    encoder = Encoder.open(checkpoint, chat=chat)
+    benchmark = open_benchmark(kind, options, seed=data.seed, part="train", count_tokens=encoder.count_tokens)
+    for sample in choose_samples(benchmark, data)[0]:
+        [example], _ = make_examples([sample], benchmark, encoder, data, stop_id=encoder.tokenizer.eos_token_id)
+        *reply, end = example.answer_ids.tolist()
+        assert end == encoder.tokenizer.eos_token_id
+        answered = Prediction(
+            task=kind, subset=sample.subset, length="1k", sample_id="0", story_id="0", question=sample.question,
+            target=sample.target, prompt_tokens=1, prompt_sha256="", max_new_tokens=1, fact_positions=(),
+            output=encoder.decode(reply), output_tokens=1, finish_reason="stop", metadata=sample.metadata,
+        )  # fmt: skip
+        assert [one.value for one in score(answered)][:2] == [1, 1]
+
+
+class Counting(Stories):
+    """Counts the prompts that are built."""
+
+    built = 0
+
+    def prompt(self, sample, length, encoder, window):
+        prompt = super().prompt(sample, length, encoder, window)
+        self.built += 1
+        return prompt
+
+
+def test_a_prompt_is_built_once():
+    for shortest, longest in ((700, 700), (0, 700), (0, 300)):
+        data = recipe(shortest=shortest, longest=longest)
+        benchmark = Counting(data.seed)
+        examples, _ = make_examples(choose_samples(benchmark, data)[0], benchmark, Letters(), data, stop_id=0)
+        assert benchmark.built == len(examples)
 
 
 def test_lengths_are_drawn_from_the_whole_range_and_never_exceed_it():
@@ -113,13 +167,14 @@ def test_a_sample_that_fits_no_length_is_left_out_even_where_its_drawn_length_is
     (tmp_path / "noise.txt").write_text(" ".join(f"The lamp of room {i} was old." for i in range(200)))
     data, encoder = recipe(subsets=("qa3",), samples=60, shortest=0, longest=400), Encoder.open(checkpoint)
     benchmark = training(data, noise=(tmp_path / "noise.txt",), instruction=False, examples=False, post_prompt=False)
-    samples, _ = choose_samples(benchmark, data, ())
-    assert 5 < len(make_examples(samples, benchmark, encoder, data, stop_id=0)) < 50
+    samples, _ = choose_samples(benchmark, data)
+    examples, fitting = make_examples(samples, benchmark, encoder, data, stop_id=0)
+    assert 5 < len(examples) == len(fitting) < 50
 
 
 def test_subsets_take_turns_and_the_recipe_alone_decides():
     data = recipe(subsets=("qa1", "qa2"), longest=5000)
-    chosen, _ = choose_samples(Stories(data.seed), data, ())
+    chosen, _ = choose_samples(Stories(data.seed), data)
     assert [sample.subset for sample in chosen[:4]] == ["qa1", "qa2", "qa1", "qa2"]
     assert data_hash(examples_of(data)) == data_hash(examples_of(data))
     assert data_hash(examples_of(data)) != data_hash(examples_of(replace(data, seed=5)))
@@ -128,23 +183,23 @@ def test_subsets_take_turns_and_the_recipe_alone_decides():
 def test_training_and_evaluation_seeds_give_other_stories():
     asked = list(Stories(0).samples("qa3", "1k", 200))
     trained = list(Stories(TRAINING_SEED).samples("qa3", "1k", 200))
-    assert leakage(trained, asked).shared == 0
+    assert leakage(trained, fingerprints(asked)).shared == 0
 
 
 def test_stories_that_recur_in_the_evaluation_are_refused_unless_told():
-    asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 3))
+    asked = fingerprints(Stories(TRAINING_SEED).samples("qa1", "1k", 3))
     with pytest.raises(BadInput, match=r"share stories: 3 of 3 evaluation items recur among 40 training items"):
         choose_samples(Stories(TRAINING_SEED), recipe(), asked)
-    kept, found = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "allow")
-    assert (len(kept), found.shared, found.dropped) == (40, 3, 0)
-    left, found = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
-    assert (len(left), found.shared, found.dropped) == (40, 0, 3)
-    assert leakage(left, asked).shared == 0
-    assert "3 training items that recur" in found.describe()
+    kept, dropped = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "allow")
+    assert (len(kept), leakage(kept, asked).shared, dropped) == (40, 3, 0)
+    left, dropped = choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
+    assert (len(left), leakage(left, asked).shared, dropped) == (40, 0, 3)
+    said = leakage(left, asked, dropped).describe()
+    assert said == "3 training items that recur in 3 evaluation items were dropped; 40 remain."
 
 
 def test_an_evaluation_with_the_training_seed_cannot_be_dropped_around():
-    asked = list(Stories(TRAINING_SEED).samples("qa1", "1k", 200))
+    asked = fingerprints(Stories(TRAINING_SEED).samples("qa1", "1k", 200))
     with pytest.raises(BadInput, match="Most training items recur"):
         choose_samples(Stories(TRAINING_SEED), recipe(), asked, "drop")
 
@@ -156,18 +211,35 @@ def test_published_rows_are_drawn_from_all_lengths_that_are_named(tmp_path):
         rows = [{"input": f"{length} noise {i}.", "question": "Where is Mary?", "target": "garden"} for i in range(3)]
         file.write_text(json.dumps(rows))
     data = recipe(rows=("1k", "4k"), longest=4096)
-    samples, _ = choose_samples(training(data, source=str(tmp_path)), data, ())
+    samples, _ = choose_samples(training(data, source=str(tmp_path)), data)
     assert [s.context for s in samples] == [f"{n} noise {i}." for i in range(3) for n in ("1k", "4k")]
-    assert len(make_examples(samples, training(data, source=str(tmp_path)), Letters(), data, stop_id=0)) == 6
+    examples, _ = make_examples(samples, training(data, source=str(tmp_path)), Letters(), data, stop_id=0)
+    assert len(examples) == 6
+
+
+def test_of_published_rows_each_length_and_subset_gives_the_same_number(tmp_path):
+    """As the paper's 1,000 rows each of 0k, 2k, 4k, 8k; a length that has fewer is not made up for by others."""
+    for length, number in (("0k", 9), ("2k", 1), ("4k", 9)):
+        for subset in ("qa1", "qa2"):
+            file = tmp_path / subset / f"{length}.json"
+            file.parent.mkdir(exist_ok=True)
+            rows = [
+                {"input": f"{length} {i}.", "question": "Where is Mary?", "target": "garden"} for i in range(number)
+            ]
+            file.write_text(json.dumps(rows))
+    data = recipe(rows=("0k", "2k", "4k"), subsets=("qa1", "qa2"), samples=12, longest=4096)
+    samples, _ = choose_samples(training(data, source=str(tmp_path)), data)
+    counts = Counter((sample.subset, sample.metadata["published_length"]) for sample in samples)
+    assert counts == {(subset, n): min(2, {"2k": 1}.get(n, 9)) for subset in ("qa1", "qa2") for n in ("0k", "2k", "4k")}
 
 
 @pytest.mark.skipif(not BABI_FILES.is_dir(), reason="the bAbI text files are not beside this checkout")
 def test_of_babi_files_training_reads_the_train_files_and_evaluation_the_test_files():
     data = recipe(subsets=("qa4",), samples=1000)
-    trained = list(islice(draw_samples(training(data, facts=BABI_FILES), data), 1000))
+    trained, _ = choose_samples(training(data, facts=BABI_FILES), data)
     asked = read_babi(BABI_FILES, "qa4")
     assert [s.facts for s in trained] == [s.facts for s in read_babi(next(BABI_FILES.glob("qa4_*_train.txt")), "qa4")]
-    assert leakage(trained, asked).shared == 134
+    assert leakage(trained, fingerprints(asked)).shared == 134
 
 
 def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
@@ -184,6 +256,24 @@ def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
         replace(told, facts=(), context="Mary went to the garden."),
     ):
         assert item_fingerprint(other) != item_fingerprint(told)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (
+            Leakage(trained=1, evaluated=0, shared=0),
+            "No evaluation was named to compare 1 training item with (--against).",
+        ),
+        (Leakage(trained=8, evaluated=1, shared=0), "0 of 1 evaluation item recur among 8 training items."),
+        (
+            Leakage(trained=4800, evaluated=100, shared=0, dropped=1),
+            "1 training item that recurs in 100 evaluation items was dropped; 4,800 remain.",
+        ),
+    ],
+)
+def test_what_the_comparison_found_is_said_in_a_sentence(found, says):
+    assert found.describe() == says
 
 
 @pytest.mark.parametrize(
@@ -204,5 +294,6 @@ def test_data_that_cannot_be_made_are_refused(make, says):
 def test_the_published_train_files_share_items_with_the_test_files(subset, shared):
     """Counted over the files of 1,000 questions; of the larger train file of qa4, 741 test items are known to recur."""
     files = {part: next(BABI_FILES.glob(f"{subset}_*_{part}.txt")) for part in ("train", "test")}
-    found = leakage(read_babi(files["train"], subset), read_babi(files["test"], subset))
+    asked = fingerprints(read_babi(files["test"], subset))
+    found = leakage(read_babi(files["train"], subset), asked)
     assert (found.evaluated, found.shared) == (1000, shared)

@@ -10,7 +10,7 @@ from evalkit.benchmarks.cards import load_card
 from evalkit.benchmarks.imported import ImportedRun
 from evalkit.benchmarks.options import Part, TaskOptions
 from evalkit.errors import BadInput
-from evalkit.types import Benchmark, Prediction, Score
+from evalkit.types import Benchmark, Prediction, Score, TokenCounter
 
 Scorer: TypeAlias = Callable[[Prediction], Score]
 
@@ -84,7 +84,7 @@ def open_benchmark(
     *,
     seed: int,
     part: Part = "test",
-    count_tokens: Callable[[str], int] | None = None,
+    count_tokens: TokenCounter | None = None,
 ) -> Benchmark:
     """Return a benchmark, set up for a run or a training.
 

@@ -244,7 +244,7 @@ def train(values: dict[str, Any]) -> None:
     """
     from tqdm import tqdm
 
-    from evalkit.train.finetune import finetune, train_config
+    from evalkit.train.finetune import describe, finetune, train_config
 
     refuse_missing(values, "base", "out", "recipe")
     config = train_config(values)
@@ -254,8 +254,8 @@ def train(values: dict[str, Any]) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        folder = finetune(config, on_step=show)
-    click.echo(f"{folder}: {config.recipe}; its loss curve is beside its weights.", err=True)
+        folder = finetune(config, on_step=show, on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr))
+    click.echo(describe(folder), err=True)
 
 
 @main.command()

@@ -25,9 +25,9 @@ from evalkit.models.rope.stored import (
     head_size,
     read_stored_rope,
     refuse_contradictions,
-    rule_from_json,
 )
 from evalkit.models.tokenizer import chat_template
+from evalkit.models.training_record import TRAINING_RECORD, TrainingRecord
 from evalkit.models.weights import (
     DTYPE_NAMES,
     StoredTensor,
@@ -38,7 +38,6 @@ from evalkit.models.weights import (
     weight_files,
 )
 
-TRAINING_RECORD = "evalkit_training.json"
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "torch_dtype", "dtype")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -88,8 +87,8 @@ class Checkpoint:
     has_chat_template: bool
     tokenizer_limit: int | None
     """``model_max_length`` of the tokenizer's config: caps what vLLM accepts."""
-    training: Mapping[str, Any] | None
-    """``evalkit_training.json``: the adapter's where there is one, else the folder's own."""
+    training: TrainingRecord | None
+    """The adapter's where there is one, else the folder's own."""
     adapter: Adapter | None = None
     warnings: tuple[str, ...] = ()
 
@@ -113,9 +112,8 @@ class Checkpoint:
         rope = read_stored_rope(raw, config, where, own)
         tokenizer_config = read_json(folder / "tokenizer_config.json") or {}
         given = Adapter.open(Path(adapter), folder) if adapter is not None else None
-        training = read_json((given.path if given else folder) / TRAINING_RECORD)
-        if training is None:
-            training = read_json(folder / TRAINING_RECORD)
+        training = TrainingRecord.read(given.path / TRAINING_RECORD) if given else None
+        training = training or TrainingRecord.read(folder / TRAINING_RECORD)
         limit = tokenizer_config.get("model_max_length")
         return cls(
             path=folder,
@@ -167,12 +165,12 @@ class Checkpoint:
     @property
     def trained_rope(self) -> KnownRule | None:
         """The rule that was on in training, from the record; None without a record."""
-        return rule_from_json(self.training["rope"]) if self.training and "rope" in self.training else None
+        return self.training.rope if self.training else None
 
     @property
     def trained_length(self) -> int | None:
         """Longest training sample, tokens; None without a record."""
-        return self.training.get("trained_length") if self.training else None
+        return self.training.trained_length if self.training else None
 
     def dtype_bytes(self, dtype: str | None = None) -> int:
         """Return the bytes of one value of a dtype, such as bfloat16; None is the weights' own."""

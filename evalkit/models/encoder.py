@@ -162,9 +162,9 @@ class Encoder:
             )
         return np.asarray(whole[len(prefix) :], dtype=np.int32)
 
-    def count_tokens(self, text: str) -> int:
-        """Return how many tokens a bare text has."""
-        return len(self._encode(text))
+    def count_tokens(self, what: str | Sequence[Message]) -> int:
+        """Return how many tokens a bare text has, or the prompt of a conversation."""
+        return len(self._encode(what) if isinstance(what, str) else self.encode_prompt(self.render(what)))
 
     def encode_with_starts(self, text: str) -> tuple[TokenIds, NDArray[np.int64]]:
         """Return ids and the character at which each token starts; see ``types.PromptEncoder``."""

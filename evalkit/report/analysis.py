@@ -117,7 +117,7 @@ def _leakage(arms: Sequence[Arm]) -> list[str]:
     """Say what of the evaluation was found in training data, each finding once; a control has its arm's training."""
     found: dict[str, list[str]] = {}
     for arm in (arm for arm in arms if not arm.control):
-        for leak in sorted({run.training.get("data", {}).get("leakage", {}).get("found") or "" for run in arm.runs}):
+        for leak in sorted({run.training.found if run.training else "" for run in arm.runs}):
             found.setdefault(leak.rstrip("."), []).append(repr(arm.name))
     found.pop("", None)
     return [f"Training data of {', '.join(names)} against the evaluation: {leak}." for leak, names in found.items()]

@@ -1,10 +1,11 @@
 """Which positions an arm has seen in training, from its training record alone."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.models.training_record import TrainedPositions
 from evalkit.report.arms import Arm
 
 Floats = NDArray[np.float64]
@@ -20,32 +21,32 @@ class Coverage(NamedTuple):
 def coverage(arm: Arm) -> Coverage | None:
     """Return the coverage of an arm, averaged over the stages of its training; None where no record says.
 
-    A sample of L tokens (the trained length) is shown at positions below R = ratio * L:
+    A sample of L tokens (the trained length) is shown at positions below R = ratio * range length, or below L where
+    that is more:
 
         contiguous   every position below L, always
         randomized   each position below R with probability L / R
         pose         the first chunk in place, the second pushed back by a uniform skip, cut anywhere
         mixed        the ratio itself is log-uniform from 1 to the stage's
     """
-    record: dict[str, Any] = dict(arm.runs[0].training)
-    rule, length = record.get("positions"), record.get("trained_length")
-    if not isinstance(rule, dict) or not length:
+    record = arm.runs[0].training
+    if record is None or record.positions is None:
         return None
-    kind, stages = rule.get("kind", "contiguous"), [float(r) for r in rule.get("stages", [1.0])]
-    if kind == "contiguous":
-        stages = [1.0]
-    grid = np.linspace(0, max(stages), 2000)  # in multiples of the trained length
-    shares = [_stage(kind, grid, ratio, mixed=bool(rule.get("mixed"))) for ratio in stages]
-    share = np.mean(shares, axis=0)
+    rule, length = record.positions, record.trained_length
+    stages = [_ratios(rule, ratio, length) for ratio in rule.stages]
+    grid = np.linspace(0, max(float(ratios.max()) for ratios in stages), 2000)  # in multiples of the trained length
+    share = np.mean([np.mean([_share(rule.kind, grid, r) for r in ratios], axis=0) for ratios in stages], axis=0)
     corner = np.ones(len(grid), dtype=bool)  # where the share does not change, two points make the line
     corner[1:-1] = (share[1:-1] != share[:-2]) | (share[1:-1] != share[2:])
     return Coverage(grid[corner] * length, share[corner])
 
 
-def _stage(kind: str, grid: Floats, ratio: float, *, mixed: bool) -> Floats:
-    if mixed and ratio > 1:
-        return np.mean([_share(kind, grid, r) for r in ratio ** ((np.arange(64) + 0.5) / 64)], axis=0)  # type: ignore[no-any-return]
-    return _share(kind, grid, ratio)
+def _ratios(rule: TrainedPositions, ratio: float, length: int) -> Floats:
+    """The ranges of one stage in multiples of the trained length, each as likely as the others."""
+    if rule.kind == "contiguous":
+        return np.ones(1)
+    drawn = ratio ** ((np.arange(64) + 0.5) / 64) if rule.mixed and ratio > 1 else np.array([ratio])
+    return np.maximum(drawn * ((rule.range_length or length) / length), 1.0)
 
 
 def _share(kind: str, grid: Floats, ratio: float) -> Floats:

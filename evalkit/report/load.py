@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.lengths import parse_length
+from evalkit.models.training_record import TrainingRecord
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders
 from evalkit.records.scoring import scored
@@ -50,6 +51,8 @@ class Run:
     config: Mapping[str, Any]
     fingerprint: Mapping[str, Any]
     provenance: Sequence[Mapping[str, Any]]
+    training: TrainingRecord | None = None
+    """The checkpoint's training record, where it has one."""
 
     @property
     def sha256(self) -> str:
@@ -62,20 +65,15 @@ class Run:
         return bool(self.config.get("published"))
 
     @property
-    def training(self) -> Mapping[str, Any]:
-        """The checkpoint's training record; empty where it has none."""
-        return self.config.get("training") or {}
-
-    @property
     def trained_length(self) -> int | None:
         """Tokens of the longest training sample; None where the checkpoint does not say."""
-        length = self.config.get("trained_length") or self.training.get("trained_length")
+        length = self.config.get("trained_length") or (self.training and self.training.trained_length)
         return int(length) if length else None
 
     @property
     def recipe(self) -> str:
         """Name of the training recipe; "" where there was none."""
-        return str(self.training.get("recipe", ""))
+        return self.training.recipe if self.training else ""
 
     @property
     def control(self) -> str:
@@ -106,8 +104,8 @@ class Run:
     @property
     def replicate(self) -> str:
         """Names the trained model within its arm; runs that share it count as one, so their weights should agree."""
-        if "seed" in self.training:
-            return f"seed {self.training['seed']}"
+        if self.training and self.training.seed is not None:
+            return f"seed {self.training.seed}"
         return fingerprint_sha(self.weights) if self.weights else "the only one"
 
 
@@ -158,6 +156,7 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
     import pyarrow as pa
 
     folder = RunFolder.open(path)
+    training = folder.config.get("training")
     run = Run(
         name=name,
         path=path,
@@ -165,6 +164,7 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
         config=folder.config,
         fingerprint=folder.fingerprint,
         provenance=folder.provenance,
+        training=TrainingRecord.from_json(training, f"{path}/run.json, training,") if training else None,
     )
     table, outdated = scored(folder)
     again = "the stored scores do not fit its predictions or the rules of today, and were computed again."

@@ -44,6 +44,7 @@ def one_line(record: dict[str, Any]) -> str:
 
 def _of_run(run: Run) -> dict[str, Any]:
     latest = run.provenance[-1] if run.provenance else {}
+    training = run.training.to_json() if run.training else {}
     return {
         "name": run.name,
         "arm": run.arm,
@@ -51,8 +52,8 @@ def _of_run(run: Run) -> dict[str, Any]:
         "published": run.published,
         "data": run.data,
         "trained_length": run.trained_length,
-        "training": {name: run.training[name] for name in ("recipe", "seed", "rope") if name in run.training},
-        "leakage": run.training.get("data", {}).get("leakage", {}).get("found"),
+        "training": {name: training[name] for name in ("recipe", "seed", "rope") if training.get(name) is not None},
+        "leakage": run.training.found if run.training else None,
         "commands": [entry["command"] for entry in run.provenance if "command" in entry],
         "versions": latest.get("versions", {}),
         "git": latest.get("git"),

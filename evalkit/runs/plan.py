@@ -18,7 +18,7 @@ from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.runs.check import prompt_problems
 from evalkit.runs.config import RunConfig
-from evalkit.types import Benchmark, Prompt, Sample
+from evalkit.types import Benchmark, Message, Prompt, Sample
 
 
 class Cell(NamedTuple):
@@ -205,9 +205,9 @@ def asked_samples(config: RunConfig) -> Iterator[Sample]:
 def _data_alone(config: RunConfig) -> Benchmark:
     """Open a run's benchmark; the tokenizer is loaded only if rows have to be counted."""
 
-    def count_tokens(text: str) -> int:
-        encoders[:] = encoders or [Encoder.open(config.model, chat=config.chat)]
-        return encoders[0].count_tokens(text)
+    def count_tokens(what: str | Sequence[Message]) -> int:
+        encoders[:] = encoders or [Encoder.open(config.model, chat=config.chat, system_prompt=config.system_prompt)]
+        return encoders[0].count_tokens(what)
 
     encoders: list[Encoder] = []
     return open_benchmark(config.task, config.data, seed=config.seed, count_tokens=count_tokens)

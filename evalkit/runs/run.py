@@ -225,7 +225,7 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
 
 def _config(plan: Plan) -> dict[str, Any]:
     """Return the run's settings as JSON values (``config.recorded_config`` reads them), and what a report needs."""
-    training = plan.checkpoint.training or {}
+    training = plan.checkpoint.training
     return {
         **options.write(plan.config),
         "scope": {
@@ -237,6 +237,6 @@ def _config(plan: Plan) -> dict[str, Any]:
         "rope_by_length": {
             length: group.rope.mapping for group in plan.groups for length in sorted(group.lengths, key=parse_length)
         },
-        "training": training or None,
-        "trained_length": training.get("trained_length"),
+        "training": training.to_json() if training else None,
+        "trained_length": training.trained_length if training else None,
     }

@@ -7,16 +7,18 @@ question and answer, and no item of the evaluation may be among those of the tra
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from evalkit.errors import BadInput, ContextOverflow
+from evalkit.benchmarks import task
+from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
 from evalkit.lengths import format_length, parse_length, parse_lengths
 from evalkit.options import option
-from evalkit.types import Benchmark, PromptEncoder, Sample, TokenIds
+from evalkit.types import Benchmark, Prediction, Prompt, PromptEncoder, Sample, TokenIds
 
 OnLeak: TypeAlias = Literal["refuse", "drop", "allow"]
 
@@ -32,8 +34,8 @@ class DataRecipe:
 
     task: str = option("--task", "Task card that gives the training data [babilong].", default="babilong")
     subsets: tuple[str, ...] = option("--subsets", "Such as qa3 [qa3].", default=("qa3",))
-    samples: int = option("--samples", "Training samples in all [4000].", default=4_000)
-    """Over all subsets together."""
+    samples: int = option("--samples", "Training samples in all, evenly over subsets and rows [4000].", default=4_000)
+    """Over all subsets and all lengths of published rows together, of each the same number."""
     shortest: int = option("--shortest", "Shortest sample, tokens with answer [0].", default=0, parse=parse_length)
     """Lengths are drawn uniformly from here, tokens with answer; a sample that needs more gets what it needs."""
     longest: int = option(
@@ -64,10 +66,6 @@ class DataRecipe:
                 f"Training lengths run from {self.shortest} to {self.longest}; the first is the smaller one."
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return flat JSON values for the training record."""
-        return asdict(self) | {"subsets": list(self.subsets), "rows": list(self.rows)}
-
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -91,12 +89,17 @@ class Leakage:
 
     def describe(self) -> str:
         """Return one sentence for records and reports."""
+        trained, evaluated = _items(self.trained, "training"), _items(self.evaluated, "evaluation")
+        if not self.evaluated:
+            return f"No evaluation was named to compare {trained} with (--against)."
         if self.dropped:
-            return (
-                f"{self.dropped} training items that recur in the {self.evaluated:,} evaluation items were dropped; "
-                f"{self.trained:,} remain."
-            )
-        return f"{self.shared} of {self.evaluated:,} evaluation items recur among {self.trained:,} training items."
+            recur = f"{_items(self.dropped, 'training')} that recur{'s' * (self.dropped == 1)} in {evaluated}"
+            return f"{recur} {'was' if self.dropped == 1 else 'were'} dropped; {self.trained:,} remain."
+        return f"{self.shared} of {evaluated} recur among {trained}."
+
+
+def _items(number: int, which: str) -> str:
+    return f"{number:,} {which} item{'s' * (number != 1)}"
 
 
 def item_fingerprint(sample: Sample) -> str:
@@ -106,77 +109,75 @@ def item_fingerprint(sample: Sample) -> str:
     return hashlib.sha256(json.dumps(item, ensure_ascii=False).encode()).hexdigest()
 
 
-def leakage(training: Iterable[Sample], evaluation: Iterable[Sample]) -> Leakage:
-    """Count the evaluation items that occur among the training items."""
+def leakage(training: Iterable[Sample], evaluated: Sequence[str], dropped: int = 0) -> Leakage:
+    """Count the evaluation items that occur among the training items.
+
+    Args:
+        training: what is trained on.
+        evaluated: fingerprints of the items that will be asked.
+        dropped: training items that were left out already.
+    """
     trained = [item_fingerprint(sample) for sample in training]
-    evaluated = [item_fingerprint(sample) for sample in evaluation]
     known = set(trained)
-    return Leakage(trained=len(trained), evaluated=len(evaluated), shared=sum(item in known for item in evaluated))
-
-
-def draw_samples(benchmark: Benchmark, recipe: DataRecipe) -> Iterator[Sample]:
-    """Yield samples without end for generated data, subsets in turn; published rows end where they end."""
-    labels = recipe.rows or (format_length(recipe.longest),)
-    streams = [benchmark.samples(name, label, 10**9) for label in labels for name in recipe.subsets]
-    while streams:
-        for stream in list(streams):
-            sample = next(iter(stream), None)
-            if sample is None:
-                streams.remove(stream)
-            else:
-                yield sample
+    shared = sum(item in known for item in evaluated)
+    return Leakage(trained=len(trained), evaluated=len(evaluated), shared=shared, dropped=dropped)
 
 
 def choose_samples(
-    benchmark: Benchmark, recipe: DataRecipe, evaluation: Iterable[Sample], on_leak: OnLeak = "refuse"
-) -> tuple[list[Sample], Leakage]:
-    """Return the samples to train on, and what the leakage check found.
+    benchmark: Benchmark, recipe: DataRecipe, evaluated: Sequence[str] = (), on_leak: OnLeak = "refuse"
+) -> tuple[list[Sample], int]:
+    """Return the samples to train on, and how many were dropped because the evaluation asks them too.
+
+    Subsets, and lengths of published rows, take turns until each has its share; published rows end where they end.
 
     Args:
         benchmark: opened with ``recipe.seed``.
         recipe: how many samples of what.
-        evaluation: the samples that will be asked later.
+        evaluated: fingerprints of the samples that will be asked later.
         on_leak: what to do about a training item that recurs there: refuse all, leave it out, or keep it.
 
     Raises:
         BadInput: items recur and ``on_leak`` is "refuse", or there are no samples.
     """
-    asked = [item_fingerprint(sample) for sample in evaluation]
-    barred, seen = set(asked), set()
+    labels = recipe.rows or (format_length(recipe.longest),)
+    share = -(-recipe.samples // (len(labels) * len(recipe.subsets)))
+    turns = deque((iter(benchmark.samples(name, label, 10**9)), share) for label in labels for name in recipe.subsets)
+    barred = set(evaluated) if on_leak == "drop" else set()
     chosen: list[Sample] = []
     dropped = 0
-    for sample in draw_samples(benchmark, recipe):
-        item = item_fingerprint(sample)
-        if item in barred and on_leak == "drop":
+    while turns and len(chosen) < recipe.samples:
+        stream, left = turns.popleft()
+        sample = next(stream, None)
+        if sample is None:
+            continue
+        if barred and item_fingerprint(sample) in barred:
             dropped += 1
             if dropped > recipe.samples:
                 raise BadInput("Most training items recur in the evaluation; train with another seed or other stories.")
-            continue
-        seen.add(item)
-        chosen.append(sample)
-        if len(chosen) == recipe.samples:
-            break
+        else:
+            chosen.append(sample)
+            left -= 1
+        if left:
+            turns.append((stream, left))
     if not chosen:
         raise BadInput(f"There are no samples of {recipe.task} {', '.join(recipe.subsets)} to train on.")
-    found = Leakage(
-        trained=len(chosen), evaluated=len(asked), shared=sum(item in seen for item in asked), dropped=dropped
-    )
+    found = leakage(chosen, evaluated)
     if found.shared and on_leak == "refuse":
         raise BadInput(
             f"Training and evaluation share stories: {found.describe()} Train with another --data-seed or other "
             "--facts, or choose --on-leak drop or allow."
         )
-    return chosen, found
+    return chosen, dropped
 
 
 def make_examples(
     samples: Sequence[Sample], benchmark: Benchmark, encoder: PromptEncoder, recipe: DataRecipe, *, stop_id: int
-) -> list[Example]:
-    """Return one example a sample, each at a length of its own, in an order that mixes the subsets.
+) -> tuple[list[Example], list[Sample]]:
+    """Return an example of each sample that fits, in an order that mixes the subsets, and those samples as they came.
 
     Args:
         samples: from ``choose_samples``.
-        benchmark: builds the prompts.
+        benchmark: builds the prompts, each at a length of its own.
         encoder: the base's tokenizer and template.
         recipe: gives the range of lengths.
         stop_id: the token that ends an answer.
@@ -187,21 +188,22 @@ def make_examples(
     lengths = np.random.default_rng([recipe.seed, _LENGTHS]).integers(
         recipe.shortest, recipe.longest, size=len(samples), endpoint=True
     )
-    examples = []
+    examples, fitting = [], []
     for sample, length in zip(samples, lengths.tolist(), strict=True):
-        prompt_ids = _fitting_prompt(sample, benchmark, encoder, length, recipe.longest)
-        if prompt_ids is None:
+        prompt = _fitting_prompt(sample, benchmark, encoder, length, recipe.longest)
+        if prompt is None:
             continue
-        answer_ids = np.append(_answer_ids(sample.target, encoder), stop_id).astype(np.int32)
-        if len(prompt_ids) + len(answer_ids) <= recipe.longest:
-            examples.append(Example(prompt_ids, answer_ids))
+        answer_ids = np.append(_answer_ids(sample, encoder), stop_id).astype(np.int32)
+        if len(prompt.token_ids) + len(answer_ids) <= recipe.longest:
+            examples.append(Example(prompt.token_ids, answer_ids))
+            fitting.append(sample)
     if not examples:
         raise BadInput(
             f"None of {len(samples):,} samples of {recipe.task} {', '.join(recipe.subsets)} fits {recipe.longest:,} "
             "tokens with its question and answer; raise the trained length."
         )
     order = np.random.default_rng([recipe.seed, _MIX]).permutation(len(examples))
-    return [examples[i] for i in order]
+    return [examples[i] for i in order], fitting
 
 
 def data_hash(examples: Iterable[Example]) -> str:
@@ -215,23 +217,53 @@ def data_hash(examples: Iterable[Example]) -> str:
 
 def _fitting_prompt(
     sample: Sample, benchmark: Benchmark, encoder: PromptEncoder, length: int, longest: int
-) -> TokenIds | None:
-    """The prompt at its drawn length, or as short as it can be where that is too short; None if nothing fits."""
-    fits = None
-    for tokens in (longest, 0, length):  # 0: statements only, where the benchmark has such prompts
+) -> Prompt | None:
+    """The prompt at its drawn length, or as short as it can be where that is too short; None if nothing fits.
+
+    Length 0 is statements only, where the benchmark has such prompts.
+    """
+    for tokens in dict.fromkeys((length, 0, longest)):
         try:
-            prompt = benchmark.prompt(sample, format_length(tokens), encoder, longest)
+            return benchmark.prompt(sample, format_length(tokens), encoder, longest)
         except ContextOverflow:
-            if tokens == longest:
-                return None
             continue
-        fits = prompt.token_ids
-        if tokens == 0 and len(fits) + prompt.max_new_tokens >= length:
-            break
-    return fits
+        except LengthTooShort:
+            if tokens == longest:
+                raise
+    return None
 
 
-def _answer_ids(target: str, encoder: PromptEncoder) -> TokenIds:
-    """Encode an answer as a model would write it: after a template's line break, or after the question and a space."""
-    chat = encoder.render([{"role": "user", "content": "?"}]) != "?"
-    return encoder.encode_after(target, before="\n") if chat else encoder.encode_after(f" {target}", before="?")
+def _answer_ids(sample: Sample, encoder: PromptEncoder) -> TokenIds:
+    """Encode an answer as a model is to write it: after a template's line break, or after bare text and a space.
+
+    A rule that takes the answer as it stands (MRCR's asks how it begins) does not forgive that space; there the answer
+    follows the colon of "Assistant:" at once.
+    """
+    if encoder.render([{"role": "user", "content": "?"}]) != "?":
+        return encoder.encode_after(sample.target, before="\n")
+    if _official_score(sample, f" {sample.target}") < _official_score(sample, sample.target):
+        return encoder.encode_after(sample.target, before=":")
+    return encoder.encode_after(f" {sample.target}", before="?")
+
+
+def _official_score(sample: Sample, output: str) -> float:
+    """Return what the official rule gives for an answer, 0 to 1."""
+    official = next(iter(task(sample.task).scorers.values()))
+    answered = Prediction(
+        task=sample.task,
+        subset=sample.subset,
+        length="",
+        sample_id=sample.sample_id,
+        story_id=sample.story_id,
+        question=sample.question,
+        target=sample.target,
+        prompt_tokens=0,
+        prompt_sha256="",
+        max_new_tokens=0,
+        fact_positions=(),
+        output=output,
+        output_tokens=0,
+        finish_reason="stop",
+        metadata=sample.metadata,
+    )
+    return official(answered).value or 0.0

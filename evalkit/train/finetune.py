@@ -3,30 +3,37 @@
     out/config.json, *.safetensors, tokenizer   the checkpoint; its config carries the rope rule of training
     out/evalkit_training.json                   the record that runs and reports read; written last, so it marks the end
     out/loss.csv, out/loss.png                  the training loss
-    out/checkpoints/                            where an interrupted training goes on; removed at the end
+    out/plan.json, out/checkpoints/             where an interrupted training goes on; removed at the end
 
 With LoRA the adapter is merged, or (``merge=False``) kept in ``out`` to be served beside its base.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from evalkit import options
 from evalkit.benchmarks import open_benchmark, task
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput, EngineError
+from evalkit.lengths import parse_length
 from evalkit.models.backends.hf import load_causal_lm
-from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.modules import read_back_transformers
 from evalkit.models.rope.readback import compare_model, expected_frequencies
 from evalkit.models.rope.served import ServedRope, config_for, served_rule, training_rope
+from evalkit.models.training_record import (
+    TRAINING_RECORD,
+    TrainedData,
+    TrainedLeakage,
+    TrainedPositions,
+    TrainingRecord,
+)
+from evalkit.models.weights import DTYPE_NAMES
 from evalkit.options import option, read_toml
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import recorded_config, run_config
@@ -38,6 +45,8 @@ from evalkit.train.data import (
     OnLeak,
     choose_samples,
     data_hash,
+    item_fingerprint,
+    leakage,
     make_examples,
 )
 from evalkit.train.positions import PAPER_STAGES
@@ -45,18 +54,19 @@ from evalkit.train.recipes import RECIPES, Recipe, make_recipe
 from evalkit.train.trainer import (
     Collator,
     Stream,
+    environment,
+    final_loss,
     make_trainer,
-    samples_per_step,
+    num_devices,
     training_arguments,
     write_loss_curve,
 )
+from evalkit.train.unfinished import CHECKPOINTS, PLAN, clear, clear_torn, continued, explained, last_whole
 from evalkit.types import Sample
 
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_UNFINISHED = "checkpoints"
-_PLAN = "plan.json"
 _BESIDE_THE_WEIGHTS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -95,13 +105,17 @@ class TrainConfig:
     """s of YaRN in training, for the recipes that train under it."""
     stages: tuple[float, ...] = option(
         "--stages",
-        "Ranges of random positions by stage, x trained length [1,1.25,1.5,2,2].",
+        "Ranges of random positions by stage, x --range-length [1,1.25,1.5,2,2].",
         default=PAPER_STAGES,
     )
-    """Ranges of random positions by stage, in multiples of the trained length ``data.longest``."""
+    range_length: int | None = option(
+        "--range-length",
+        "Tokens that the stages are multiples of; a longer sample has its own length for a range [--longest].",
+        default=None,
+        parse=parse_length,
+    )
     mixed: bool = option("--mixed", "Draw each sample's range log-uniformly up to the stage's [no].", default=False)
     per_batch: bool = option("--per-batch", "One draw of positions for a whole batch [no].", default=False)
-    pose: bool = option("--pose", "Two runs of positions with a random gap instead of random gaps [no].", default=False)
 
     epochs: float = option("--epochs", "Passes over the data [5].", default=5.0)
     batch_size: int = option("--batch-size", "Samples per device and step [1].", default=1)
@@ -110,8 +124,13 @@ class TrainConfig:
     """Batches per optimizer step."""
     learning_rate: float = option("--learning-rate", "[1e-4]", default=1e-4)
     warmup: float = option("--warmup", "Part of the steps over which the rate rises [0.05].", default=0.05)
-    """Part of the steps over which the learning rate rises; it falls to a tenth along a cosine."""
+    """Part of the steps over which the learning rate rises."""
+    final_rate: float = option(
+        "--final-rate", "Where the cosine of the rate ends, as a share of its highest; 0 is plain cosine [0.1].",
+        default=0.1,
+    )  # fmt: skip
     weight_decay: float = option("--weight-decay", "[0.01]", default=0.01)
+    max_gradient_norm: float = option("--max-gradient-norm", "Longer gradients are scaled down [1].", default=1.0)
     lm_weight: float = option(
         "--lm-weight", "Weight of the loss on the prompt, beside that on the answer [0].", default=0.0
     )
@@ -119,29 +138,46 @@ class TrainConfig:
     lora_rank: int = option("--lora-rank", "0 trains all weights [0].", default=0)
     """0 trains all weights."""
     lora_alpha: float = option("--lora-alpha", "[32]", default=32.0)
+    lora_dropout: float = option("--lora-dropout", "[0]", default=0.0)
     lora_targets: tuple[str, ...] = option(
         "--lora-targets", "Module names [attention and MLP projections].", default=ATTENTION_AND_MLP
     )
     merge: bool = option("--merge", "Merge the adapter into the weights, or write it beside [merge].", default=True)
     gradient_checkpointing: bool = option("--gradient-checkpointing", "Less memory [no].", default=False)
-    precision: Precision = option("--precision", "[auto]", default="auto")
-    """Of the arithmetic; "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    precision: Precision | Literal["auto"] = option(
+        "--precision", "[auto: bfloat16 on a GPU, float32 on a CPU]", default="auto"
+    )
+    """Of the arithmetic."""
     seed: int = option("--seed", "Of weights, order and positions [0].", default=0)
     save_every: int = option("--save-every", "Steps between checkpoints [five in all].", default=0)
     """Optimizer steps between checkpoints; 0: five in all."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "epochs", "learning_rate", "lora_alpha"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"{name} is positive; got {getattr(self, name)}.")
-        for name in ("lora_rank", "lm_weight", "weight_decay", "save_every", "warmup"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"{name} is 0 or more; got {getattr(self, name)}.")
+        """Refuse what no training can use.
+
+        Raises:
+            BadInput: a value out of its range, an unknown recipe or task, or options of another task.
+        """
+        for key in ("batch_size", "accumulation", "epochs", "learning_rate", "lora_alpha", "max_gradient_norm"):
+            self._require(key, getattr(self, key) > 0, "positive")
+        for key in ("lora_rank", "lm_weight", "weight_decay", "save_every"):
+            self._require(key, getattr(self, key) >= 0, "0 or more")
+        for key in ("warmup", "final_rate"):
+            self._require(key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
+        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "0 or more and below 1")
+        self._require("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
+        self._require("range_length", self.range_length is None or self.range_length > 0, "positive")
+        if not isinstance(self.options, task(self.data.task).options):
+            raise BadInput(f"The data are of the task {self.data.task}, and the options of another.")
         self.make_recipe()
+
+    def _require(self, key: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise BadInput(f"--{key.replace('_', '-')} is {getattr(self, key)}; it is {rule}.")
 
     def make_recipe(self) -> Recipe:
         """Return the arm's recipe with this training's schedule."""
-        return make_recipe(self.recipe, stages=self.stages, mixed=self.mixed, per_batch=self.per_batch, pose=self.pose)
+        return make_recipe(self.recipe, stages=self.stages, mixed=self.mixed, per_batch=self.per_batch)
 
 
 def train_config(values: Mapping[str, Any], where: str = "The command line") -> TrainConfig:
@@ -155,6 +191,15 @@ def train_config(values: Mapping[str, Any], where: str = "The command line") -> 
     return options.read(TrainConfig, values, where, options=options.read(data, values, where))
 
 
+class Device(NamedTuple):
+    """What the settings come to on this machine."""
+
+    kind: Literal["cpu", "cuda"]
+    number: int
+    """That share the work."""
+    precision: Precision
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything that is decided before weights are loaded."""
@@ -164,8 +209,70 @@ class Prepared:
     checkpoint: Checkpoint
     rope: ServedRope
     """The rule that is on in training, and to be served at this factor or more."""
+    device: Device
     examples: list[Example]
+    unfitting: int
+    """Samples that were drawn and are longer than the trained length."""
     leakage: Leakage
+
+    @property
+    def range_length(self) -> int:
+        """Tokens that the stages of random positions are multiples of."""
+        return self.config.range_length or self.config.data.longest
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of the data before the training."""
+        data, found = self.config.data, []
+        drawn = len(self.examples) + self.unfitting
+        if drawn < data.samples:
+            found.append(f"{data.samples:,} samples were asked for, and --source has {drawn:,}.")
+        if self.unfitting:
+            found.append(
+                f"{self.unfitting:,} of {drawn:,} samples need more than {data.longest:,} tokens with question and "
+                f"answer and are left out; {len(self.examples):,} are trained on."
+            )
+        return found
+
+    def plan(self) -> TrainingRecord:
+        """Return all that decides the weights; with what came of it, this is the training record."""
+        config, data, rule = self.config, self.config.data, self.recipe.positions
+        settings = (
+            "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "final_rate", "weight_decay",
+            "max_gradient_norm", "lm_weight",
+        )  # fmt: skip
+        names = ("rank", "alpha", "dropout", "targets")
+        lora = {name: getattr(config, f"lora_{name}") for name in names} | {"merged": config.merge}
+        return TrainingRecord(
+            recipe=config.recipe,
+            trained_length=data.longest,
+            rope=served_rule(self.checkpoint, self.rope),
+            rope_warnings=self.rope.warnings,
+            seed=config.seed,
+            positions=TrainedPositions(**asdict(rule), range_length=self.range_length),
+            largest_position=rule.largest_range(self.range_length, data.longest) - 1,
+            base={
+                "name": self.checkpoint.name,
+                **self.checkpoint.identity(),
+                "rope": self.checkpoint.rope.rule.to_json() if self.checkpoint.rope else None,
+            },
+            data=TrainedData(
+                **{one.name: getattr(data, one.name) for one in fields(data)},
+                options=options.write(config.options),
+                examples=len(self.examples),
+                unfitting=self.unfitting,
+                sha256=data_hash(self.examples),
+                leakage=TrainedLeakage(**asdict(self.leakage), found=self.leakage.describe()),
+            ),
+            optimization={
+                **{name: getattr(config, name) for name in settings},
+                "precision": self.device.precision,
+                "device": self.device.kind,
+                "devices": self.device.number,
+            },
+            lora=lora if config.lora_rank else None,
+            environments=(environment(),),
+        )
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -183,42 +290,72 @@ def prepare(config: TrainConfig) -> Prepared:
     if stop_id is None:
         raise BadInput(f"The tokenizer in {config.base} has no EOS token, so an answer could not be ended; name one.")
     benchmark = open_benchmark(
-        config.data.task,
-        config.options,
-        seed=config.data.seed,
-        part="train",
-        count_tokens=lambda text: len(encoder.encode_after(text, before="")),
+        config.data.task, config.options, seed=config.data.seed, part="train", count_tokens=encoder.count_tokens
     )
-    samples, leakage = choose_samples(benchmark, config.data, held_out(config.against), config.on_leak)
-    examples = make_examples(samples, benchmark, encoder, config.data, stop_id=stop_id)
-    return Prepared(config=config, recipe=recipe, checkpoint=checkpoint, rope=rope, examples=examples, leakage=leakage)
+    evaluated = [item_fingerprint(sample) for sample in held_out(config.against)]
+    samples, dropped = choose_samples(benchmark, config.data, evaluated, config.on_leak)
+    examples, trained = make_examples(samples, benchmark, encoder, config.data, stop_id=stop_id)
+    return Prepared(
+        config=config,
+        recipe=recipe,
+        checkpoint=checkpoint,
+        rope=rope,
+        device=_device(config),
+        examples=examples,
+        unfitting=len(samples) - len(trained),
+        leakage=leakage(trained, evaluated, dropped),
+    )
 
 
-def finetune(config: TrainConfig, *, on_step: Callable[[int, int], None] = lambda done, total: None) -> Path:
+def finetune(
+    config: TrainConfig,
+    *,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_notice: Callable[[str], None] = lambda notice: None,
+) -> Path:
     """Train one arm, or go on with it, and return its folder. A finished arm is returned as it is.
 
     Args:
         config: the arm.
         on_step: called with (steps done, steps in all) after each optimizer step.
+        on_notice: called with what a person should know: samples that are left out, where a killed training goes on.
 
     Raises:
-        BadInput: see ``prepare``; or ``config.out`` holds another training.
+        BadInput: see ``prepare``; or ``config.out`` holds another training, or cannot be written.
         EngineError: the base's weights are not complete, or the device has too little memory.
     """
     prepared = prepare(config)
-    plan = _plan(prepared)
-    if _is_finished(config.out, plan):
-        return config.out
-    trainer = _trainer(prepared, on_step)
-    main = trainer.is_world_process_zero()
-    if main:
-        config.out.mkdir(parents=True, exist_ok=True)
-        _write_json(config.out / _PLAN, plan)
-    _train(trainer, config)
-    if main:
-        _export(prepared, trainer, plan)
-    trainer.accelerator.wait_for_everyone()
+    for notice in prepared.notices:
+        on_notice(notice)
+    main = _is_main_process()
+    with explained(config.out):
+        plan = continued(config.out, prepared.plan(), main=main)
+        if plan.steps is not None:
+            return config.out
+        model = _load(prepared, half=prepared.device.precision == "bfloat16")
+        if main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            plan.write(config.out / PLAN)  # first: what lies in the folder from here on belongs to this training
+        trainer = _trainer(prepared, model, on_step)
+        _train(trainer, config, on_notice)
+        if main:
+            _export(prepared, trainer, plan)
+        trainer.accelerator.wait_for_everyone()
     return config.out
+
+
+def describe(folder: Path) -> str:
+    """Return a line about a finished training: steps, tokens, loss.
+
+    Raises:
+        BadInput: there is no finished training in the folder.
+    """
+    record = TrainingRecord.read(folder / TRAINING_RECORD)
+    if record is None or record.steps is None or record.tokens is None:
+        raise BadInput(f"{folder} holds no finished training.")
+    loss = "a loss that is not finite" if record.final_loss is None else f"loss {record.final_loss:.4g}"
+    steps = f"{record.steps:,} step{'s' * (record.steps != 1)}"
+    return f"{folder}: {record.recipe}, {steps} over {record.tokens:,} tokens, {loss} at the end; see its loss.png."
 
 
 def held_out(against: Sequence[Path]) -> Iterator[Sample]:
@@ -250,7 +387,7 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> Served
             f"The trained length of {config.data.longest:,} tokens is beyond the {checkpoint.window:,} positions of "
             f"{checkpoint.name}; train on shorter samples."
         )
-    reached = recipe.positions.largest_range(config.data.longest)
+    reached = recipe.positions.largest_range(config.range_length or config.data.longest, config.data.longest)
     if recipe.rope == "none" and stored.type == "longrope" and reached > stored.original_length:
         raise BadInput(
             f"{checkpoint.name} changes its frequencies where a sample passes {stored.original_length:,} positions "
@@ -267,36 +404,50 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> Served
     return rope
 
 
-def _trainer(prepared: Prepared, on_step: Callable[[int, int], None]) -> Any:
+def _device(config: TrainConfig) -> Device:
     import torch
+
+    has_gpu = torch.cuda.is_available()
+    precision: Precision = ("bfloat16" if has_gpu else "float32") if config.precision == "auto" else config.precision
+    return Device("cuda" if has_gpu else "cpu", num_devices(), precision)
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def _trainer(prepared: Prepared, model: Any, on_step: Callable[[int, int], None]) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     config = prepared.config
-    half = config.precision == "bfloat16" or (config.precision == "auto" and torch.cuda.is_available())
-    per_step = samples_per_step(config.batch_size, config.accumulation)
-    steps = max(round(config.epochs * len(prepared.examples) / per_step), 1)
+    per_step = config.batch_size * config.accumulation * prepared.device.number
+    num_items = config.epochs * len(prepared.examples)
+    steps = max(round(num_items / per_step), 1)
     arguments = training_arguments(
-        config.out / _UNFINISHED,
+        config.out / CHECKPOINTS,
         steps=steps,
         batch_size=config.batch_size,
         accumulation=config.accumulation,
         learning_rate=config.learning_rate,
         warmup_steps=round(config.warmup * steps),
+        final_rate=config.final_rate,
         weight_decay=config.weight_decay,
-        half=half,
+        max_gradient_norm=config.max_gradient_norm,
+        half=prepared.device.precision == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
         save_steps=config.save_every or max(steps // 5, 1),
         seed=config.seed,
     )
-    num_items = steps * per_step
     return make_trainer(
-        _load(prepared, half=half),
+        model,
         arguments,
-        stream=Stream(prepared.examples, num_items=num_items, seed=config.seed),
+        stream=Stream(prepared.examples, num_items=steps * per_step, seed=config.seed),
         collator=Collator(
             prepared.recipe.positions,
-            trained_length=config.data.longest,
+            range_length=prepared.range_length,
             num_items=num_items,
             seed=config.seed,
             pad_id=0,  # masked, so any id will do
@@ -331,6 +482,7 @@ def _load(prepared: Prepared, *, half: bool) -> Any:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_targets),
         task_type="CAUSAL_LM",
     )
@@ -349,14 +501,20 @@ def _linear_names(model: Any) -> set[str]:
     return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
 
 
-def _train(trainer: Any, config: TrainConfig) -> None:
+def _train(trainer: Any, config: TrainConfig, on_notice: Callable[[str], None]) -> None:
     import torch
-    from transformers.trainer_utils import get_last_checkpoint
 
-    unfinished = config.out / _UNFINISHED
-    last = get_last_checkpoint(str(unfinished)) if unfinished.is_dir() else None
+    unfinished, main = config.out / CHECKPOINTS, trainer.is_world_process_zero()
+    torn = clear_torn(unfinished) if main else []
+    trainer.accelerator.wait_for_everyone()
+    last = last_whole(unfinished)
+    after = f"goes on after step {last.name.rpartition('-')[2]}" if last else "begins again"
+    if torn:
+        on_notice(f"{', '.join(torn)} was cut off while it was written and is cleared; the training {after}.")
+    elif last and main:
+        on_notice(f"The training {after}.")
     try:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"The GPU has too little memory for {config.batch_size} x {config.data.longest:,} tokens; lower "
@@ -365,90 +523,35 @@ def _train(trainer: Any, config: TrainConfig) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _export(prepared: Prepared, trainer: Any, plan: Mapping[str, Any]) -> None:
+def _export(prepared: Prepared, trainer: Any, plan: TrainingRecord) -> None:
     """Write the checkpoint, then its record, then remove what only a resume needs."""
-    config = prepared.config
-    write_loss_curve(trainer.state.log_history, config.out)
+    config, log = prepared.config, trainer.state.log_history
+    write_loss_curve(log, config.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if config.lora_rank and config.merge:
         model = model.merge_and_unload()
-    model.save_pretrained(config.out)
     if config.merge or not config.lora_rank:
+        _as_stored(model, prepared.checkpoint)
         for name in _BESIDE_THE_WEIGHTS:
             if (file := config.base / name).is_file():
                 shutil.copyfile(file, config.out / name)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    _write_json(
-        config.out / TRAINING_RECORD,
-        dict(plan) | {"steps": trainer.state.global_step, "final_loss": losses[-1], "versions": _versions()},
+    model.save_pretrained(config.out)
+    record = replace(
+        plan,
+        steps=trainer.state.global_step,
+        tokens=trainer.train_dataset.num_tokens,
+        final_loss=final_loss(log),
     )
-    (config.out / _PLAN).unlink()
-    shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)
+    record.write(config.out / TRAINING_RECORD)
+    clear(config.out)
 
 
-def _plan(prepared: Prepared) -> dict[str, Any]:
-    """Return everything that decides the weights, as JSON values; with what came of it, this is the training record."""
-    config, rule = prepared.config, prepared.recipe.positions
-    optimization = ("epochs", "batch_size", "accumulation", "learning_rate", "warmup", "weight_decay", "lm_weight")
-    lora = {"rank": config.lora_rank, "alpha": config.lora_alpha, "targets": list(config.lora_targets)}
-    return {
-        "schema": 1,
-        "recipe": config.recipe,
-        "trained_length": config.data.longest,
-        "positions": asdict(rule) | {"stages": list(rule.stages)},
-        "largest_position": rule.largest_range(config.data.longest) - 1,
-        "rope": served_rule(prepared.checkpoint, prepared.rope).to_json(),
-        "rope_warnings": list(prepared.rope.warnings),
-        "base": {
-            "name": prepared.checkpoint.name,
-            **prepared.checkpoint.identity(),
-            "rope": prepared.checkpoint.rope.rule.to_json() if prepared.checkpoint.rope else None,
-        },
-        "data": {
-            **config.data.to_json(),
-            "options": options.write(config.options),
-            "examples": len(prepared.examples),
-            "sha256": data_hash(prepared.examples),
-            "leakage": asdict(prepared.leakage) | {"found": prepared.leakage.describe()},
-        },
-        "optimization": {name: getattr(config, name) for name in optimization} | {"precision": config.precision},
-        "lora": lora if config.lora_rank else None,
-        "seed": config.seed,
-    }
+def _as_stored(model: Any, checkpoint: Checkpoint) -> None:
+    """Give weights the dtype that they have in the base's files: they were trained in float32, to be rounded once."""
+    import torch
 
-
-def _is_finished(out: Path, plan: Mapping[str, Any]) -> bool:
-    """Return whether ``out`` holds the end of this training; refuse a folder that holds another."""
-    for name in (TRAINING_RECORD, _PLAN):
-        try:
-            there = json.loads((out / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{out / name} is damaged ({error}); move {out} away and train again.") from error
-        if differing := [key for key in plan if there.get(key) != plan[key]]:
-            raise BadInput(
-                f"{out} holds another training: its {differing[0]} is {there.get(differing[0])!r}, not "
-                f"{plan[differing[0]]!r}; name another --out."
-            )
-        return name == TRAINING_RECORD
-    if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out} is not empty and holds no training; name another --out.")
-    return False
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in ("evalkit", "torch", "transformers", "accelerate", "peft", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    draft = file.with_suffix(".tmp")
-    draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    draft.replace(file)
+    for name, parameter in model.named_parameters():
+        stored = checkpoint.tensors.get(name)
+        dtype = DTYPE_NAMES.get(stored.dtype) if stored else checkpoint.dtype
+        if dtype in ("float32", "bfloat16", "float16"):
+            parameter.data = parameter.data.to(getattr(torch, dtype))

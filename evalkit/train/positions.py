@@ -1,15 +1,15 @@
 """The positions that a training sample is shown at.
 
 A rotary model sees a token's position only as an angle, so a short sample can stand at the positions of a long one.
-Let L be the trained length, n <= L the tokens of a sample, and L_t the range of stage t. Token i is shown at
+Let n be the tokens of a sample, and L_t the range of stage t, or n where that is more. Token i is shown at
 
     contiguous   i
     randomized   the i-th smallest of n distinct integers drawn from [0, L_t)      arXiv 2305.16843, arXiv 2606.23687
     pose         i plus the offset of its chunk: n tokens in 2 chunks, the second
                  pushed back by a random skip, all below L_t                       arXiv 2309.10400
 
-The range grows by stages, ``L_t = ratio_t * L``; the samples stay as they are. Sorting is essential: order is what the
-model still has to read off.
+The range grows by stages, ``L_t = ratio_t * R``, where the range length R is the trained length unless it is set apart;
+the samples stay as they are. Sorting is essential: order is what the model still has to read off.
 """
 
 import math
@@ -25,7 +25,7 @@ PositionKind: TypeAlias = Literal["contiguous", "randomized", "pose"]
 POSITION_KINDS: tuple[PositionKind, ...] = get_args(PositionKind)
 
 PAPER_STAGES = (1.0, 1.25, 1.5, 2.0, 2.0)
-"""Ranges of the five epochs in multiples of L: 8K, 10K, 12K, 16K, 16K over samples of up to 8K (arXiv 2606.23687)."""
+"""Ranges of the five epochs of MRCR in multiples of 8K: 8K, 10K, 12K, 16K, 16K (arXiv 2606.23687)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +33,12 @@ class PositionRule:
     """How positions are drawn over the course of a training.
 
     Raises:
-        BadInput: an unknown kind, or a range below the length of the samples.
+        BadInput: an unknown kind, or a stage below 1.
     """
 
     kind: PositionKind = "contiguous"
     stages: tuple[float, ...] = (1.0,)
-    """Ratio L_t / L of each stage. Stages are equal parts of the training: epochs, when there are as many of them."""
+    """Ratio L_t / R of each stage. Stages are equal parts of the training: epochs, when there are as many of them."""
     mixed: bool = False
     """Every draw takes its own ratio, log-uniform from 1 to the stage's: keeps short gaps in the mixture."""
     per_batch: bool = False
@@ -52,45 +52,37 @@ class PositionRule:
         for ratio in self.stages:
             if not (math.isfinite(ratio) and ratio >= 1):
                 raise BadInput(
-                    f"A stage of {ratio:g} x the trained length holds fewer positions than the longest sample has "
-                    "tokens; every stage is 1 or more."
+                    f"A stage of {ratio:g} x the range length is below it; every stage is 1 or more (--range-length is "
+                    "what the stages are multiples of)."
                 )
 
     def ratio(self, progress: float) -> float:
-        """Return the stage's ratio L_t / L after a part ``progress`` (0 to 1) of the training."""
+        """Return the stage's ratio L_t / R after a part ``progress`` (0 to 1) of the training."""
         return self.stages[min(int(progress * len(self.stages)), len(self.stages) - 1)]
 
-    def largest_range(self, trained_length: int) -> int:
-        """Return how many positions training can reach: its largest L_t, tokens."""
-        return trained_length if self.kind == "contiguous" else int(max(self.stages) * trained_length)
+    def largest_range(self, range_length: int, longest: int) -> int:
+        """Return how many positions training can reach with samples of up to ``longest`` tokens."""
+        return longest if self.kind == "contiguous" else max(int(max(self.stages) * range_length), longest)
 
 
 def draw_positions(
-    rule: PositionRule, num_tokens: int, *, trained_length: int, progress: float, rng: np.random.Generator
+    rule: PositionRule, num_tokens: int, *, range_length: int, progress: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Return the positions of one sample, shape (num_tokens,), rising.
 
     Args:
         rule: how to draw.
         num_tokens: n, the sample's tokens.
-        trained_length: L, tokens; stages are multiples of it.
+        range_length: R, tokens; stages are multiples of it.
         progress: part of the training that is done, 0 to 1; picks the stage.
         rng: decides the draw.
-
-    Raises:
-        BadInput: the sample is longer than L, so that its range could not hold it.
     """
-    if num_tokens > trained_length:
-        raise BadInput(
-            f"A sample of {num_tokens} tokens does not fit the trained length of {trained_length}; raise the trained "
-            "length, or draw shorter samples."
-        )
     if rule.kind == "contiguous":
         return np.arange(num_tokens, dtype=np.int64)
     ratio = rule.ratio(progress)
     if rule.mixed:
         ratio **= rng.random()  # 1 to ratio, log-uniform
-    reach = int(ratio * trained_length)
+    reach = max(int(ratio * range_length), num_tokens)
     return _randomized(num_tokens, reach, rng) if rule.kind == "randomized" else _pose(num_tokens, reach, rng)
 
 

@@ -7,8 +7,11 @@
     randomized-yarn                 random, sorted, curriculum      YaRN, factor s
     rpe-no-curriculum               random, sorted, full range      as the base
     randomized-yarn-no-curriculum   random, sorted, full range      YaRN, factor s
+    pose                            two chunks with a gap           as the base
+    yarn-pose                       two chunks with a gap           YaRN, factor s
 
-Source: arXiv 2606.23687. At inference all arms stand at 0 .. N-1.
+Source: arXiv 2606.23687; PoSE: arXiv 2309.10400. The chunks of PoSE lie below the same ranges as random positions do:
+one stage is PoSE's own target length. At inference all arms stand at 0 .. N-1.
 """
 
 from collections.abc import Sequence
@@ -16,18 +19,21 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from evalkit.errors import BadInput
-from evalkit.train.positions import PAPER_STAGES, PositionRule
+from evalkit.train.positions import PAPER_STAGES, PositionKind, PositionRule
 
 TrainedRope: TypeAlias = Literal["none", "yarn"]
 
-RECIPES: tuple[str, ...] = (
-    "plain",
-    "yarn",
-    "rpe",
-    "randomized-yarn",
-    "rpe-no-curriculum",
-    "randomized-yarn-no-curriculum",
-)
+_ARMS: dict[str, tuple[PositionKind, TrainedRope]] = {
+    "plain": ("contiguous", "none"),
+    "yarn": ("contiguous", "yarn"),
+    "rpe": ("randomized", "none"),
+    "randomized-yarn": ("randomized", "yarn"),
+    "rpe-no-curriculum": ("randomized", "none"),
+    "randomized-yarn-no-curriculum": ("randomized", "yarn"),
+    "pose": ("pose", "none"),
+    "yarn-pose": ("pose", "yarn"),
+}
+RECIPES: tuple[str, ...] = tuple(_ARMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +45,7 @@ class Recipe:
 
 
 def make_recipe(
-    name: str,
-    *,
-    stages: Sequence[float] = PAPER_STAGES,
-    mixed: bool = False,
-    per_batch: bool = False,
-    pose: bool = False,
+    name: str, *, stages: Sequence[float] = PAPER_STAGES, mixed: bool = False, per_batch: bool = False
 ) -> Recipe:
     """Return a recipe by its name.
 
@@ -53,15 +54,16 @@ def make_recipe(
         stages: ratios of the curriculum, see ``PositionRule``; without curriculum the last one holds throughout.
         mixed: see ``PositionRule``.
         per_batch: see ``PositionRule``.
-        pose: draw the random positions as two shifted chunks instead of one by one.
 
     Raises:
         BadInput: there is no such recipe, or the stages cannot be used.
     """
     if name not in RECIPES:
         raise BadInput(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
-    rule = PositionRule(kind="pose" if pose else "randomized", stages=tuple(stages), mixed=mixed, per_batch=per_batch)
-    if name.endswith("-no-curriculum"):
+    kind, rope = _ARMS[name]
+    rule = PositionRule(kind=kind, stages=tuple(stages), mixed=mixed, per_batch=per_batch)
+    if kind == "contiguous":
+        rule = PositionRule()
+    elif name.endswith("-no-curriculum"):
         rule = replace(rule, stages=rule.stages[-1:])
-    contiguous = name in ("plain", "yarn")
-    return Recipe(positions=PositionRule() if contiguous else rule, rope="yarn" if "yarn" in name else "none")
+    return Recipe(positions=rule, rope=rope)

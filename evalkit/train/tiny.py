@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.worlds import HOUSE, HOUSE_PEOPLE
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
-from evalkit.models.checkpoint import TRAINING_RECORD, Checkpoint
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.train.data import DataRecipe, Example, draw_samples, make_examples
+from evalkit.models.training_record import TRAINING_RECORD, TrainingRecord
+from evalkit.train.data import DataRecipe, Example, choose_samples, make_examples
 from evalkit.train.positions import PositionRule
-from evalkit.train.trainer import Collator, Stream, make_trainer, training_arguments
+from evalkit.train.trainer import Collator, Stream, environment, final_loss, make_trainer, training_arguments
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -282,11 +282,11 @@ def train_base(
                 batch_size=stage.batch_size,
                 learning_rate=stage.learning_rate,
                 warmup_steps=min(50, stage.steps // 4),
-                decay=stage.decay,
+                final_rate=0.1 if stage.decay else 1.0,
                 seed=seed,
             ),
             stream=Stream(examples, num_items=num_items, seed=seed),
-            collator=Collator(PositionRule(), trained_length=base.length, num_items=num_items, seed=seed, pad_id=0),
+            collator=Collator(PositionRule(), range_length=base.length, num_items=num_items, seed=seed, pad_id=0),
             lm_weight=0.1,
             on_step=partial(_report, on_step, done, total),
         )
@@ -294,16 +294,16 @@ def train_base(
         done += stage.steps
     model.save_pretrained(part)
     rope = Checkpoint.open(part).rope
-    record = {
-        "schema": 1,
-        "recipe": "from scratch",
-        "trained_length": base.length,
-        "rope": rope.scaling.to_json() if rope and rope.scaling else None,
-        "stages": [asdict(stage) for stage in base.stages],
-        "seed": seed,
-        "final_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-    }
-    (part / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    TrainingRecord(
+        recipe="from scratch",
+        trained_length=base.length,
+        rope=rope.scaling if rope else None,
+        seed=seed,
+        optimization={"stages": [asdict(stage) for stage in base.stages]},
+        environments=(environment(),),
+        steps=total,
+        final_loss=final_loss(trainer.state.log_history),
+    ).write(part / TRAINING_RECORD)
     part.replace(folder)
     return folder
 
@@ -317,9 +317,9 @@ def _stage_examples(stage: BaseStage, encoder: Encoder, noise: Path, *, seed: in
     half = max(stage.steps * stage.batch_size // 4, 1)
     recipe = DataRecipe(subsets=("qa1",), samples=half, shortest=stage.shortest, longest=stage.longest, seed=seed)
     benchmark = open_benchmark("babilong", task_options(noise), seed=seed, part="train")
-    samples = list(islice(draw_samples(benchmark, recipe), half))
+    samples, _ = choose_samples(benchmark, recipe)
     eos = encoder.tokenizer.eos_token_id
-    questions = make_examples(samples, benchmark, encoder, recipe, stop_id=eos)
+    questions, _ = make_examples(samples, benchmark, encoder, recipe, stop_id=eos)
     rng = np.random.default_rng([seed, half])
     return questions + copy_examples(len(questions), shortest=stage.shortest, longest=stage.longest, rng=rng)
 

@@ -1,6 +1,7 @@
 """What stands between the examples and transformers' Trainer: order, batches with drawn positions, and the loss."""
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.files import versions
+from evalkit.machine import processor
 from evalkit.train.data import Example
 from evalkit.train.positions import PositionRule, draw_positions
+from evalkit.train.unfinished import keep_only
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +38,12 @@ class Stream:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all items, prompts and answers."""
+        sizes = np.array([len(example.prompt_ids) + len(example.answer_ids) for example in self._examples])
+        return int(sizes[self._order].sum())
+
     def __getitem__(self, k: int) -> tuple[int, Example]:
         return k, self._examples[self._order[k]]
 
@@ -45,9 +55,12 @@ class Collator:
     size and another number of devices show it at the same positions. With ``per_batch`` a batch's first item decides.
     """
 
-    def __init__(self, rule: PositionRule, *, trained_length: int, num_items: int, seed: int, pad_id: int) -> None:
-        """Draw by ``rule``; the part of the training that is done is an item's place among ``num_items``."""
-        self.rule, self.trained_length, self.num_items = rule, trained_length, num_items
+    def __init__(self, rule: PositionRule, *, range_length: int, num_items: float, seed: int, pad_id: int) -> None:
+        """Draw by ``rule``, whose stages are multiples of ``range_length`` tokens.
+
+        The part of the training that is done is an item's place among ``num_items``: epochs x examples, whole or not.
+        """
+        self.rule, self.range_length, self.num_items = rule, range_length, num_items
         self.seed, self.pad_id = seed, pad_id
 
     def __call__(self, items: Sequence[tuple[int, Example]]) -> dict[str, "torch.Tensor"]:
@@ -81,7 +94,7 @@ class Collator:
         return draw_positions(
             self.rule,
             num_tokens,
-            trained_length=self.trained_length,
+            range_length=self.range_length,
             progress=place / self.num_items,
             rng=np.random.default_rng([self.seed, _POSITIONS, place]),
         )
@@ -108,14 +121,13 @@ def answer_loss(model: Any, batch: dict[str, "torch.Tensor"], *, lm_weight: floa
     return loss
 
 
-def samples_per_step(batch_size: int, accumulation: int) -> int:
-    """Return how many samples one optimizer step takes: batch size x accumulation x devices."""
+def num_devices() -> int:
+    """Return how many devices share a training: the processes that were launched, or the GPUs of this one."""
     import torch
     from accelerate import PartialState
 
     processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    devices = processes if processes > 1 else max(torch.cuda.device_count(), 1)
-    return batch_size * accumulation * devices
+    return int(processes) if processes > 1 else max(torch.cuda.device_count(), 1)
 
 
 def training_arguments(
@@ -126,14 +138,15 @@ def training_arguments(
     accumulation: int = 1,
     learning_rate: float,
     warmup_steps: int,
-    decay: bool = True,
+    final_rate: float = 0.1,
     weight_decay: float = 0.01,
+    max_gradient_norm: float = 1.0,
     half: bool = False,
     gradient_checkpointing: bool = False,
     save_steps: int = 0,
     seed: int,
 ) -> Any:
-    """Return transformers' TrainingArguments for a stream: AdamW, warm-up, then a cosine to a tenth or a plateau.
+    """Return transformers' TrainingArguments for a stream: AdamW, a linear warm-up, then a cosine.
 
     Args:
         folder: for the checkpoints of an unfinished training.
@@ -141,12 +154,13 @@ def training_arguments(
         batch_size: samples per device and batch.
         accumulation: batches per step.
         learning_rate: at its highest.
-        warmup_steps: over which it rises.
-        decay: let it fall along a cosine.
+        warmup_steps: over which it rises from 0. The first of them is at rate 0, so a single one is left out.
+        final_rate: where the cosine ends, as a share of the highest rate; 1 is a plateau.
         weight_decay: of AdamW.
+        max_gradient_norm: longer gradients are scaled down to it.
         half: compute in bfloat16.
         gradient_checkpointing: compute activations twice instead of keeping them.
-        save_steps: steps between checkpoints; 0 keeps none.
+        save_steps: steps between checkpoints; 0 keeps none. The Trainer itself removes none (``unfinished.py`` does).
         seed: of whatever the Trainer draws itself (dropout).
     """
     import torch
@@ -158,12 +172,12 @@ def training_arguments(
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine_with_min_lr" if decay else "constant_with_warmup",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1} if decay else {},
-        warmup_steps=warmup_steps,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": final_rate},
+        warmup_steps=warmup_steps if warmup_steps > 1 else 0,
         weight_decay=weight_decay,
         adam_beta2=0.95,
-        max_grad_norm=1.0,
+        max_grad_norm=max_gradient_norm,
         bf16=half,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=gradient_checkpointing,
@@ -171,7 +185,6 @@ def training_arguments(
         logging_steps=max(steps // 100, 1),
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,
-        save_total_limit=1,
         seed=seed,
         train_sampling_strategy="sequential",  # the stream has its own order, the same for all arms
         remove_unused_columns=False,
@@ -210,12 +223,32 @@ def make_trainer(
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             on_step(state.global_step, state.max_steps)
 
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
+            if state.is_world_process_zero:
+                keep_only(Path(args.output_dir), state.global_step)
+
     trainer = AnswerTrainer(
         model=model, args=arguments, train_dataset=stream, data_collator=collator, callbacks=[Report()]
     )
     trainer.model_accepts_loss_kwargs = False  # the loss is a mean: gradient accumulation has to divide it
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def environment() -> dict[str, Any]:
+    """Return what this process trains on: processor, GPU, versions. A seed names its result only where they agree."""
+    import torch
+
+    used = ("evalkit", "torch", "transformers", "accelerate", "peft", "numpy")
+    found: dict[str, Any] = {"processor": processor(), "versions": versions(used)}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def final_loss(log: Sequence[dict[str, Any]]) -> float | None:
+    """Return the last loss of a Trainer's log history, None where it is not finite."""
+    losses = [float(entry["loss"]) for entry in log if "loss" in entry]
+    return losses[-1] if losses and math.isfinite(losses[-1]) else None
 
 
 def write_loss_curve(log: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -229,6 +262,6 @@ def write_loss_curve(log: Sequence[dict[str, Any]], folder: Path) -> None:
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row[0] for row in rows], [row[1] for row in rows])
+    axes.plot([row[0] for row in rows], [row[1] for row in rows], marker="o" if len(rows) == 1 else None)
     axes.set(xlabel="optimizer step", ylabel="training loss", yscale="log")
     figure.savefig(folder / "loss.png", dpi=120)

@@ -36,9 +36,9 @@ from evalkit.benchmarks.babilong.wording import Wording, load_wording
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.benchmarks.options import GENERATED, Part
 from evalkit.benchmarks.rows import row_number
-from evalkit.errors import BadInput, ContextOverflow
+from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
 from evalkit.lengths import parse_length
-from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenIds
+from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenCounter, TokenIds
 
 OPTIONS = BABILongOptions
 __all__ = ["OPTIONS", "SCORERS", "SCORER_VERSION", "BABILong", "imported_runs", "open_benchmark"]
@@ -202,7 +202,7 @@ class BABILong:
         # A word in front: some tokenizers join a full stop with the line break that begins the tail.
         frame = len(encoder.encode_prompt(head)) + len(encoder.encode_after(f" x{tail}"))
         if frame >= limit:
-            raise BadInput(
+            raise LengthTooShort(
                 f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
                 f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples)."
             )
@@ -285,7 +285,7 @@ def open_benchmark(
     *,
     seed: int,
     part: Part,
-    count_tokens: Callable[[str], int] | None,
+    count_tokens: TokenCounter | None,
 ) -> BABILong:
     """Return the benchmark; see ``benchmarks.open_benchmark``. Tokens need no counting: published rows have a label."""
     return BABILong(card, options, seed=seed, part=part)

@@ -16,15 +16,17 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evalkit.benchmarks.cards import TaskCard
+from evalkit.benchmarks.mrcr.options import MRCROptions
+from evalkit.benchmarks.options import Part
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
-from evalkit.types import Message, Sample
+from evalkit.types import Message, Sample, TokenCounter
 
 Row = Mapping[str, Any]
 
@@ -37,7 +39,15 @@ _BATCH_ROWS = 8  # a row has up to 5 million characters
 class PublishedRows:
     """The rows of one source."""
 
-    def __init__(self, card: TaskCard, source: str, count_tokens: Callable[[str], int] | None = None) -> None:
+    def __init__(
+        self,
+        card: TaskCard,
+        source: str,
+        count_tokens: TokenCounter | None = None,
+        options: MRCROptions | None = None,
+        *,
+        part: Part = "test",
+    ) -> None:
         """Find the files.
 
         Args:
@@ -45,21 +55,32 @@ class PublishedRows:
             source: a data set of the card ("hub"), a folder in one of the three layouts, or a CSV file.
             count_tokens: the checkpoint's own count, which decides the bins where no o200k encoding is at hand: without
                 tiktoken, and without its encoding on this machine unless the hub is named.
+            options: by what rows fall into bins; of a split only one part of each bin is read, and rows about one
+                conversation stay together.
+            part: which.
 
         Raises:
-            BadInput: the source is neither in the card nor a path with such files.
+            BadInput: the source is neither in the card nor a path with such files, or its rows bring their bins.
         """
         self.card = card
         self.source = source
         self._count_checkpoint_tokens = count_tokens
+        options = options or MRCROptions(source=source)
+        self._split, self._part, self._by_prompt = options.parts, part, options.bins == "prompt"
         self._is_hub = source in card.source
         self._files = {} if self._is_hub else _find_files(Path(source), tuple(card.subsets))
         self._num_tokens: dict[tuple[str, int], int] = {}
+        self._is_google = any(path.suffix == ".csv" for files in self._files.values() for path in files)
+        if self._by_prompt and self._is_google:
+            raise BadInput(f"The rows of {source} bring their bins (context_len); leave out --bins prompt.")
 
     def recipe(self) -> dict[str, Any]:
         """Return which rows these are, and by which count they fall into bins."""
-        google = any(path.suffix == ".csv" for files in self._files.values() for path in files)
-        return {"source": self._revision, "bins": "context_len" if google else self._counter[0]}
+        bins = "context_len" if self._is_google else "the prompt's tokens" if self._by_prompt else self._counter[0]
+        recipe = {"source": self._revision, "bins": bins}
+        if self._split:
+            recipe["split"] = f"{self._part} of {self._split.train} % to train, seed {self._split.seed}"
+        return recipe
 
     def samples(self, subset: str, length: str) -> Iterator[Sample]:
         """Yield the rows of one subset in the bin that ends at ``length``, in published order.
@@ -68,6 +89,14 @@ class PublishedRows:
             BadInput: there are none, or a row cannot be read; the message names file and row or line.
         """
         label = format_length(parse_length(length))
+        if self._split is None:
+            yield from self._bin(subset, label)
+            return
+        stories = list(dict.fromkeys(sample.story_id for sample in self._bin(subset, label)))
+        chosen = self._split.part(stories, self._part)
+        yield from (sample for sample in self._bin(subset, label) if sample.story_id in chosen)
+
+    def _bin(self, subset: str, label: str) -> Iterator[Sample]:
         is_empty = True
         for number, (place, row) in enumerate(self._rows(subset)):
             if "queries" in row:
@@ -85,7 +114,7 @@ class PublishedRows:
 
     def _row_tokens(self, place: str, row: Row, key: tuple[str, int], label: str) -> int:
         """Return a number that lies in the row's bin; 0 where it cannot be the bin ``label``."""
-        for column in _BIN_COLUMNS:
+        for column in () if self._by_prompt else _BIN_COLUMNS:
             if row.get(column) is not None:
                 numbers = re.findall(r"\d+(?:\.\d+)?[kKmM]?", str(row[column]).replace(",", ""))
                 if not numbers:
@@ -96,9 +125,15 @@ class PublishedRows:
         if fewest > edge or most < edge // 2:
             return 0
         if key not in self._num_tokens:
-            texts = [message["content"] for message in _messages(place, row)]
-            self._num_tokens[key] = sum(map(self._counter[1], [*texts, _text(place, row, "answer")]))
+            self._num_tokens[key] = self._count(_messages(place, row), _text(place, row, "answer"))
         return self._num_tokens[key]
+
+    def _count(self, messages: Sequence[Message], answer: str) -> int:
+        if not self._by_prompt:
+            return sum(map(self._counter[1], [*(message["content"] for message in messages), answer]))
+        if self._count_checkpoint_tokens is None:
+            raise BadInput("--bins prompt counts in a checkpoint's tokens, and there is no checkpoint here.")
+        return self._count_checkpoint_tokens(messages)
 
     @cached_property
     def _counter(self) -> tuple[str, Callable[[str], int]]:

@@ -18,7 +18,7 @@ The answer counts by its likeness to the right text, and not at all without the 
 
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,7 @@ from evalkit.benchmarks.mrcr.texts import FORMATS, TEXTS_VERSION, TOPICS, write_
 from evalkit.benchmarks.options import GENERATED, Part
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
-from evalkit.types import Message, Prompt, PromptEncoder, Sample, TokenIds
+from evalkit.types import Message, Prompt, PromptEncoder, Sample, TokenCounter, TokenIds
 
 OPTIONS = MRCROptions
 __all__ = ["MRCR", "OPTIONS", "SCORERS", "SCORER_VERSION", "open_benchmark"]
@@ -66,7 +66,8 @@ class MRCR:
         options: MRCROptions | None = None,
         *,
         seed: int = 0,
-        count_tokens: Callable[[str], int] | None = None,
+        part: Part = "test",
+        count_tokens: TokenCounter | None = None,
     ) -> None:
         """Set up the data.
 
@@ -74,7 +75,8 @@ class MRCR:
             card: the MRCR card.
             options: where the rows come from, and what is left out; None: the defaults.
             seed: decides every generated sample.
-            count_tokens: the checkpoint's own count, for published rows where o200k tokens cannot be counted.
+            part: of published rows that are split.
+            count_tokens: the checkpoint's own count, for published rows (``options.bins``).
 
         Raises:
             BadInput: the source holds no published rows.
@@ -83,7 +85,9 @@ class MRCR:
         self.options = options or MRCROptions()
         self.seed = seed
         source = self.options.source
-        self._published = None if source == GENERATED else PublishedRows(card, source, count_tokens)
+        self._published: PublishedRows | None = None
+        if source != GENERATED:
+            self._published = PublishedRows(card, source, count_tokens, self.options, part=part)
         self._pool: dict[tuple[str, str, int], Turn] = {}
         self._encoders: dict[str, ConversationEncoder] = {}
         self._checked: set[tuple[str, str, str]] = set()
@@ -289,10 +293,10 @@ def open_benchmark(
     *,
     seed: int,
     part: Part,
-    count_tokens: Callable[[str], int] | None,
+    count_tokens: TokenCounter | None,
 ) -> MRCR:
-    """Return the benchmark; see ``benchmarks.open_benchmark``. There is no train part: the seed parts the data."""
-    return MRCR(card, options, seed=seed, count_tokens=count_tokens)
+    """Return the benchmark; see ``benchmarks.open_benchmark``. Generated rows have no parts: the seed parts them."""
+    return MRCR(card, options, seed=seed, part=part, count_tokens=count_tokens)
 
 
 def _as_given(sample: Sample, encoder: PromptEncoder) -> tuple[TokenIds, tuple[int, ...]]:

@@ -107,25 +107,11 @@ class KeptRule:
         return f"{self.type} as stored, over {self.original_length:,}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values that ``rule_from_json`` reads back."""
+        """Return JSON values; a training record reads them back."""
         return {"rule": "as stored", **asdict(self)}
 
 
 KnownRule: TypeAlias = RopeScaling | KeptRule
-
-
-def rule_from_json(values: Mapping[str, Any]) -> KnownRule:
-    """Return the rule of a training record.
-
-    Raises:
-        BadInput: a key is missing or unknown, or a value cannot be used.
-    """
-    if values.get("rule") != "as stored":
-        return RopeScaling.from_json(values)
-    try:
-        return KeptRule(**{name: value for name, value in values.items() if name != "rule"})
-    except TypeError as error:
-        raise BadInput(f"A rope rule on file cannot be read: {error}.") from error
 
 
 def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
