@@ -6,7 +6,7 @@
 
 Outside, a setting goes by its *key*, the flag without dashes: ``--depth 0,0.5`` on the command line is
 ``depth = [0, 0.5]`` in TOML and ``"depth": [0, 0.5]`` in run.json. Settings of several classes lie flat side by side.
-``read`` makes an instance of what was written; ``write`` and ``words`` write it down again, and each undoes the other.
+``read`` makes an instance of what was written; ``write``, ``words`` and ``to_toml`` write it down: each undoes the other.
 """
 
 import json
@@ -158,9 +158,7 @@ def write(config: Any) -> dict[str, Any]:
 def words(config: Any) -> list[str]:
     """Return what is to be typed for an instance: every setting that is not the default."""
     typed: list[str] = []
-    for setting, value in _values(config):
-        if setting.default is not MISSING and value == setting.default:
-            continue
+    for setting, value in _chosen(config):
         flag = setting.option.flag
         if isinstance(value, bool):
             typed.append(flag if value else f"--no-{flag.removeprefix('--')}")
@@ -169,6 +167,16 @@ def words(config: Any) -> list[str]:
         else:
             typed += [flag, ",".join(map(_text, value)) if isinstance(value, tuple) else _text(value)]
     return typed
+
+
+def to_toml(config: Any) -> str:
+    """Return the same as TOML, which ``read_toml`` and ``read`` turn into an equal instance; secrets are masked."""
+    lines = []
+    for setting, value in _chosen(config):
+        plain = _adapter(setting.hint).dump_python(value, mode="json")
+        text = json.dumps(_masked(plain) if setting.option.secret else plain, ensure_ascii=False)
+        lines.append(f"{setting.option.key} = {text}\n".replace("\x7f", "\\u007f"))  # the one that JSON lets pass
+    return "".join(lines)
 
 
 def from_text(setting: Setting, text: str) -> Any:
@@ -213,6 +221,11 @@ def _values(config: Any) -> list[tuple[Setting, Any]]:
         elif is_dataclass(value):
             found += _values(value)
     return found
+
+
+def _chosen(config: Any) -> list[tuple[Setting, Any]]:
+    """Return the settings that are not the default."""
+    return [(how, value) for how, value in _values(config) if how.default is MISSING or value != how.default]
 
 
 def _default(one: "Field[Any]") -> Any:

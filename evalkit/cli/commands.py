@@ -64,7 +64,8 @@ def main() -> None:
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.option("--dry-run", is_flag=True, help="Plan, build one prompt per cell, print what it would cost, and stop.")
-def run(dry_run: bool, values: dict[str, Any]) -> None:
+@click.option("--print-config", is_flag=True, help="Print these settings as TOML, for 'train --against', and stop.")
+def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
     Killed or interrupted, the same command goes on where it was. Nothing is downloaded unless a hub data set is named.
@@ -77,13 +78,18 @@ def run(dry_run: bool, values: dict[str, Any]) -> None:
       evalkit run --model ckpt/ --task babilong --subsets qa3 --lengths 1k,2k \\
           --facts babi/ --noise novel.txt --depth 0,0.5,1
     """
+    from evalkit import options
     from evalkit.cli.progress import Progress
     from evalkit.runs import plan as planning
     from evalkit.runs import run as running
     from evalkit.runs.config import run_config
 
     refuse_missing(values, "model", "task", "lengths")
-    plan = planning.make_plan(run_config(values))
+    config = run_config(values)
+    if print_config:
+        click.echo(options.to_toml(config), nl=False)
+        return
+    plan = planning.make_plan(config)
     if dry_run:
         click.echo(planning.describe(plan))
         return
@@ -278,9 +284,9 @@ def reproduce(
       evalkit reproduce paper --base Qwen2.5-7B-Instruct/ --dry-run
     """
     from evalkit.cli.progress import StudyProgress
+    from evalkit.study import workers
     from evalkit.study.experiment import experiment_names, load_experiment
-    from evalkit.study.steps import describe, plan_steps
-    from evalkit.study.steps import reproduce as carry_out
+    from evalkit.study.steps import Run, Study, describe, plan_steps
 
     if experiment is None:
         for name in experiment_names():
@@ -288,14 +294,18 @@ def reproduce(
         return
     loaded = load_experiment(experiment, base=base)
     chosen = tuple(range(seeds)) if seeds else loaded.seeds
-    root, plots = out or Path("results") / loaded.name, plots or Path("plots") / loaded.name
-    steps = plan_steps(loaded, seeds=chosen, root=root, plots=plots)
+    name = loaded.name
+    study = Study(experiment=loaded, root=out or Path("results") / name, plots=plots or Path("plots") / name)
+    steps = plan_steps(study, chosen)
     if dry_run:
         click.echo(describe(steps))
         return
     with StudyProgress(steps) as progress:
-        carry_out(loaded, seeds=chosen, root=root, plots=plots, on_step=progress.is_finished, on_share=progress.goes_on)
-    click.echo(f"tables and figures: {plots}", err=True)
+        workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
+    click.echo(f"tables and figures: {study.plots}", err=True)
+    if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:
+        click.echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
+        sys.exit(FAILED_SAMPLES)
 
 
 @main.command()

@@ -64,12 +64,12 @@ class StudyProgress(_Bar):
     """Shows how much of a study's estimated work is done, and the time left. Silent where there is no terminal."""
 
     def __init__(self, steps: "Sequence[Step]") -> None:
-        """Take the steps of the plan; those that are done already count as nothing."""
+        """Take the steps of the plan."""
         from tqdm import tqdm
 
-        from evalkit.study.steps import estimated_seconds, is_done
+        from evalkit.study.steps import estimated_seconds
 
-        self._seconds = {(step.kind, step.title): 0.0 if is_done(step) else estimated_seconds(step) for step in steps}
+        self._seconds = {str(step): estimated_seconds(step) for step in steps}
         self._shares = dict.fromkeys(self._seconds, 0.0)
         self._bar = tqdm(
             total=sum(self._seconds.values()),
@@ -80,9 +80,9 @@ class StudyProgress(_Bar):
 
     def goes_on(self, step: "Step", share: float) -> None:
         """Draw a step of which this share is done."""
-        key = (step.kind, step.title)
+        key = str(step)
         if share > self._shares[key]:
-            self._bar.set_description_str(f"{step.kind} {step.title}", refresh=False)
+            self._bar.set_description_str(str(step), refresh=False)
             self._bar.update((share - self._shares[key]) * self._seconds[key])
             self._shares[key] = share
 
@@ -92,4 +92,4 @@ class StudyProgress(_Bar):
 
         self.goes_on(step, 1.0)
         with self._bar.external_write_mode():
-            click.echo(f"{step.kind} {step.title}: {what}")  # without colours where there is no terminal
+            click.echo(f"{step}: {what}")  # without colours where there is no terminal

@@ -1,29 +1,45 @@
-"""An experiment: which arms are trained, what they are asked, and what the comparison draws. One TOML file each."""
+"""An experiment: which arms are trained, what they are asked, and what the comparison draws. One TOML file each.
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+Settings stand flat and under the names that the command line has: ``learning_rate`` is ``--learning-rate``.
+
+    about = "..."  base = "Qwen2.5-7B-Instruct"  seeds = [0, 1, 2]
+    [training]      of 'evalkit train', shared by all arms
+    [arms]          "Randomized YaRN" = { recipe = "randomized-yarn" }: what is an arm's own
+    [evaluation]    of 'evalkit run', shared by all curves
+    [[curves]]      arm, name, and any rope setting of 'evalkit run'; factor = [2, 4, 8] draws one curve for each
+    [budget]        for the estimate of costs
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from evalkit import options
 from evalkit.errors import BadInput
-from evalkit.train.recipes import RECIPES
+from evalkit.files import slug
+from evalkit.models.rope.served import Factor, RopeRequest
+from evalkit.options import option
+from evalkit.runs.config import RunConfig, run_config
+from evalkit.train.finetune import TrainConfig, train_config
 
 BASE = "base"
 """The arm that was not trained."""
+RUNS = "runs"
+"""The folder of runs, beside those of the arms."""
 _FOLDER = Path(__file__).parent / "experiments"
+_OF_THE_STUDY = ("base", "out", "seed", "against", "model", "arm")
+"""Settings that ``Study`` gives: they differ from seed to seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """One line of the figure: an arm under a rope rule."""
 
-    arm: str
-    """A name of ``Experiment.arms``, or "base"."""
-    rope: Literal["none", "yarn"]
-    name: str = ""
-    """In tables and figures; empty: the arm's."""
-    factor: float | Literal["auto"] = "auto"
+    arm: str = option("--arm", "a name of [arms], or base.")
+    name: str = option("--name", "in tables and figures; without it the arm's.", default="")
+    rope: RopeRequest = field(default_factory=RopeRequest)
 
     @property
     def label(self) -> str:
@@ -32,35 +48,75 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One file of ``evalkit/experiments``."""
+class Budget:
+    """What one worker is supposed to achieve, for the estimate of costs; what is left out stays unknown."""
 
-    name: str
-    about: str
-    base: str
-    """A name of ``train.tiny.BASES``, to be trained from scratch, or a checkpoint folder."""
-    seeds: tuple[int, ...]
-    training: Mapping[str, Any]
-    """Settings of ``TrainConfig`` and ``DataRecipe`` that all arms share."""
-    arms: Mapping[str, Mapping[str, Any]]
-    """Name -> the settings that are the arm's own: its recipe, and what belongs to it."""
-    evaluation: Mapping[str, Any]
-    """Settings of ``RunConfig`` that all curves share."""
-    curves: tuple[Curve, ...]
-    budget: Mapping[str, float]
-    """For the estimate of costs: parameters, train_tokens_per_second and eval_tokens_per_second of one worker."""
+    parameters: float | None = option("--parameters", "weights of the base.", default=None)
+    train_tokens_per_second: float | None = option("--train-tokens-per-second", "in training.", default=None)
+    eval_tokens_per_second: float | None = option("--eval-tokens-per-second", "of prompts.", default=None)
 
     def __post_init__(self) -> None:
-        for name, arm in self.arms.items():
-            if arm.get("recipe") not in RECIPES:
-                raise BadInput(f"Experiment {self.name}: arm {name!r} needs a recipe of {', '.join(RECIPES)}.")
+        for key, value in options.write(self).items():
+            if value is not None and value <= 0:
+                raise BadInput(f"{key} is {value:g}; an estimate is positive, and an unknown one is left out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One file of ``evalkit/study/experiments``, or a person's own.
+
+    Raises:
+        BadInput: settings that no training or run could have; names the file and the table.
+    """
+
+    file: str
+    """For messages."""
+    name: str
+    about: str = option("--about", "a sentence for the list of experiments.")
+    base: str = option("--base", "a name of train.tiny.BASES, to be trained from scratch, or a checkpoint folder.")
+    seeds: tuple[int, ...] = option("--seeds", "of the trainings.")
+    training: Mapping[str, Any] = option("--training", "settings of 'evalkit train' that all arms share.")
+    arms: Mapping[str, Mapping[str, Any]] = option("--arms", "name -> the settings that are the arm's own.")
+    evaluation: Mapping[str, Any] = option("--evaluation", "settings of 'evalkit run' that all curves share.")
+    curves: tuple[Curve, ...] = option("--curves", "what is asked and drawn.")
+    budget: Budget = option("--budget", "for the estimate of costs.", default=Budget())
+
+    def __post_init__(self) -> None:
+        if not self.seeds or min(self.seeds) < 0:
+            raise BadInput(f"{self.file}: seeds is {list(self.seeds)}; name at least one, from 0 up.")
+        _refuse(self.training, _OF_THE_STUDY, f"{self.file} [training]", "the study gives it")
+        _refuse(self.evaluation, ("out", "model", "arm"), f"{self.file} [evaluation]", "the study gives it")
+        _refuse(
+            self.evaluation, options.settings(RopeRequest), f"{self.file} [evaluation]", "each of [[curves]] has it"
+        )
+        for name, own in self.arms.items():
+            _refuse(own, _OF_THE_STUDY, f"{self.file}, arm {name!r}", "the study gives it")
         for curve in self.curves:
             if curve.arm != BASE and curve.arm not in self.arms:
-                raise BadInput(f"Experiment {self.name}: curve {curve.label!r} is of no arm: {curve.arm!r}.")
-        if missing := {"parameters", "train_tokens_per_second", "eval_tokens_per_second"} - set(self.budget):
-            raise BadInput(f"Experiment {self.name}: its budget lacks {min(missing)}.")
-        if len({curve.label for curve in self.curves}) < len(self.curves):
-            raise BadInput(f"Experiment {self.name}: two curves have the same name.")
+                raise BadInput(f"{self.file}: curve {curve.label!r} is of no arm: {curve.arm!r} is not in [arms].")
+        _refuse_one_folder_for_two(self.file, "arms", [BASE, RUNS, *self.arms])
+        _refuse_one_folder_for_two(self.file, "curves", [curve.label for curve in self.curves])
+        for name in self.arms:
+            self.train_config(name, base=BASE, out=name)
+        for curve in self.curves:
+            self.run_config(curve, model=BASE)
+
+    def train_config(self, arm: str, **given: Any) -> TrainConfig:
+        """Return the training of an arm; ``given`` holds what the file leaves to the study."""
+        with _named(f"{self.file} [training]"):
+            train_config({"recipe": "plain", **given, **self.training}, f"{self.file} [training]")
+        with _named(f"{self.file}, arm {arm!r}"):
+            return train_config({**given, **self.training, **self.arms[arm]}, f"{self.file}, arm {arm!r}")
+
+    def run_config(self, curve: Curve | None, **given: Any) -> RunConfig:
+        """Return the run of a curve, or, of none, what all curves are asked; ``given`` as in ``train_config``."""
+        where = f"{self.file} [evaluation]"
+        with _named(where):
+            config = run_config({**given, **self.evaluation}, where)
+        if curve is None:
+            return config
+        rope = options.write(curve.rope)
+        return run_config({**given, **self.evaluation, **rope}, f"{self.file}, curve {curve.label!r}")
 
 
 def experiment_names() -> tuple[str, ...]:
@@ -76,21 +132,78 @@ def load_experiment(name: str, *, base: Path | None = None) -> Experiment:
         base: checkpoint folder that takes the place of the experiment's base.
 
     Raises:
-        BadInput: there is no such experiment, or its file lacks something.
+        BadInput: there is no such experiment, or a setting that is missing, unknown or of another type; names the file
+            and the setting.
     """
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise BadInput(
             f"There is no experiment {name!r}; there are {', '.join(experiment_names())}, or give a .toml file."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a TOML file: {error}.") from error
+        )
+    values = options.read_toml(path) | ({"base": str(base)} if base else {})
+    where = str(path)
+    options.refuse_unknown(values, where, Experiment)
+    chosen: dict[str, Any] = {}
+    if "curves" in values:
+        chosen["curves"] = tuple(_curves(values["curves"], where))
+    if "budget" in values:
+        _check_table(values["budget"], where, "[budget]")
+        options.refuse_unknown(values["budget"], f"{where} [budget]", Budget)
+        with _named(f"{where} [budget]"):
+            chosen["budget"] = options.read(Budget, values["budget"], f"{where} [budget]")
+    return options.read(Experiment, values, where, file=where, name=path.stem, **chosen)
+
+
+def _curves(tables: Any, where: str) -> Iterator[Curve]:
+    """Yield the curves, one for each factor of a sweep."""
+    if not isinstance(tables, list):
+        raise BadInput(f"{where}: curves is {tables!r}; write each curve under a heading [[curves]].")
+    for number, values in enumerate(tables, 1):
+        _check_table(values, where, "[[curves]]")
+        place = f"{where}, curve {values.get('name') or values.get('arm') or number!r}"
+        options.refuse_unknown(values, place, Curve)
+        with _named(place):
+            factors = values.get("factor")
+            for factor in factors if isinstance(factors, list) else []:
+                curve = options.read(Curve, {**values, "factor": factor}, place)
+                yield replace(curve, name=f"{curve.label} {_factor_label(curve.rope.factor)}")
+            if not isinstance(factors, list):
+                yield options.read(Curve, values, place)
+
+
+def _factor_label(factor: Factor) -> str:
+    return f"x{factor:g}" if isinstance(factor, (int, float)) else "auto"
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Let every refusal name the file and the table that it is about."""
     try:
-        values["curves"] = tuple(Curve(**curve) for curve in values["curves"])
-        values["seeds"] = tuple(values["seeds"])
-        experiment = Experiment(name=path.stem, **values)
-    except (TypeError, KeyError) as error:
-        raise BadInput(f"{path} lacks a field, or has one that is not known: {error}.") from error
-    return replace(experiment, base=str(base)) if base else experiment
+        yield
+    except BadInput as error:
+        if str(error).startswith(where):
+            raise
+        raise BadInput(f"{where}: {error}") from error
+
+
+def _check_table(values: Any, where: str, heading: str) -> None:
+    if not isinstance(values, dict):
+        raise BadInput(f"{where}: {values!r} stands where settings under a heading {heading} belong.")
+
+
+def _refuse(values: Mapping[str, Any], keys: Sequence[str] | Mapping[str, Any], where: str, because: str) -> None:
+    if key := next((key for key in values if key in keys), None):
+        raise BadInput(f"{where} has the setting {key}, but {because}; leave it out.")
+
+
+def _refuse_one_folder_for_two(where: str, what: str, names: Sequence[str]) -> None:
+    folders: dict[str, str] = {}
+    for name in names:
+        if not slug(name):
+            raise BadInput(f"{where}: {what} have the name {name!r}, of which no folder's name can be made.")
+        if slug(name) in folders:
+            raise BadInput(
+                f"{where}: {folders[slug(name)]!r} and {name!r} of its {what} would share the folder {slug(name)}; "
+                "rename one."
+            )
+        folders[slug(name)] = name

@@ -1,428 +1,468 @@
-"""From nothing to the comparison: plan an experiment, train what is missing, evaluate what is missing, report.
+"""The steps of a study: what each makes, whether that is there, the command that makes it, and what it costs.
 
-Every step leaves a folder that says by itself whether it is finished, so a reproduction that was killed goes on where
-it was when the same command is repeated. Steps of one kind do not depend on each other and run side by side.
+Every step leaves something that says by itself whether it is finished, so a reproduction that was killed goes on where
+it was when the same command is repeated. Steps of one class do not depend on each other.
 
-    results/NAME/noise/        background text of training and evaluation, where the experiment makes its own
-    results/NAME/seed-0/base/  the base, where the experiment trains it
-    results/NAME/seed-0/ARM/   the trained checkpoints
-    results/NAME/seed-0/runs/  the run folders
-    plots/NAME/                the report
+    ROOT/noise/           background text of training and evaluation, where the experiment makes its own
+    ROOT/evaluation.toml  what all runs ask: held out of every training
+    ROOT/seed-0/base/     the base, where the experiment trains it
+    ROOT/seed-0/ARM/      the trained checkpoints
+    ROOT/seed-0/runs/     the run folders
+    PLOTS/                the report
 """
 
-import os
-import re
 import shlex
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from multiprocessing import get_context, parent_process
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from threading import Thread
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
-from evalkit.benchmarks.cards import load_card
-from evalkit.lengths import parse_length, parse_lengths
+from evalkit import options
+from evalkit.errors import BadInput, EvalkitError
+from evalkit.files import slug, write_whole
+from evalkit.lengths import parse_length
+from evalkit.machine import processor
 from evalkit.models.checkpoint import TRAINING_RECORD
-from evalkit.models.rope.served import RopeRequest
-from evalkit.runs.plan import RunConfig, asked_samples, make_plan
-from evalkit.study.experiment import BASE, Curve, Experiment
-from evalkit.train.data import TRAINING_SEED, DataRecipe
+from evalkit.records.folder import RunFolder
+from evalkit.runs.config import RunConfig
+from evalkit.runs.plan import Cell, expected_samples, make_plan
+from evalkit.study.experiment import BASE, RUNS, Curve, Experiment
+from evalkit.train.data import TRAINING_SEED
 from evalkit.train.finetune import TrainConfig
 from evalkit.train.tiny import BASES, train_base, write_noise
 from evalkit.types import Prediction
 
-Kind: TypeAlias = Literal["noise", "base", "train", "run", "report"]
-KINDS: tuple[Kind, ...] = ("noise", "base", "train", "run", "report")
+OnPart: TypeAlias = Callable[[int, int], None]
+"""Called with (parts done, parts in all) while a step goes on."""
+PORTABLE_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
+"""Let every x86-64 processor with AVX2 sum in the same order, so that a training seed names its weights."""
+_NOISE = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """Something to be done, and where its result goes."""
+class Study:
+    """An experiment and where it is carried out."""
 
-    kind: Kind
-    title: str
     experiment: Experiment
     root: Path
+    """Of checkpoints and runs."""
     plots: Path
-    seed: int = 0
-    arm: str = ""
-    curve: Curve | None = None
+    """Of the report."""
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether base and background text are made here."""
+        return self.experiment.base in BASES
+
+    def folder(self, seed: int) -> Path:
+        """Return the folder of a training seed."""
+        return self.root / f"seed-{seed}"
+
+    def base(self, seed: int) -> Path:
+        """Return the checkpoint that the arms start from."""
+        return self.folder(seed) / BASE if self.trains_base else Path(self.experiment.base)
+
+    def trained(self, arm: str, seed: int) -> Path:
+        """Return the checkpoint of an arm."""
+        return self.base(seed) if arm == BASE else self.folder(seed) / slug(arm)
+
+    def noise(self, part: str) -> Path:
+        """Return the background text of "train" or "test"."""
+        return self.root / "noise" / f"{part}.txt"
+
+    @property
+    def questions(self) -> Path:
+        """The settings of what all runs ask."""
+        return self.root / "evaluation.toml"
+
+    def training(self, arm: str, seed: int) -> TrainConfig:
+        """Return the training of an arm. Arms of one seed differ in their own settings alone."""
+        return self.experiment.train_config(
+            arm,
+            base=str(self.base(seed)),
+            out=str(self.trained(arm, seed)),
+            seed=seed,
+            data_seed=TRAINING_SEED + seed,
+            against=[str(self.questions)],
+            **self._background("train"),
+        )
+
+    def evaluation(self, seed: int) -> RunConfig:
+        """Return what all curves of a seed are asked, which is the same for every seed."""
+        return self.experiment.run_config(None, model=str(self.base(seed)), **self._background("test"))
+
+    def run(self, curve: Curve, seed: int) -> RunConfig:
+        """Return the run of a curve."""
+        return self.experiment.run_config(
+            curve,
+            model=str(self.trained(curve.arm, seed)),
+            arm=curve.label,
+            out=str(self.folder(seed) / RUNS / slug(curve.label)),
+            **self._background("test"),
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for its processes, to be set before a library is loaded: small studies are made to be repeated."""
+        return dict(PORTABLE_KERNELS) if self.trains_base and "avx2" in processor()["instructions"].split() else {}
+
+    @cached_property
+    def num_samples(self) -> Mapping[Cell, int]:
+        """How many samples each cell of every run has.
+
+        Raises:
+            BadInput: the data are not there, so that nobody knows yet.
+        """
+        return expected_samples(self.evaluation(self.experiment.seeds[0]))
+
+    def _background(self, part: str) -> dict[str, list[str]]:
+        return {"noise": [str(self.noise(part))]} if self.trains_base else {}
 
 
-def plan_steps(experiment: Experiment, *, seeds: Sequence[int], root: Path, plots: Path) -> list[Step]:
-    """Return all steps of a reproduction, finished or not, in an order in which they can be done."""
-    step = partial(Step, experiment=experiment, root=root, plots=plots)
-    steps = []
-    if experiment.base in BASES:
-        steps.append(step(kind="noise", title="background text"))
-        steps += [step(kind="base", title=f"base, seed {seed}", seed=seed) for seed in seeds]
-    for seed in seeds:
-        for arm in experiment.arms:
-            steps.append(step(kind="train", title=f"{arm}, seed {seed}", seed=seed, arm=arm))
-    for seed in seeds:
-        for curve in experiment.curves:
-            title = f"{curve.label}, seed {seed}"
-            steps.append(step(kind="run", title=title, seed=seed, arm=curve.arm, curve=curve))
-    steps.append(step(kind="report", title=f"report into {plots}"))
-    return steps
+class Cost(NamedTuple):
+    """What a step takes, by the experiment's budget; None where the budget does not say, or the data are not there."""
+
+    tokens: int | None
+    memory: float | None
+    """Bytes of weights, gradients and optimizer; activations and the KV cache come on top."""
+    seconds: float | None
+    """Of one worker."""
 
 
-def train_config(step: Step) -> TrainConfig:
-    """Return the training of a "train" step."""
-    experiment = step.experiment
-    settings = _settings({**experiment.training, **experiment.arms[step.arm]})
-    data = {
-        name: settings.pop(name)
-        for name in ("task", "subsets", "samples", "shortest", "longest", "rows")
-        if name in settings
-    }
-    options = _settings(settings.pop("options", {}))
-    if experiment.base in BASES:
-        options["noise"] = (_noise(step, "train"),)
-    return TrainConfig(
-        base=_base(step),
-        out=_seed_folder(step) / _slug(step.arm),
-        data=replace(DataRecipe(**data), seed=TRAINING_SEED + step.seed),
-        options=options,
-        evaluation=tuple(asked_samples(run_config(replace(step, kind="run", curve=Curve(arm=step.arm, rope="none"))))),
-        seed=step.seed,
-        **settings,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """Something to be done, and where its result goes."""
+
+    kind: ClassVar[str]
+    study: Study
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Tells it apart from the others of its kind."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Tell from what is there whether it is finished; carrying it out once more is cheap and changes nothing.
+
+        Raises:
+            BadInput: data that would tell are missing.
+        """
+
+    @abstractmethod
+    def carry_out(self, on_part: OnPart) -> str:
+        """Do it in this process, and return a line about it."""
+
+    def command(self) -> str:
+        """Return the command that does it by itself; empty where only ``evalkit reproduce`` can."""
+        return ""
+
+    def cost(self) -> Cost | None:
+        """Return what it takes; None where that is next to nothing."""
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.title}"
 
 
-def run_config(step: Step) -> RunConfig:
-    """Return the evaluation of a "run" step. All arms and seeds are asked the same samples."""
-    assert step.curve is not None
-    settings = _settings(step.experiment.evaluation)
-    if step.experiment.base in BASES:
-        settings["noise"] = (_noise(step, "test"),)
-    model = _base(step) if step.arm == BASE else _seed_folder(step) / _slug(step.arm)
-    rope = RopeRequest(rule="none") if step.curve.rope == "none" else RopeRequest(rule="yarn", factor=step.curve.factor)
-    return RunConfig(
-        model=model,
-        task=settings.pop("task", "babilong"),
-        lengths=parse_lengths(settings.pop("lengths")),
-        rope=rope,
-        arm=step.curve.label,
-        out=_seed_folder(step) / "runs" / _slug(step.curve.label),
-        **settings,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Noise(Step):
+    """Write the background text."""
 
+    kind = "noise"
+    title = "background text"
 
-def is_done(step: Step) -> bool:
-    """Tell from its folder whether a step is finished; carrying it out once more is cheap and changes nothing."""
-    if step.kind == "noise":
-        return _noise(step, "test").is_file()
-    if step.kind == "base":
-        return _base(step).is_dir()
-    if step.kind == "train":
-        return (_seed_folder(step) / _slug(step.arm) / TRAINING_RECORD).is_file()
-    if step.kind == "run":
-        config = run_config(step)
-        assert config.out is not None
-        answers = config.out / "predictions.jsonl"
-        recorded = sum(1 for _ in answers.open("rb")) if answers.is_file() else 0
-        return recorded >= _num_prompts(config)
-    return False
+    def done(self) -> bool:
+        """Tell whether both texts are there."""
+        return all(self.study.noise(part).is_file() for part in _NOISE)
 
-
-def carry_out(step: Step, *, threads: int = 0, on_part: Callable[[int, int], None] = lambda done, total: None) -> str:
-    """Do one step in this process and return a line about it.
-
-    Args:
-        step: from ``plan_steps``.
-        threads: for torch; 0 leaves its own choice.
-        on_part: called with (parts done, parts in all) while it goes on.
-    """
-    if step.kind in ("base", "train", "run") and threads:
-        import torch
-
-        torch.set_num_threads(threads)
-    if step.kind == "noise":
-        for number, part in enumerate(("train", "test")):
-            write_noise(_noise(step, part), seed=number)
+    def carry_out(self, on_part: OnPart) -> str:
+        """Write them; see ``Step``."""
+        for number, part in enumerate(_NOISE):
+            write_noise(self.study.noise(part), seed=number)
         return "written"
-    if step.kind == "base":
-        base, noise = BASES[step.experiment.base], _noise(step, "train")
-        return f"in {train_base(_base(step), noise=noise, seed=step.seed, base=base, on_step=on_part)}"
-    if step.kind == "train":
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(Step):
+    """Write down what the runs will ask, for the trainings to hold out."""
+
+    kind = "ask"
+    title = "questions to hold out"
+
+    @property
+    def _text(self) -> str:
+        return options.to_toml(self.study.evaluation(self.study.experiment.seeds[0]))
+
+    def done(self) -> bool:
+        """Tell whether they are written down as they are now."""
+        file = self.study.questions
+        return file.is_file() and file.read_text(encoding="utf-8") == self._text
+
+    def carry_out(self, on_part: OnPart) -> str:
+        """Write them; see ``Step``."""
+        self.study.questions.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.study.questions, self._text)
+        return "written"
+
+    def command(self) -> str:
+        """Return the command that prints them, into the file."""
+        config = self.study.evaluation(self.study.experiment.seeds[0])
+        file = shlex.quote(str(self.study.questions))
+        return f"{_command('run', options.words(config))} --print-config > {file}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Step):
+    """Train the base from scratch."""
+
+    kind = "base"
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """Its seed."""
+        return f"base, seed {self.seed}"
+
+    def done(self) -> bool:
+        """Tell whether it has its record, which is written last."""
+        return (self.study.base(self.seed) / TRAINING_RECORD).is_file()
+
+    def carry_out(self, on_part: OnPart) -> str:
+        """Train; see ``Step``."""
+        base, noise = BASES[self.study.experiment.base], self.study.noise("train")
+        return f"in {train_base(self.study.base(self.seed), base, noise=noise, seed=self.seed, on_step=on_part)}"
+
+    def cost(self) -> Cost | None:
+        """Return what all stages of its training take."""
+        stages = BASES[self.study.experiment.base].stages
+        tokens = sum(s.steps * s.batch_size * (s.shortest + s.longest) // 2 for s in stages)
+        return _training_cost(self.study, tokens, bytes_per_parameter=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Step):
+    """Fine-tune one arm."""
+
+    kind = "train"
+    arm: str
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """Its arm and seed."""
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def config(self) -> TrainConfig:
+        """The training."""
+        return self.study.training(self.arm, self.seed)
+
+    def done(self) -> bool:
+        """Tell whether it has its record, which is written last."""
+        return (self.study.trained(self.arm, self.seed) / TRAINING_RECORD).is_file()
+
+    def carry_out(self, on_part: OnPart) -> str:
+        """Train, or go on; see ``Step``."""
         from evalkit.train.finetune import finetune
 
-        return f"in {finetune(train_config(step), on_step=on_part)}"
-    if step.kind == "run":
+        return f"in {finetune(self.config, on_step=on_part)}"
+
+    def command(self) -> str:
+        """Return the command with all settings that are not the default."""
+        return _command("train", options.words(self.config))
+
+    def cost(self) -> Cost | None:
+        """Return what all epochs take."""
+        config = self.config
+        tokens = round(config.epochs * config.data.samples * (config.data.shortest + config.data.longest) / 2)
+        # Float32 weights, gradients and two moments; with LoRA a frozen bfloat16 base, and about a hundredth trained.
+        return _training_cost(self.study, tokens, bytes_per_parameter=2 + 0.16 if config.lora_rank else 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Step):
+    """Ask one checkpoint under one rope rule."""
+
+    kind = "run"
+    curve: Curve
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """Its curve and seed."""
+        return f"{self.curve.label}, seed {self.seed}"
+
+    @property
+    def config(self) -> RunConfig:
+        """The run; its ``out`` is given."""
+        return self.study.run(self.curve, self.seed)
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return self.study.folder(self.seed) / RUNS / slug(self.curve.label)
+
+    def done(self) -> bool:
+        """Tell whether every sample of every cell has a final record; see ``Step``."""
+        if not (self.out / "run.json").is_file():
+            return False
+        folder = RunFolder.open(self.out)
+        final = Counter(Cell(key.subset, key.length) for key in folder.recorded() if not folder.needs_asking(key))
+        return all(final[cell] >= number for cell, number in self.study.num_samples.items())
+
+    def carry_out(self, on_part: OnPart) -> str:
+        """Ask what is missing; see ``Step``."""
         from evalkit.runs.run import Observer, run
 
         class Parts(Observer):
             done = total = 0
 
             def starts(self, lengths: Sequence[str]) -> None:
-                self.total = sum(map(parse_length, lengths))
+                self.total = sum(map(_weight, lengths))
 
             def answered(self, prediction: Prediction) -> None:
-                self.done += parse_length(prediction.length)
+                self.done += _weight(prediction.length)
                 on_part(self.done, self.total)
 
-        result = run(make_plan(run_config(step)), Parts())
-        return f"{result.recorded} samples, {result.asked} asked now, {result.failed} failed"
-    from evalkit.report.build import build
+        result = run(make_plan(self.config), Parts())
+        unfitting = f", {result.unfitting} do not fit" if result.unfitting else ""
+        return f"{result.recorded} samples, {result.asked} asked now, {result.failed} failed{unfitting}"
 
-    folders = [run_config(other).out for other in _runs_of(step)]
-    report = build([folder for folder in folders if folder is not None], step.plots)
-    return report.text
+    def command(self) -> str:
+        """Return the command with all settings that are not the default."""
+        return _command("run", options.words(self.config))
 
-
-def reproduce(
-    experiment: Experiment,
-    *,
-    seeds: Sequence[int] = (),
-    root: Path | None = None,
-    plots: Path | None = None,
-    jobs: int = 0,
-    on_step: Callable[[Step, str], None] = lambda step, what: None,
-    on_share: Callable[[Step, float], None] = lambda step, share: None,
-) -> Path:
-    """Carry out what is missing of an experiment, and report.
-
-    Args:
-        experiment: from ``load_experiment``.
-        seeds: of the trainings; none: the experiment's own.
-        root: folder of checkpoints and runs; None: ``results/NAME``.
-        plots: folder of the report; None: ``plots/NAME``.
-        jobs: steps side by side; 0: one a core without a GPU, one with.
-        on_step: called with each step when it is finished, and what came of it.
-        on_share: called with a step and the share of it that is done (0 to 1), now and then while it goes on.
-
-    Returns:
-        The folder of the report.
-    """
-    root, plots = root or Path("results") / experiment.name, plots or Path("plots") / experiment.name
-    steps = plan_steps(experiment, seeds=seeds or experiment.seeds, root=root, plots=plots)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for kind in KINDS:
-        todo = [step for step in steps if step.kind == kind]
-        workers = min(jobs or (1 if _has_gpu() else cores), len(todo))
-        if workers < 2:
-            for step in todo:
-                on_step(step, carry_out(step, on_part=partial(_tell, on_share, step)))
-            continue
-        _side_by_side(todo, workers, threads=max(cores // workers, 1), on_step=on_step, on_share=on_share)
-    return plots
+    def cost(self) -> Cost | None:
+        """Return what the prompts take, each as long as its length."""
+        budget = self.study.experiment.budget
+        tokens = sum(number * parse_length(cell.length) for cell, number in self.study.num_samples.items())
+        memory = 2 * budget.parameters if budget.parameters else None
+        return Cost(tokens, memory, tokens / budget.eval_tokens_per_second if budget.eval_tokens_per_second else None)
 
 
-def _tell(on_share: Callable[[Step, float], None], step: Step, done: int, total: int) -> None:
-    on_share(step, done / total)
+@dataclass(frozen=True, kw_only=True)
+class Report(Step):
+    """Compare the arms. It is made anew each time, of the seeds that are asked for and those that are there."""
+
+    kind = "report"
+    seeds: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """Where it goes."""
+        return f"into {self.study.plots}"
+
+    def done(self) -> bool:
+        """Tell that it has to be made."""
+        return False
+
+    def carry_out(self, on_part: OnPart) -> str:
+        """Make it; see ``Step``."""
+        from evalkit.report.build import build
+
+        folders = self._folders()
+        if not folders:
+            raise BadInput(f"No run below {self.study.root} has an answer, so there is nothing to report.")
+        report = build(folders, self.study.plots)
+        return "\n".join([report.text, *(f"note: {notice}" for notice in report.notices)])
+
+    def _folders(self) -> list[Path]:
+        """Return the run folders: of other seeds than are asked for, those that are finished."""
+        found = {int(p.name.removeprefix("seed-")) for p in self.study.root.glob("seed-*") if p.name[5:].isdigit()}
+        curves = self.study.experiment.curves
+        asked = [Run(study=self.study, curve=curve, seed=seed) for seed in self.seeds for curve in curves]
+        others = [
+            Run(study=self.study, curve=curve, seed=seed) for seed in sorted(found - {*self.seeds}) for curve in curves
+        ]
+        return [step.out for step in asked if (step.out / "run.json").is_file()] + [
+            step.out for step in others if step.done()
+        ]
+
+    def command(self) -> str:
+        """Return the command that reports the seeds asked for."""
+        runs = [str(self.study.folder(seed) / RUNS) for seed in self.seeds]
+        return _command("report", [*runs, "--out", str(self.study.plots)])
 
 
-def _side_by_side(
-    steps: Sequence[Step],
-    workers: int,
-    *,
-    threads: int,
-    on_step: Callable[[Step, str], None],
-    on_share: Callable[[Step, float], None],
-) -> None:
-    """Carry out independent steps in processes of their own; the workers send the shares that are done."""
-    context = get_context("spawn")
-    shares = context.SimpleQueue()
-
-    def pass_on() -> None:
-        while (share := shares.get()) is not None:
-            on_share(steps[share[0]], share[1])
-
-    listener = Thread(target=pass_on, daemon=True)
-    listener.start()
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shares,)) as pool:
-            running = {pool.submit(_work, number, step, threads): step for number, step in enumerate(steps)}
-            try:
-                for future in as_completed(running):
-                    on_step(running[future], future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        shares.put(None)
-        listener.join()
-
-
-_shares: Any = None
-"""In a worker: where it tells what share of its step is done."""
-
-
-def _work(number: int, step: Step, threads: int) -> str:
-    told = 0.0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if done / total >= told + 0.01:
-            told = done / total
-            _shares.put((number, told))
-
-    return carry_out(step, threads=threads, on_part=tell)
-
-
-def _start_worker(shares: Any) -> None:
-    """Let a worker end when the process that started it was killed, so that no run folder stays locked."""
-    global _shares
-    _shares = shares
-    parent = parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
+def plan_steps(study: Study, seeds: Sequence[int]) -> list[Step]:
+    """Return all steps of a reproduction, finished or not, in an order in which they can be done."""
+    steps: list[Step] = []
+    if study.trains_base:
+        steps.append(Noise(study=study))
+        steps += [Base(study=study, seed=seed) for seed in seeds]
+    steps.append(Questions(study=study))
+    steps += [Train(study=study, arm=arm, seed=seed) for seed in seeds for arm in study.experiment.arms]
+    steps += [Run(study=study, curve=curve, seed=seed) for seed in seeds for curve in study.experiment.curves]
+    return [*steps, Report(study=study, seeds=tuple(seeds))]
 
 
 def describe(steps: Sequence[Step]) -> str:
-    """Return the plan as a table: what is done, and what each step costs in tokens, memory and time.
-
-    Memory is that of weights, gradients and optimizer; activations and the KV cache come on top.
-    """
-    lines = [f"{'':6} {'step':<44} {'state':>6} {'tokens':>14} {'memory':>9} {'time':>8}"]
-    total = 0.0
+    """Return the plan as a table: what is done, the command of each step, and what it costs as far as that is known."""
+    variables = [f"{name}={value}" for name, value in steps[0].study.environment.items()]
+    lines = [shlex.join(["export", *variables])] if variables else []
+    lines.append(f"{'':6} {'step':<44} {'state':>6} {'tokens':>14} {'memory':>9} {'time':>8}")
+    seconds, unknown = 0.0, 0
     for step in steps:
-        line = f"{step.kind:6} {step.title:<44} {'done' if is_done(step) else 'to do':>6}"
-        if cost := _cost(step):
-            total += 0.0 if is_done(step) else cost.seconds
-            memory = f"{cost.memory / 2**30:,.1f} GiB" if cost.memory > 2**28 else f"{cost.memory / 2**20:,.0f} MiB"
-            line += f" {cost.tokens:>14,} {memory:>9} {_duration(cost.seconds):>8}"
-        lines.append(line)
-        if command := command_of(step):
-            lines.append(f"         {command}")
-    lines.append(f"To do: about {_duration(total)} of one worker.")
+        state, cost = _state(step), _cost_if_known(step)
+        lines.append(f"{step.kind:6} {step.title:<44} {state:>6}{_cells(cost)}".rstrip())
+        lines.append(f"         {step.command() or '(by evalkit reproduce alone)'}")
+        if state != "done" and cost:
+            seconds += cost.seconds or 0.0
+            unknown += cost.seconds is None
+    rest = f", and {unknown} steps of unknown length" if unknown else ""
+    lines.append(f"To do: about {_duration(seconds)} of one worker{rest}, by the [budget] of the experiment.")
     return "\n".join(lines)
 
 
-def command_of(step: Step) -> str:
-    """Return the command that does a "train" or "run" step by itself; empty for the others."""
-    if step.kind == "train":
-        train, default = train_config(step), TrainConfig(base=Path(), out=Path())
-        words = ["evalkit", "train", "--base", str(train.base), "--out", str(train.out), "--recipe", train.recipe]
-        words += _options(train, default, skip=("base", "out", "recipe", "data", "options", "evaluation"))
-        words += _options(train.data, DataRecipe(), rename={"seed": "data-seed"})
-        return _command([*words, *_data_options(train.options)])
-    if step.kind == "run":
-        run = run_config(step)
-        words = ["evalkit", "run", "--model", str(run.model), "--task", run.task, "--lengths", ",".join(run.lengths)]
-        words += ["--subsets", ",".join(run.subsets), "--samples", str(run.samples), "--rope", str(run.rope.rule)]
-        words += ["--factor", str(run.rope.factor)] if run.rope.rule == "yarn" else []
-        words += ["--max-new-tokens", str(run.max_new_tokens)] if run.max_new_tokens else []
-        words += ["--backend", run.backend, "--seed", str(run.seed)]
-        options = {"noise": run.noise, "without": run.without}
-        return _command([*words, *_data_options(options), "--arm", str(run.arm), "--out", str(run.out)])
-    return ""
-
-
-def _options(
-    values: Any, defaults: Any, *, skip: Sequence[str] = (), rename: Mapping[str, str] | None = None
-) -> list[str]:
-    """What differs from the defaults, as command-line options."""
-    words = []
-    for one in fields(values):
-        value = getattr(values, one.name)
-        if one.name in skip or value == getattr(defaults, one.name):
-            continue
-        flag = (rename or {}).get(one.name, one.name.replace("_", "-"))
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{flag}")
-        else:
-            words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return words
-
-
-def _data_options(options: Mapping[str, Any]) -> list[str]:
-    words = [f"--no-{part.replace('_', '-')}" for part in options.get("without", ())]
-    words += [word for path in options.get("noise", ()) for word in ("--noise", str(path))]
-    words += ["--max-new-tokens", str(options["max_new_tokens"])] if "max_new_tokens" in options else []
-    return words
-
-
-def _command(words: Sequence[str]) -> str:
-    return shlex.join(words)
-
-
-def _seed_folder(step: Step) -> Path:
-    return step.root / f"seed-{step.seed}"
-
-
-def _base(step: Step) -> Path:
-    return _seed_folder(step) / BASE if step.experiment.base in BASES else Path(step.experiment.base)
-
-
-def _noise(step: Step, part: str) -> Path:
-    return step.root / "noise" / f"{part}.txt"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _settings(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from a TOML file as the configs take them."""
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()}
-    if "noise" in settings:
-        settings["noise"] = tuple(map(Path, settings["noise"]))
-    if "facts" in settings:
-        settings["facts"] = Path(settings["facts"])
-    return settings
-
-
-def _num_prompts(config: RunConfig) -> int:
-    card = load_card(config.task)
-    return len(config.subsets or card.default_subsets) * len(config.lengths) * (config.samples or card.default_samples)
-
-
-def _runs_of(report: Step) -> list[Step]:
-    """The runs that belong to a report: of every seed that has been evaluated."""
-    found = sorted(int(path.name.removeprefix("seed-")) for path in report.root.glob("seed-*"))
-    steps = plan_steps(report.experiment, seeds=found, root=report.root, plots=report.plots)
-    return [step for step in steps if step.kind == "run" and is_done(step)]
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def estimated_seconds(step: Step) -> float:
-    """Return what a step may take one worker by the experiment's budget; a second where the budget says nothing."""
-    cost = _cost(step)
-    return cost.seconds if cost else 1.0
+    """Return what a step may take one worker: its share of a progress bar; a second where nobody knows."""
+    cost = _cost_if_known(step)
+    return (cost.seconds if cost else None) or 1.0
 
 
-class _Cost(NamedTuple):
-    tokens: int
-    memory: float
-    """Bytes."""
-    seconds: float
-    """Of one worker."""
+def _state(step: Step) -> str:
+    try:
+        return "done" if step.done() else "to do"
+    except EvalkitError:
+        return "?"
 
 
-def _cost(step: Step) -> _Cost | None:
-    """What a step costs by the experiment's budget: parameters, and tokens per second."""
-    budget = step.experiment.budget
-    parameters = budget.get("parameters", 0.0)
-    if step.kind == "base":
-        stages = BASES[step.experiment.base].stages
-        tokens = sum(s.steps * s.batch_size * (s.shortest + s.longest) // 2 for s in stages)
-        return _Cost(tokens, 16 * parameters, tokens / budget["train_tokens_per_second"])
-    if step.kind == "train":
-        config = train_config(step)
-        mean = (config.data.shortest + config.data.longest) / 2
-        tokens = round(config.epochs * config.data.samples * mean)
-        # Float32 weights, gradients and two moments; with LoRA a frozen bfloat16 base, and about a hundredth trained.
-        per_parameter = 2 + 0.16 if config.lora_rank else 16
-        return _Cost(tokens, per_parameter * parameters, tokens / budget["train_tokens_per_second"])
-    if step.kind == "run":
-        run = run_config(step)
-        tokens = _num_prompts(run) // len(run.lengths) * sum(map(parse_length, run.lengths))
-        return _Cost(tokens, 2 * parameters, tokens / budget["eval_tokens_per_second"])
-    return None
+def _cost_if_known(step: Step) -> Cost | None:
+    try:
+        return step.cost()
+    except EvalkitError:
+        return Cost(None, None, None)
+
+
+def _cells(cost: Cost | None) -> str:
+    if cost is None:
+        return ""
+    tokens = "?" if cost.tokens is None else f"{cost.tokens:,}"
+    memory = "?" if cost.memory is None else _size(cost.memory)
+    return f" {tokens:>14} {memory:>9} {'?' if cost.seconds is None else _duration(cost.seconds):>8}"
+
+
+def _training_cost(study: Study, tokens: int, *, bytes_per_parameter: float) -> Cost:
+    budget = study.experiment.budget
+    speed = budget.train_tokens_per_second
+    memory = bytes_per_parameter * budget.parameters if budget.parameters else None
+    return Cost(tokens, memory, tokens / speed if speed else None)
+
+
+def _weight(length: str) -> int:
+    return max(1, parse_length(length))
+
+
+def _command(name: str, words: Sequence[str]) -> str:
+    return shlex.join(["evalkit", name, *words])
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size > 2**28 else f"{size / 2**20:,.0f} MiB"
 
 
 def _duration(seconds: float) -> str:

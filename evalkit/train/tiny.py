@@ -29,6 +29,7 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.worlds import HOUSE, HOUSE_PEOPLE
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
+from evalkit.files import write_whole
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.training_record import TRAINING_RECORD, TrainingRecord
@@ -137,7 +138,7 @@ def write_noise(path: Path, *, seed: int, num_sentences: int = 4_000) -> None:
                 pattern = pattern.replace(f"{{{letter}}}", words[int(rng.integers(len(words)))], 1)
         sentences[pattern[0].upper() + pattern[1:]] = None
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(" ".join(sentences) + "\n", encoding="utf-8")
+    write_whole(path, " ".join(sentences) + "\n")
 
 
 def vocabulary() -> list[str]:
@@ -152,7 +153,7 @@ def vocabulary() -> list[str]:
     return [*_SPECIAL, *frame, *sorted(words - set(frame))]
 
 
-def write_untrained(folder: Path, *, seed: int, base: BaseModel = BASES["tiny"]) -> None:
+def write_untrained(folder: Path, base: BaseModel, *, seed: int) -> None:
     """Write the tokenizer and a model with initial weights as a checkpoint folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -244,22 +245,25 @@ def copy_examples(count: int, *, shortest: int, longest: int, rng: np.random.Gen
 
 def train_base(
     folder: Path,
+    base: BaseModel,
     *,
     noise: Path,
     seed: int,
-    base: BaseModel = BASES["tiny"],
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Train the base from scratch and write it as a checkpoint folder, whole or not at all.
+    """Train a base from scratch and write it as a checkpoint folder, whole or not at all.
 
     Args:
-        folder: where it goes; what is there already is returned as it is.
+        folder: where it goes; a base that is finished there is returned as it is.
+        base: its size, and the stages of its training.
         noise: background text of its prompts; another one than is evaluated on.
         seed: decides weights, samples and their order.
-        base: its size, and the stages of its training.
         on_step: called with (steps done, steps in all) after each optimizer step.
+
+    Raises:
+        BadInput: ``folder`` holds something else, or a base of another seed or other stages.
     """
-    if folder.is_dir():
+    if _is_finished(folder, base, seed):
         return folder
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -267,45 +271,72 @@ def train_base(
     logging.disable_progress_bar()
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    write_untrained(part, seed=seed, base=base)
+    write_untrained(part, base, seed=seed)
     model = AutoModelForCausalLM.from_pretrained(part, local_files_only=True)
-    encoder = Encoder.open(part)
-    total, done = sum(stage.steps for stage in base.stages), 0
+    total, done, loss = sum(stage.steps for stage in base.stages), 0, None
     for number, stage in enumerate(base.stages):
-        examples = _stage_examples(stage, encoder, noise, seed=_BASE_SEED + 10 * seed + number)
-        num_items = stage.steps * stage.batch_size
-        trainer = make_trainer(
-            model,
-            training_arguments(
-                part,
-                steps=stage.steps,
-                batch_size=stage.batch_size,
-                learning_rate=stage.learning_rate,
-                warmup_steps=min(50, stage.steps // 4),
-                final_rate=0.1 if stage.decay else 1.0,
-                seed=seed,
-            ),
-            stream=Stream(examples, num_items=num_items, seed=seed),
-            collator=Collator(PositionRule(), range_length=base.length, num_items=num_items, seed=seed, pad_id=0),
-            lm_weight=0.1,
-            on_step=partial(_report, on_step, done, total),
-        )
+        examples = _stage_examples(stage, Encoder.open(part), noise, seed=_BASE_SEED + 10 * seed + number)
+        trainer = _stage_trainer(part, model, base, stage, examples, seed, partial(_report, on_step, done, total))
         trainer.train()
         done += stage.steps
+        loss = final_loss(trainer.state.log_history)
     model.save_pretrained(part)
-    rope = Checkpoint.open(part).rope
     TrainingRecord(
         recipe="from scratch",
         trained_length=base.length,
-        rope=rope.scaling if rope else None,
+        rope=rope.scaling if (rope := Checkpoint.open(part).rope) else None,
         seed=seed,
-        optimization={"stages": [asdict(stage) for stage in base.stages]},
+        optimization=_optimization(base),
         environments=(environment(),),
         steps=total,
-        final_loss=final_loss(trainer.state.log_history),
+        final_loss=loss,
     ).write(part / TRAINING_RECORD)
     part.replace(folder)
     return folder
+
+
+def _is_finished(folder: Path, base: BaseModel, seed: int) -> bool:
+    """Return whether a folder holds this base; refuse one that holds something else."""
+    if not folder.exists():
+        return False
+    record = TrainingRecord.read(folder / TRAINING_RECORD)
+    if record is None:
+        raise BadInput(f"{folder} has no training record, so it is no finished base; move it away, and train again.")
+    if (record.seed, record.optimization) != (seed, _optimization(base)):
+        raise BadInput(f"{folder} holds a base of another seed or other stages; move it away, or name another folder.")
+    return True
+
+
+def _optimization(base: BaseModel) -> dict[str, Any]:
+    return {"stages": [asdict(stage) for stage in base.stages]}
+
+
+def _stage_trainer(
+    folder: Path,
+    model: Any,
+    base: BaseModel,
+    stage: BaseStage,
+    examples: list[Example],
+    seed: int,
+    on_step: Callable[[int, int], None],
+) -> Any:
+    num_items = stage.steps * stage.batch_size
+    return make_trainer(
+        model,
+        training_arguments(
+            folder,
+            steps=stage.steps,
+            batch_size=stage.batch_size,
+            learning_rate=stage.learning_rate,
+            warmup_steps=min(50, stage.steps // 4),
+            final_rate=0.1 if stage.decay else 1.0,
+            seed=seed,
+        ),
+        stream=Stream(examples, num_items=num_items, seed=seed),
+        collator=Collator(PositionRule(), range_length=base.length, num_items=num_items, seed=seed, pad_id=0),
+        lm_weight=0.1,
+        on_step=on_step,
+    )
 
 
 def _report(on_step: Callable[[int, int], None], before: int, total: int, step: int, _: int) -> None:
