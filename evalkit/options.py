@@ -6,7 +6,7 @@
 
 Outside, a setting goes by its *key*, the flag without dashes: ``--depth 0,0.5`` on the command line is
 ``depth = [0, 0.5]`` in TOML and ``"depth": [0, 0.5]`` in run.json. Settings of several classes lie flat side by side.
-``read`` makes an instance of what was written; ``write``, ``words`` and ``to_toml`` write it down: each undoes the other.
+``read`` makes an instance of what was written; ``write``, ``words`` and ``to_toml`` write it down, each the way back.
 """
 
 import json

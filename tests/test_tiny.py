@@ -17,6 +17,7 @@ from evalkit.errors import BadInput
 from evalkit.machine import processor
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
+from evalkit.study.steps import PORTABLE_KERNELS
 from evalkit.train.tiny import BASES, BaseStage, copy_examples, task_options, train_base, write_noise, write_untrained
 
 SHORT = replace(BASES["tiny"], stages=(BaseStage(steps=2, shortest=64, longest=128, decay=False, batch_size=4),))
@@ -123,7 +124,7 @@ def test_the_record_of_a_base_names_the_processor_and_its_kernels(base):
 @pytest.mark.slow
 @pytest.mark.skipif("avx2" not in processor()["instructions"].split(), reason="the kernels need AVX2")
 @pytest.mark.skipif(not torch.__version__.startswith("2.13.0"), reason="other releases of torch sum in other orders")
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_seed_names_the_weights_of_a_base_on_every_processor_with_avx2(threads, tmp_path):
     code = f"""
 import hashlib
@@ -143,6 +144,6 @@ for name, tensor in sorted(load_file(folder / "base" / "model.safetensors").item
     digest.update(name.encode() + tensor.numpy().tobytes())
 print(digest.hexdigest())
 """
-    environment = os.environ | PORTABLE_KERNELS
+    environment = os.environ | PORTABLE_KERNELS | {"OMP_WAIT_POLICY": "passive"}  # threads may outnumber the cores
     trained = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    assert trained.stdout.strip() == "HASH"
+    assert trained.stdout.strip() == "ddb701cc54dd81062f16976c83c611e45076b4d13fed7f6a7ed4cbab2ce06ec8"

@@ -37,8 +37,12 @@ from evalkit.types import Prediction
 
 OnPart: TypeAlias = Callable[[int, int], None]
 """Called with (parts done, parts in all) while a step goes on."""
-PORTABLE_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
-"""Let every x86-64 processor with AVX2 sum in the same order, so that a training seed names its weights."""
+PORTABLE_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2,STRICT"}
+"""Let every x86-64 processor with AVX2 sum in the same order, so that a training seed names its weights.
+
+The first is for torch's own kernels, the second for MKL's, which differ between makers of processors unless they are
+STRICT. numpy's and oneDNN's have no part in a training.
+"""
 _NOISE = ("train", "test")
 
 

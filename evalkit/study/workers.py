@@ -5,6 +5,7 @@ they are loaded can be set for them, and they end when the process that started 
 """
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -76,13 +77,13 @@ class Workers:
             cores: that they share.
             environment: variables that have to be set before a library is loaded; what the user has set stays.
         """
-        self._cores = cores
+        threads = max(cores // number, 1)
         self._workers: list[tuple[Any, Connection]] = []
         context = get_context("spawn")
         with _environment({name: value for name, value in environment.items() if name not in os.environ}):
             for _ in range(number):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs,))
+                process = context.Process(target=_work, args=(theirs, threads))
                 process.start()
                 theirs.close()
                 self._workers.append((process, ours))
@@ -111,12 +112,11 @@ class Workers:
         """
         waiting, running = list(reversed(steps)), dict[Connection, Step]()
         free = [connection for _, connection in self._workers]
-        threads = max(self._cores // min(len(steps), len(free)), 1)
         while waiting or running:
             while waiting and free:
                 connection = free.pop()
                 running[connection] = waiting.pop()
-                connection.send((running[connection], threads))
+                connection.send(running[connection])
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 step = running[ready]
@@ -147,17 +147,17 @@ class Workers:
         return outcome
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: Connection, threads: int) -> None:
     """In a worker: carry out the steps that are sent; send shares, and at the end a line or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it, once
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not at once: engines that it started end with it
     Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            step, threads = connection.recv()
+            step = connection.recv()
         except EOFError:
             return
-        connection.send(_outcome(step, threads, connection))
+        _send(connection, _outcome(step, threads, connection))
 
 
 def _outcome(step: Step, threads: int, connection: Connection) -> str | Exception:
@@ -167,7 +167,7 @@ def _outcome(step: Step, threads: int, connection: Connection) -> str | Exceptio
         nonlocal told
         if done / total >= told + 0.01:
             told = done / total
-            connection.send(told)
+            _send(connection, told)
 
     try:
         import torch
@@ -182,11 +182,24 @@ def _outcome(step: Step, threads: int, connection: Connection) -> str | Exceptio
         return RuntimeError(f"{step} failed:\n{traceback.format_exc()}")
 
 
+def _send(connection: Connection, what: object) -> None:
+    try:
+        connection.send(what)
+    except BrokenPipeError:  # nobody hears it any more
+        sys.exit(1)
+
+
 def _disk_fault(error: Exception) -> str:
-    """Return why a file could not be written; empty where that is not what happened."""
+    """Return why a file could not be written; empty where that is not what happened.
+
+    safetensors says it in the words of Rust, torch.save of the file format.
+    """
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return ""
+    if number := re.search(r"\(os error (\d+)\)", text):
+        return os.strerror(int(number[1]))
+    return "torch could not write a whole file" if "inline_container" in text else ""
 
 
 def _end_with_parent() -> None:
