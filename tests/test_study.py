@@ -26,6 +26,9 @@ from evalkit.study.steps import PORTABLE_KERNELS, Questions, Report, Run, Study,
 from evalkit.train.data import choose_samples, item_fingerprint
 from evalkit.train.finetune import held_out, train_config
 from evalkit.train.tiny import BASES, BaseStage, train_base, write_noise
+from tests.test_registries import _plugged_in
+
+__all__ = ["_plugged_in"]  # a fixture
 
 SMALL = """
 about = "Two arms of the tiny study."
@@ -349,6 +352,18 @@ def test_a_published_set_that_has_fewer_rows_than_asked_is_done_and_reported(stu
     assert sum(study.num_samples.values()) == 4
     assert first(study, Run).done()
     assert (study.plots / "summary.csv").is_file()
+
+
+@pytest.mark.usefixtures("_plugged_in")
+def test_a_study_asks_a_benchmark_and_a_backend_of_somebody_elses(study, checkpoint, tmp_path):
+    evaluation = {"task": "echo", "subsets": ["small"], "lengths": "256", "filler": "so", "backend": "parrot"}
+    training = {"task": "echo", "subsets": ["small"], "samples": 4, "longest": 128, "epochs": 1, "filler": "so"}
+    experiment = replace(study.experiment, base=str(checkpoint), training=training, evaluation=evaluation)
+    study = replace(study, experiment=experiment)
+    for kind in (Train, Run):
+        assert configured(first(study, kind).command()) == first(study, kind).config
+    carry_out(study)
+    assert "echo" in (study.plots / "summary.csv").read_text()
 
 
 # What goes wrong

@@ -241,7 +241,8 @@ def environment() -> dict[str, Any]:
     import torch
 
     used = ("evalkit", "torch", "transformers", "accelerate", "peft", "numpy")
-    found: dict[str, Any] = {"processor": processor(), "versions": versions(used)}
+    kernels = torch.backends.cpu.get_cpu_capability()  # fewer than the processor has, where ATEN_CPU_CAPABILITY says so
+    found: dict[str, Any] = {"processor": processor() | {"kernels": kernels}, "versions": versions(used)}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
