@@ -436,6 +436,11 @@ def test_the_litter_of_a_study_that_was_killed_is_cleared_by_the_next_command(st
         workers.reproduce(replace(study, experiment=replace(study.experiment, base=str(study.root / "lost"))))
     assert not [path for path in litter if path.exists()]
     assert not (study.root / "seed-0" / "base.part").exists()
+    carry_out(study)
+    run = first(study, Run)
+    (run.out / "run.json.17.tmp").write_text("half")
+    run.carry_out(lambda done, total: None)
+    assert not list(run.out.rglob("*.tmp"))
 
 
 @pytest.mark.slow

@@ -120,6 +120,8 @@ class RunFolder:
     ) -> Self:
         for draft in (*path.glob(f"{_RUN}*.tmp"), *(path / _PROMPTS).glob("*.tmp")):  # of a writer that was killed
             draft.unlink()
+        for draft in path.glob(f"{_RUN}.*.tmp"):  # of a writer that was killed
+            draft.unlink(missing_ok=True)
         (path / _WRITER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         run: dict[str, Any] = {"schema": SCHEMA, "arm": arm, "config": config, "provenance": [provenance]}
         run["fingerprint"] = {"sha256": fingerprint_sha(parts), "parts": parts}
