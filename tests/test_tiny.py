@@ -117,8 +117,10 @@ def test_a_finished_base_is_kept_and_one_of_another_seed_or_training_is_refused(
 
 def test_the_record_of_a_base_names_the_processor_and_its_kernels(base):
     record = json.loads((base / "evalkit_training.json").read_text())
-    assert record["processor"] == processor() | {"kernels": torch.backends.cpu.get_cpu_capability()}
-    assert record["versions"]["torch"] == torch.__version__
+    (trained_on,) = record["environments"]
+    assert trained_on["processor"] == processor()
+    assert trained_on["kernels"] == torch.backends.cpu.get_cpu_capability()
+    assert trained_on["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.slow

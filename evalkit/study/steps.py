@@ -25,7 +25,7 @@ from evalkit.errors import BadInput, EvalkitError
 from evalkit.files import slug, write_whole
 from evalkit.lengths import parse_length
 from evalkit.machine import processor
-from evalkit.models.checkpoint import TRAINING_RECORD
+from evalkit.models.training_record import TRAINING_RECORD
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import RunConfig
 from evalkit.runs.plan import Cell, expected_samples, make_plan

@@ -237,12 +237,12 @@ def make_trainer(
 
 
 def environment() -> dict[str, Any]:
-    """Return what this process trains on: processor, GPU, versions. A seed names its result only where they agree."""
+    """Return what this process trains on. A seed names its result only where GPU or kernels and versions agree."""
     import torch
 
     used = ("evalkit", "torch", "transformers", "accelerate", "peft", "numpy")
     kernels = torch.backends.cpu.get_cpu_capability()  # fewer than the processor has, where ATEN_CPU_CAPABILITY says so
-    found: dict[str, Any] = {"processor": processor() | {"kernels": kernels}, "versions": versions(used)}
+    found: dict[str, Any] = {"processor": processor(), "kernels": kernels, "versions": versions(used)}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
