@@ -1,131 +1,20 @@
 """The server backend against a small real HTTP server that can misbehave in every way we have met."""
 
-import json
+import re
 import socket
-import struct
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends import server as server_module
+from evalkit.models.backends import server_connection
 from evalkit.models.backends.server import ServerBackend, ServerOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.types import Prompt, Sample
 from tests.backends import server as serving
-
-WINDOW = 512
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Answers "echo" and the last prompt id, the way vLLM's server does; ``trouble`` is dealt out first."""
-
-    def __init__(self, tokenizer) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.tokenizer = tokenizer
-        self.models = [{"id": "tiny", "object": "model", "owned_by": "vllm", "max_model_len": WINDOW}]
-        self.trouble: list[str] = []
-        self.key: str | None = None
-        self.takes_ids = True
-        self.adds_bos = False
-        self.shifts_ids = 0
-        self.bodies: list[dict] = []
-        self.running = self.most_running = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeServer
-
-    def log_message(self, *_) -> None:
-        pass
-
-    def reply(self, status: int, body, *, kind="application/json", headers=(), length=None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(length or len(data)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-        self.close_connection = length is not None
-
-    def misbehave(self) -> bool:
-        with self.server.lock:
-            trouble = self.server.trouble.pop(0) if self.server.trouble else ""
-        if trouble == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
-        elif trouble == "silence":
-            threading.Event().wait(1)
-            self.close_connection = True
-        elif trouble == "half body":
-            self.reply(200, b'{"choices": [{"te', length=500)
-        elif trouble == "half json":
-            self.reply(200, b'{"choices": [{"te')
-        elif trouble == "no choices":
-            self.reply(200, {"choices": []})
-        elif trouble == "html":
-            self.reply(200, b"<html>please log in</html>", kind="text/html")
-        elif trouble.isdigit():
-            said = f"no {trouble}, key {self.headers['Authorization'].removeprefix('Bearer ')}"
-            self.reply(int(trouble), {"error": {"message": said}}, headers=[("Retry-After", "0")])
-        return bool(trouble)
-
-    def do_GET(self) -> None:
-        if self.path == "/v1/models" and self.server.key in (None, self.headers["Authorization"]):
-            if not self.misbehave():
-                self.reply(200, {"object": "list", "data": self.server.models})
-        elif self.path == "/v1/models":
-            self.reply(401, {"error": {"message": f"wrong key {self.headers['Authorization']}"}})
-        elif self.path == "/version":
-            self.reply(200, {"version": "0.32.0"})
-        else:
-            self.reply(404, {"error": {"message": "no such page"}})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        tokenizer = self.server.tokenizer
-        if self.path == "/tokenize":
-            ids = tokenizer(body["prompt"], add_special_tokens=False).input_ids
-            self.reply(200, {"tokens": [i + self.server.shifts_ids for i in ids]})
-            return
-        with self.server.lock:
-            self.server.bodies.append(body)
-            self.server.running += 1
-            self.server.most_running = max(self.server.most_running, self.server.running)
-        if not self.misbehave():
-            self.answer(body)
-        with self.server.lock:
-            self.server.running -= 1
-
-    def answer(self, body: dict) -> None:
-        if self.path == "/v1/chat/completions":
-            said = f"echo {body['messages'][-1]['content'][-7:]}"
-            self.reply(200, {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
-            return
-        if not self.server.takes_ids:
-            self.reply(422, {"error": {"message": "prompt must be a string"}})
-            return
-        ids = body["prompt"]
-        if body["max_tokens"] > 1:
-            threading.Event().wait(0.02)
-        answer = self.server.tokenizer(f"echo {ids[-1]}", add_special_tokens=False).input_ids[: body["max_tokens"]]
-        stop = body.get("stop_token_ids", [])[:1]
-        choice = {"text": "unused", "finish_reason": "stop", "token_ids": [*answer, *stop]}
-        if "logprobs" in body:
-            choice["logprobs"] = {"token_logprobs": [-0.5] * len(choice["token_ids"])}
-        usage = {"prompt_tokens": len(ids) + self.server.adds_bos, "prompt_tokens_details": {"cached_tokens": 3}}
-        self.reply(200, {"choices": [choice], "usage": usage})
+from tests.misbehaving_server import EVERY_TROUBLE, WINDOW, stop
+from tests.misbehaving_server import serving as misbehaving
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +27,15 @@ def encoder(checkpoint) -> Encoder:
     return Encoder.open(checkpoint)
 
 
+@pytest.fixture(scope="module")
+def plain_encoder(checkpoint) -> Encoder:
+    return Encoder.open(checkpoint, chat=False)
+
+
 @pytest.fixture
 def server(encoder):
-    fake = FakeServer(encoder.tokenizer)
-    threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True).start()
-    yield fake
-    fake.shutdown()
-    fake.server_close()
+    with misbehaving(encoder.tokenizer) as fake:
+        yield fake
 
 
 @pytest.fixture(autouse=True)
@@ -254,8 +145,7 @@ def test_a_server_that_is_gone_ends_the_run_instead_of_failing_every_prompt(open
     run = backend.generate(prompts(encoder, 5))
     next(run)
     server.trouble.append("reset")  # the connection that is open; new ones find nobody listening
-    server.shutdown()
-    server.server_close()
+    stop(server)
     with pytest.raises(EngineError, match="No server answers at http://127"):
         list(run)
 
@@ -264,17 +154,23 @@ def test_a_server_that_falls_silent_ends_the_run_instead_of_keeping_every_prompt
     backend = opened(max_retries=1, concurrency=1, timeout_seconds=0.3)
     run = backend.generate(prompts(encoder, 5))
     next(run)
-    server.trouble += ["silence"] * 10
+    server.hangs = True
     with pytest.raises(EngineError, match=r"gave no answer within 0.3 s"):
         list(run)
 
 
-def test_an_answer_that_the_server_cut_short_is_a_failure(opened, server, encoder, monkeypatch):
+def test_an_answer_that_the_server_cut_short_is_a_failure(opened, server, encoder):
     backend = opened()
-    reply = {"choices": [{"text": "ech", "finish_reason": "length", "token_ids": [5, 6]}]}
-    monkeypatch.setattr(_Handler, "answer", lambda self, _: self.reply(200, reply))
+    server.finish_reason = "length"
     completion = answer_of(backend, prompts(encoder)[0])
-    assert completion.error == "server: the answer was cut at 2 of 20 tokens"
+    assert re.fullmatch(r"server: the answer was cut at \d of 20 tokens", completion.error)
+
+
+def test_an_answer_that_is_longer_than_ordered_is_a_failure(opened, server, encoder):
+    backend = opened()
+    server.longer = 40
+    completion = answer_of(backend, prompts(encoder)[0])
+    assert re.fullmatch(r"server: the answer has \d\d tokens where 20 were ordered", completion.error)
 
 
 def test_a_prompt_beyond_the_servers_window_is_not_sent(opened, server, encoder):
@@ -310,7 +206,7 @@ def test_what_is_served_is_recorded_without_credentials(opened, server):
         "prompt_form": "ids",
         "stop_ids": list(backend._stops),
     }
-    assert backend.settings()["base_url"] == server.url
+    assert backend.settings()["base_url"] == [server.url]
     assert backend.settings()["max_model_len"] == WINDOW
 
 
@@ -342,7 +238,7 @@ def test_another_tokenizer_earns_a_warning(opened, server):
 def test_a_server_that_takes_no_ids_is_refused_before_any_work(opened, server):
     server.takes_ids = False
     with pytest.raises(
-        BadInput, match=r"takes no token ids at /completions \(prompt must be a string\); use --server-chat"
+        BadInput, match=r"takes no token ids at /completions \(HTTP 422: prompt must be a string\); use --server-chat"
     ):
         opened()
 
@@ -353,23 +249,17 @@ def test_a_server_that_adds_tokens_of_its_own_is_refused(opened, server):
         opened()
 
 
-def test_no_server_html_and_half_documents_are_named_for_what_they_are(opened, server):
+def test_no_server_and_a_wrong_path_are_named_for_what_they_are(opened, server):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(EngineError, match="No server answers at http://127"):
             opened(url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
-    server.trouble = ["html"]
-    with pytest.raises(EngineError, match="does not answer with a list of models"):
-        opened()
-    server.trouble = ["half json"]
-    with pytest.raises(EngineError, match="half a JSON document"):
-        opened()
     with pytest.raises(EngineError, match="HTTP 404"):
         opened(url=f"{server.url}/wrong")
 
 
 def test_an_address_without_a_path_means_v1(opened, server):
-    assert opened(url=server.url.removesuffix("/v1")).settings()["base_url"] == server.url
+    assert opened(url=server.url.removesuffix("/v1")).settings()["base_url"] == [server.url]
 
 
 def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatch):
@@ -398,3 +288,29 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
 def test_impossible_options_are_refused(options, said):
     with pytest.raises(BadInput, match=said):
         ServerOptions(**options)
+
+
+# Misbehaviour: whatever comes, a prompt ends as an answer or as an error, and nothing of it breaks what reads it later.
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_odd_reply_ends_as_an_error_in_words_and_the_next_prompt_is_answered(
+    chat, server, encoder, plain_encoder, opened, monkeypatch
+):
+    monkeypatch.setattr(server_connection, "LARGEST_REPLY_BYTES", 2**20)
+    monkeypatch.setattr(server_module, "_REST_SECONDS", 0.0)
+    encoder = plain_encoder if chat else encoder
+    backend = opened(chat=chat, encoder=encoder, max_retries=0, logprobs=True)
+    odd, sound = prompts(encoder, 2)
+    for trouble in EVERY_TROUBLE:
+        server.trouble.append(trouble)
+        completion = answer_of(backend, odd)
+        assert not server.trouble
+        if chat and trouble.startswith("ids"):  # a chat's text counts, whatever ids are beside it
+            assert completion.text == "echo ary?  0", trouble
+        else:
+            assert re.match("server: [^ ]", completion.error or ""), trouble
+            assert completion.error.isprintable(), trouble
+            assert len(completion.error) < 400, trouble
+            assert completion.retryable == (trouble not in ("302", "400", "400 list")), trouble
+        assert answer_of(backend, sound).error is None, trouble
