@@ -1,19 +1,26 @@
 """The server backend against a small real HTTP server that can misbehave in every way we have met."""
 
+import json
 import re
 import socket
+import threading
+import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends import server as server_module
 from evalkit.models.backends import server_connection
 from evalkit.models.backends.server import ServerBackend, ServerOptions
+from evalkit.models.backends.server_connection import Trouble
+from evalkit.models.backends.server_replies import read_chat, read_completion
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.types import Prompt, Sample
 from tests.backends import server as serving
-from tests.misbehaving_server import EVERY_TROUBLE, WINDOW, stop
+from tests.misbehaving_server import EVERY_TROUBLE, ODD_BODIES, WINDOW, stop
 from tests.misbehaving_server import serving as misbehaving
 
 
@@ -314,3 +321,200 @@ def test_an_odd_reply_ends_as_an_error_in_words_and_the_next_prompt_is_answered(
             assert len(completion.error) < 400, trouble
             assert completion.retryable == (trouble not in ("302", "400", "400 list")), trouble
         assert answer_of(backend, sound).error is None, trouble
+
+
+def test_a_byte_at_a_time_does_not_stretch_an_attempt_beyond_its_timeout(opened, server, encoder):
+    backend = opened(max_retries=0, timeout_seconds=0.5)
+    server.trouble.append("drip")
+    started = time.monotonic()
+    completion = answer_of(backend, prompts(encoder)[0])
+    assert completion.error == "server: no answer within 0.5 s (attempt 1, the last)"
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/tokenize", "/v1/completions"])
+def test_odd_answers_to_the_first_questions_are_refused_or_warned_of(path, opened, server):
+    asked_of_all = path.startswith("/v1")
+    for body in ODD_FIRST_ANSWERS:
+        server.replies = {path: body}
+        if asked_of_all:
+            with pytest.raises(EngineError, match="so no OpenAI-compatible server is there; check the address"):
+                opened()
+        else:
+            backend = opened()
+            assert backend.identity()["versions"] == {"server": None if path == "/version" else "0.32.0"}
+            assert any("/tokenize gave an answer that cannot be used" in w for w in backend.warnings) == (
+                path == "/tokenize"
+            )
+
+
+ODD_FIRST_ANSWERS = (
+    *(ODD_BODIES[name] for name in ("nothing", "null", "a list", "no UTF-8", "deep inside")),
+    b'{"data": {"id": "tiny"}}',
+    b'{"data": [{"id": ["tiny"]}]}',
+    b'{"data": [{"id": ""}]}',
+    b'{"data": [{"id": "tiny", "max_model_len": "4096"}]}',
+    b'{"data": [{"id": "tiny", "max_model_len": -1}]}',
+    b'{"data": [{"id": "tiny", "max_model_len": 1e400}]}',
+    b'{"data": [{"id": "tiny", "owned_by": {}}]}',
+    b'{"data": [{"id": "tiny", "root": 3}]}',
+    b'{"version": ["0.32.0"], "tokens": ["Mary"], "choices": "none"}',
+    b'{"version": 3.2, "tokens": [1e3], "choices": [[]]}',
+)
+
+
+def test_a_server_that_comes_back_in_the_middle_of_a_run_is_asked_the_rest(opened, server, encoder, monkeypatch):
+    monkeypatch.setattr(server_module, "_FIRST_WAIT_SECONDS", 0.1)
+    backend = opened(concurrency=2)
+    answered = backend.generate(prompts(encoder, 8))
+    next(answered)
+    server.trouble += ["reset"] * 2
+    stop(server)
+
+    def come_back():
+        time.sleep(0.5)
+        with misbehaving(encoder.tokenizer, port=server.server_port) as again:
+            returned.append(again)
+            done.wait(30)
+
+    returned, done = [], threading.Event()
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    rest = [completion for _, completion in answered]
+    done.set()
+    thread.join()
+    assert [completion.error for completion in rest] == [None] * 7
+    assert returned[0].bodies, "the second server answered"
+
+
+def test_a_server_that_comes_back_as_another_ends_the_run(opened, server, encoder, monkeypatch):
+    backend = opened(concurrency=1)
+    answered = backend.generate(prompts(encoder, 5))
+    next(answered)
+    server.models[0]["max_model_len"] = WINDOW * 2
+    server.trouble.append("reset")
+    with pytest.raises(EngineError, match=r"became another: http.* serves tiny \(vllm, version 0.32.0, 1024 tokens\)"):
+        list(answered)
+
+
+# Several servers of one length.
+
+
+@pytest.fixture
+def second(encoder):
+    with misbehaving(encoder.tokenizer) as fake:
+        yield fake
+
+
+def test_several_servers_share_the_prompts_and_the_quicker_gets_more(opened, server, second, encoder):
+    server.seconds, second.seconds = 0.02, 0.2
+    backend = opened(url=(server.url, second.url), concurrency=2)
+    answered = list(backend.generate(prompts(encoder, 40)))
+    assert all(c.text == f"echo {p.token_ids[-1]}" for p, c in answered)
+    quick, slow = (len(one.bodies) - 1 for one in (server, second))  # less the probe
+    assert quick + slow == 40
+    assert quick > 2 * slow > 0
+    assert (server.most_running, second.most_running) == (2, 2)
+    assert backend.settings()["base_url"] == [server.url, second.url]
+
+
+def test_when_one_of_several_servers_is_gone_the_others_answer_everything(opened, server, second, encoder):
+    backend = opened(url=(server.url, second.url), concurrency=2)
+    answered = backend.generate(prompts(encoder, 20))
+    next(answered)
+    second.trouble += ["reset"] * 20
+    stop(second)
+    assert [completion.error for _, completion in answered] == [None] * 19
+
+
+def test_servers_of_one_length_must_serve_the_same(opened, server, second):
+    second.replies["/version"] = b'{"version": "0.31.0"}'
+    with pytest.raises(BadInput, match=rf"{second.url} serves tiny \(vllm, version 0.31.0.* and {server.url} tiny"):
+        opened(url=(server.url, second.url))
+
+
+def test_bare_addresses_serve_every_length_and_labelled_ones_their_own():
+    options = ServerOptions(base_url=("16k=http://a", "16k=http://b:1/v2/", "http://c", "http://c/v1"))
+    assert [one.root for one in options.addresses_of(["16k"], 1)] == ["http://a/v1", "http://b:1/v2"]
+    assert [one.root for one in options.addresses_of(["32k"], 1)] == ["http://c/v1"]
+    with pytest.raises(BadInput, match="need the same servers"):
+        options.addresses_of(["16k", "32k"], 1)
+
+
+# A prompt or an answer that is not what was ordered has no score.
+
+
+def test_a_server_that_reads_less_than_it_was_sent_did_not_answer_the_question(opened, server, encoder):
+    backend = opened()
+    [prompt] = prompts(encoder, words="very " * 60)
+    server.cuts_prompts_to = 40
+    completion = answer_of(backend, prompt)
+    assert completion.error == (
+        f"context_overflow: the server read 40 tokens where {len(prompt.token_ids)} were needed for the prompt tokens "
+        "that were sent"
+    )
+    assert not completion.retryable
+    server.cuts_prompts_to, server.adds_bos = 10**9, True
+    assert answer_of(backend, prompt).error.startswith("server: it counts ")
+
+
+def test_a_chat_that_reads_less_than_text_and_template_did_not_answer_the_question(opened, server, plain_encoder):
+    server.template_tokens = 30
+    backend = opened(chat=True, encoder=plain_encoder)
+    [prompt] = prompts(plain_encoder, words="very " * 60)
+    whole = len(prompt.token_ids) + 30
+    for counted in (whole, whole - 2):  # one token may be joined with the template's at each end
+        server.cuts_prompts_to = counted
+        assert answer_of(backend, prompt).error is None
+    server.cuts_prompts_to = whole - 10  # more than the text alone has
+    assert answer_of(backend, prompt).error.startswith(f"context_overflow: the server read {whole - 10} tokens where ")
+
+
+def test_a_server_that_does_not_count_earns_a_warning(opened, server):
+    server.counts = False
+    assert any("does not count the tokens of a prompt" in warning for warning in opened().warnings)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("content", [None, ""])
+def test_reasoning_without_an_answer_is_no_answer(field, content, opened, server, plain_encoder):
+    server.message = {"content": content, field: "Mary went first to the garden, and then"}
+    backend = opened(chat=True, encoder=plain_encoder)
+    server.finish_reason = "length"
+    completion = answer_of(backend, prompts(plain_encoder)[0])
+    assert completion.error == "reasoning: it did not end within the tokens for the answer"
+    assert not completion.retryable
+    server.finish_reason = "stop"
+    assert answer_of(backend, prompts(plain_encoder)[0]).error.startswith("reasoning: the server gave reasoning and")
+
+
+def test_the_content_beside_reasoning_is_the_answer(opened, server, plain_encoder):
+    server.message = {"content": "garden", "reasoning": "Mary went first to the garden."}
+    assert answer_of(opened(chat=True, encoder=plain_encoder), prompts(plain_encoder)[0]).text == "garden"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_reply_made_of_json_gets_past_the_types(data):
+    odd = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+        max_leaves=12,
+    )
+    choice = st.fixed_dictionaries({"finish_reason": odd | st.just("stop")}, optional=dict.fromkeys(NAMES, odd))
+    usage = st.dictionaries(st.sampled_from(NAMES), odd, max_size=3)
+    reply = data.draw(st.fixed_dictionaries({"choices": st.lists(choice, max_size=2) | odd}, optional={"usage": usage}))
+    for read in (read_completion, read_chat):
+        try:
+            answer = read(json.dumps(reply).encode())
+        except Trouble:
+            continue
+        assert isinstance(answer.text, str | None)
+        assert isinstance(answer.finish_reason, str | None)
+        assert all(type(i) is int and 0 <= i < 2**31 for i in (*answer.token_ids, answer.num_cached))
+        assert all(p <= 1e-3 for p in answer.logprobs)
+        assert all(count is None or 0 <= count < 2**31 for count in (answer.num_read, answer.num_written))
+
+
+NAMES = ("text", "message", "content", "reasoning", "token_ids", "logprobs", "token_logprobs", "logprob")
+NAMES += ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens")

@@ -83,7 +83,10 @@ def run(dry_run: bool, values: dict[str, Any]) -> None:
     from evalkit.runs.config import run_config
 
     refuse_missing(values, "model", "task", "lengths")
-    plan = planning.make_plan(run_config(values))
+    config = run_config(values)
+    if not dry_run:
+        config.engine.require_reachable()
+    plan = planning.make_plan(config)
     if dry_run:
         click.echo(planning.describe(plan))
         return

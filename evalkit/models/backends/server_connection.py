@@ -1,6 +1,7 @@
 """One server over HTTP: its address, what is sent there, and what keeps a reply from being used."""
 
 import asyncio
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ LARGEST_REPLY_BYTES = 64 * 2**20
 """Of a reply, unpacked: an answer of 100,000 tokens with log-probabilities has less."""
 _CONNECT_SECONDS = 10.0
 _PASSING_STATUS = (404, 408, 409, 425, 429)
-"""Errors of a request that may be gone on another attempt, besides all from 500 on. (404: a gateway whose server is just
-starting again; the path itself was tried before the run.)"""
+"""Errors of a request that may be gone on another attempt, besides all from 500 on. (404: a gateway whose server is
+just starting again; the path itself was tried before the run.)"""
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_MESSAGE = 300
 _PLACEHOLDER_LENGTH = 8
@@ -69,8 +70,9 @@ class ServerAddress:
             sound = False
         # What could hide where the password ends from whoever masks it later.
         if not sound or "@" in parts.path or not text.isprintable() or any(mark in text for mark in " \"'\\?#"):
+            shown = re.split(r"[?#]", text.rpartition("@")[2])[0]
             raise BadInput(
-                f"{text.rpartition('@')[2]!r} is not a server's address; give one like http://localhost:8000/v1, "
+                f"{shown!r} is not a server's address; give one like http://localhost:8000/v1, "
                 "without a query (and write marks in a password as %40 and so on)."
             )
         host = parts.netloc.rpartition("@")[2]
