@@ -114,7 +114,7 @@ def test_reasoning_that_never_ended_is_not_scored_as_an_empty_answer(checkpoint,
     assert set(map(tuple, values(tmp_path / "r").values())) == {(None, None)}
 
 
-@pytest.mark.parametrize("trouble", ["", "400", "500 no UTF-8", "dead"])
+@pytest.mark.parametrize("trouble", ["", "400", "dead"])
 def test_credentials_in_an_address_reach_no_file_no_message_and_no_log(
     trouble, checkpoint, server, dead, tmp_path, monkeypatch, caplog
 ):
@@ -123,7 +123,7 @@ def test_credentials_in_an_address_reach_no_file_no_message_and_no_log(
     server.trouble = [trouble] * 2 if trouble else []
     host = dead if trouble == "dead" else server.url.removeprefix("http://")
     address = f"http://user:se%40cret-pass@{host}"
-    given = ("run", "--model", checkpoint, *RUN, "--base-url", f"1k={address}", "--samples", 3, "--max-retries", 0)
+    given = ("run", "--model", checkpoint, *RUN, "--base-url", f"1k={address}", "--samples", 2, "--max-retries", 0)
     command = [*map(str, given), "--out", str(tmp_path / "r")]
     monkeypatch.setattr(sys, "argv", ["evalkit", *command])
     shown = evalkit(*command)

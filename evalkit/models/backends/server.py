@@ -105,13 +105,15 @@ class ServerOptions(BackendOptions):
                 f"These lengths are served under {num_groups} rope rules and a server has one; start one server for "
                 "each, and name them like --base-url 16k=http://localhost:8001/v1 --base-url 32k=..."
             )
-        found = {given.get(length, given.get("", ())) for length in lengths}
-        if len(found) != 1 or () in found:
+        found = {length: given.get(length, given.get("", ())) for length in lengths}
+        if missing := [length for length, servers in found.items() if not servers]:
+            raise BadInput(f"No server is named for {', '.join(missing)}; name it like --base-url {missing[0]}=URL.")
+        if len(set(found.values())) > 1:
             raise BadInput(
                 f"The lengths {', '.join(lengths)} share a rope rule and need the same servers; name them with "
                 "--base-url URL, or for each length with --base-url LENGTH=URL."
             )
-        return found.pop()
+        return found[lengths[0]]
 
     def require_reachable(self) -> None:
         """Refuse a dead server in the first second, before anything is loaded or a folder is made.
