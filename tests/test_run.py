@@ -307,7 +307,10 @@ def test_wrong_use_gets_one_sentence_and_exit_code_2(checkpoint, tmp_path, monke
     [
         (("--backend", "vllm"), "vLLM is not installed here"),
         (("--backend", "server", "--base-url", "http://h/v1"), "served under 2 rope rules and a server has one"),
-        (("--backend", "server", "--base-url", "8k=http://h/v1"), "No server is named for 4k; name it like --base-url 4k=URL"),
+        (
+            ("--backend", "server", "--base-url", "8k=http://h/v1"),
+            "No server is named for 4k; name it like --base-url 4k=URL",
+        ),
         (
             ("--backend", "server", "--base-url", "4k=http://h/v1", "--base-url", "8k=http://h/v1", "--timeout", "nan"),
             "nan",

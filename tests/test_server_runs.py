@@ -98,7 +98,7 @@ def test_a_prompt_that_the_server_cuts_has_no_score(form, checkpoint, server, tm
     )
     assert "2 samples do not fit their length and stay unscored" in shown.output
     for record in records(tmp_path / "r"):
-        assert record["error"].startswith("context_overflow: the server read 600 tokens where ")
+        assert record["error"].startswith("context_overflow: the server read 600 ")
     assert set(map(tuple, values(tmp_path / "r").values())) == {(None, None)}
 
 

@@ -569,15 +569,15 @@ class ServerBackend:
         counted, ids = answer.num_read, prompt.token_ids.tolist()
         if counted is None:
             return None
-        if not self.options.chat:
-            sent, least, most = "prompt tokens that were sent", len(ids), len(ids)
-        else:
+        if self.options.chat:
             own = len(self._ids(self._text(ids).strip()))  # many templates strip what they are given
-            sent, least, most = "tokens of the text", max(own, own + server.template_tokens - _SEAM_TOKENS), counted
-        if counted < least:
-            return f"context_overflow: the server read {counted:,} tokens where {least:,} were needed for the {sent}"
-        if counted > most:
-            return f"server: it counts {counted:,} tokens where {most:,} ids were sent"
+            least = max(own, own + server.template_tokens - _SEAM_TOKENS)
+            if counted < least:
+                return f"context_overflow: the server read {counted:,} tokens where text and template have {least:,}"
+        elif counted < len(ids):
+            return f"context_overflow: the server read {counted:,} of {len(ids):,} prompt tokens"
+        elif counted > len(ids):
+            return f"server: it read {counted:,} prompt tokens where {len(ids):,} ids were sent"
         return None
 
     # What went wrong, in words.
