@@ -64,7 +64,20 @@ ODD_BODIES: dict[str, bytes] = {
 
 # What is done to the connection or to HTTP.
 ODD_TRANSPORT = ("reset", "half body", "no HTTP", "badly packed", "redirects in circles", "endless")
-STATUS = ("400", "401", "404", "429", "500", "503", "302", "500 deep", "400 list", "500 no UTF-8", "429 later")
+STATUS = (
+    "400",
+    "401",
+    "404",
+    "429",
+    "500",
+    "503",
+    "302",
+    "500 deep",
+    "400 list",
+    "500 no UTF-8",
+    "400 long",
+    "429 later",
+)
 
 EVERY_TROUBLE = (*ODD_FIELDS, *ODD_BODIES, *ODD_TRANSPORT, *STATUS)
 """Each of these, dealt out in ``MisbehavingServer.trouble``, spoils one answer (not: "drip", which takes time)."""
@@ -218,6 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
     def reply_status(self, trouble: str) -> None:
         status, _, how = trouble.partition(" ")
         said: Any = {"error": {"message": f"no {status}, key {self.headers['Authorization']}".replace("Bearer ", "")}}
+        if how == "long":
+            said["error"]["message"] = "x" * 290 + said["error"]["message"].rpartition(" ")[2]
         bodies = {"deep": b"[" * 200_000, "list": [["wrong"]], "no UTF-8": b"\xff\xfe wrong"}
         after = "nan" if how == "later" else "0"
         self.reply(int(status), bodies.get(how, said), headers=[("Retry-After", after)])

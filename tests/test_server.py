@@ -276,10 +276,32 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
     monkeypatch.setenv("EVALKIT_API_KEY", "sk-very-secret")
     backend = opened(max_retries=0)
-    server.trouble += ["400", "503"]
-    errors = [answer_of(backend, prompt).error for prompt in prompts(encoder, 2)]
+    server.trouble += ["400", "503", "400 long"]
+    errors = [answer_of(backend, prompt).error for prompt in prompts(encoder, 3)]
     assert errors[0] == "server: HTTP 400: no 400, key ***"
+    assert errors[2] == f"server: HTTP 400: {'x' * 290}***", "masked before it was cut"
     assert "secret" not in f"{errors}{backend!r}{backend.options!r}{backend.settings()}{backend.warnings}"
+
+
+def test_a_key_that_the_server_repeats_in_a_sound_answer_is_not_recorded(opened, server, plain_encoder, monkeypatch):
+    monkeypatch.setenv("EVALKIT_API_KEY", "sk-very-secret")
+    server.models[0]["root"] = "/keys/sk-very-secret/tiny"
+    server.message = {"content": "garden, said sk-very-secret"}
+    backend = opened(chat=True, encoder=plain_encoder)
+    assert backend.settings()["root"] == "/keys/***/tiny"
+    assert answer_of(backend, prompts(plain_encoder)[0]).text == "garden, said ***"
+
+
+def test_a_key_that_is_a_mere_word_changes_no_answer(opened, server, plain_encoder, monkeypatch):
+    monkeypatch.setenv("EVALKIT_API_KEY", "none")
+    server.message = {"content": "none"}
+    assert answer_of(opened(chat=True, encoder=plain_encoder), prompts(plain_encoder)[0]).text == "none"
+
+
+def test_a_key_that_no_header_can_hold_is_refused(opened, monkeypatch):
+    monkeypatch.setenv("EVALKIT_API_KEY", "sk-sécret")
+    with pytest.raises(BadInput, match="EVALKIT_API_KEY holds marks"):
+        opened()
 
 
 @pytest.mark.parametrize(
@@ -287,6 +309,7 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
     [
         ({}, "needs an address"),
         ({"base_url": ("localhost:8000",)}, "is not a server's address"),
+        ({"base_url": ("http://a..b/v1",)}, "is not a server's address"),
         ({"base_url": ("http://h",), "concurrency": 0}, "concurrency is 0"),
         ({"base_url": ("http://h",), "timeout_seconds": 0}, "timeout_seconds is 0"),
         ({"base_url": ("http://h",), "max_retries": -1}, "max_retries is -1"),
@@ -319,7 +342,7 @@ def test_an_odd_reply_ends_as_an_error_in_words_and_the_next_prompt_is_answered(
             assert re.match("server: [^ ]", completion.error or ""), trouble
             assert completion.error.isprintable(), trouble
             assert len(completion.error) < 400, trouble
-            assert completion.retryable == (trouble not in ("302", "400", "400 list")), trouble
+            assert completion.retryable == (trouble not in ("302", "400", "400 list", "400 long")), trouble
         assert answer_of(backend, sound).error is None, trouble
 
 

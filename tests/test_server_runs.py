@@ -77,7 +77,7 @@ def test_a_run_survives_every_misbehaviour_and_asks_again_what_may_be_answered(c
 
     assert evalkit("run", *given).exit_code == 1, "what the server rejected stays rejected"
     last = {record["sample_id"]: record["error"] for record in records(tmp_path / "r")}
-    assert sorted(error.partition(":")[2][:9] for error in last.values() if error) == [" HTTP 302", *[" HTTP 400"] * 2]
+    assert sorted(error.partition(":")[2][:9] for error in last.values() if error) == [" HTTP 302", *[" HTTP 400"] * 3]
 
 
 def test_a_crosscheck_says_which_prompts_a_misbehaving_server_did_not_answer(checkpoint, server):

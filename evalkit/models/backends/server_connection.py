@@ -65,8 +65,9 @@ class ServerAddress:
         """
         try:
             parts = urlsplit(text)
+            (parts.hostname or "").encode("idna")
             sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:  # a port that is no number, a bracket that is not closed
+        except ValueError:  # a port that is no number, a bracket that is not closed, a name that no host can have
             sound = False
         # What could hide where the password ends from whoever masks it later.
         if not sound or "@" in parts.path or not text.isprintable() or any(mark in text for mark in " \"'\\?#"):
@@ -137,9 +138,9 @@ class Connection:
             self.in_flight -= 1
         if response.is_success:
             return self._masked(content)
-        status = response.status_code
+        status, said = response.status_code, self.first_line(_message(content) or response.reason_phrase)
         raise Trouble(
-            f"HTTP {status}: {self.first_line(_message(content) or response.reason_phrase)}",
+            f"HTTP {status}: {said}" if said else f"HTTP {status}",
             passing=status in _PASSING_STATUS or status >= 500,
             status=status,
             wait=_asked_to_wait(response.headers),
