@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends import server as server_module
-from evalkit.models.backends import server_connection
+from evalkit.models.backends import server_client, server_connection
 from evalkit.models.backends.server import ServerBackend, ServerOptions
 from evalkit.models.backends.server_connection import Trouble
 from evalkit.models.backends.server_replies import read_chat, read_completion
@@ -47,7 +47,7 @@ def server(encoder):
 
 @pytest.fixture(autouse=True)
 def _no_keys_no_waiting(monkeypatch):
-    for name in server_module.KEY_VARIABLES:
+    for name in server_connection.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(server_module, "_FIRST_WAIT_SECONDS", 0.001)
 
@@ -211,7 +211,7 @@ def test_what_is_served_is_recorded_without_credentials(opened, server):
         "software": "vllm",
         "versions": {"server": "0.32.0"},
         "prompt_form": "ids",
-        "stop_ids": list(backend._stops),
+        "stop_ids": list(backend._form.stop_ids),
     }
     assert backend.settings()["base_url"] == [server.url]
     assert backend.settings()["max_model_len"] == WINDOW
@@ -328,7 +328,7 @@ def test_an_odd_reply_ends_as_an_error_in_words_and_the_next_prompt_is_answered(
     chat, server, encoder, plain_encoder, opened, monkeypatch
 ):
     monkeypatch.setattr(server_connection, "LARGEST_REPLY_BYTES", 2**20)
-    monkeypatch.setattr(server_module, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(server_client, "_REST_SECONDS", 0.0)
     encoder = plain_encoder if chat else encoder
     backend = opened(chat=chat, encoder=encoder, max_retries=0, logprobs=True)
     odd, sound = prompts(encoder, 2)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from evalkit.cli.commands import main
 from evalkit.models.backends import server as server_module
+from evalkit.models.backends import server_connection
 from evalkit.models.encoder import Encoder
 from tests.misbehaving_server import EVERY_TROUBLE, serving
 
@@ -46,7 +47,7 @@ def server(checkpoint):
 
 @pytest.fixture(autouse=True)
 def _no_keys_no_waiting(monkeypatch):
-    for name in server_module.KEY_VARIABLES:
+    for name in server_connection.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(server_module, "_FIRST_WAIT_SECONDS", 0.001)
 

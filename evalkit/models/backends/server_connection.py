@@ -1,6 +1,7 @@
 """One server over HTTP: its address, what is sent there, and what keeps a reply from being used."""
 
 import asyncio
+import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from evalkit.errors import BadInput
 
+KEY_VARIABLES = ("EVALKIT_API_KEY", "OPENAI_API_KEY")
 LARGEST_REPLY_BYTES = 64 * 2**20
 """Of a reply, unpacked: an answer of 100,000 tokens with log-probabilities has less."""
 _CONNECT_SECONDS = 10.0
@@ -31,6 +33,7 @@ class Trouble(Exception):
         *,
         passing: bool = True,
         silent: bool = False,
+        late: bool = False,
         status: int | None = None,
         wait: float | None = None,
     ) -> None:
@@ -40,11 +43,12 @@ class Trouble(Exception):
             message: without credentials.
             passing: another attempt may not meet it.
             silent: nobody answered at all.
+            late: nor will they soon: the time was up.
             status: of HTTP, where there was an answer that says it is an error.
             wait: seconds after which the server asks to be tried again.
         """
         super().__init__(message)
-        self.passing, self.silent, self.status, self.wait = passing, silent, status, wait
+        self.passing, self.silent, self.late, self.status, self.wait = passing, silent, late, status, wait
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Connection:
                 async with self._client.stream("GET" if body is None else "POST", url, json=body) as response:
                     content = await _read(response)
         except (TimeoutError, httpx2.TimeoutException) as error:
-            raise Trouble(f"no answer within {self.timeout_seconds:g} s", silent=True) from error
+            raise Trouble(f"no answer within {self.timeout_seconds:g} s", silent=True, late=True) from error
         except httpx2.DecodingError as error:
             raise Trouble("an answer that is not packed as it says") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -162,6 +166,20 @@ class Connection:
             if len(secret) >= _PLACEHOLDER_LENGTH:
                 content = content.replace(secret.encode(), b"***")
         return content
+
+
+def api_key() -> str | None:
+    """Return the API key of the environment, None where there is none.
+
+    Raises:
+        BadInput: it cannot be sent.
+    """
+    for name in KEY_VARIABLES:
+        if key := os.environ.get(name, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise BadInput(f"{name} holds marks that no API key has; set it again (plain letters, digits, signs).")
+            return key
+    return None
 
 
 async def _read(response: Any) -> bytes:
