@@ -35,7 +35,7 @@ class Option:
     repeat: bool = False
     """Of several values each has its own flag, instead of one list with commas."""
     secret: bool = False
-    """An address that may hold a password: it is written down without."""
+    """An address that may hold a password: it is written down without, and no repr shows it."""
 
     @property
     def key(self) -> str:
@@ -65,7 +65,7 @@ def option(
 ) -> Any:
     """Return a dataclass field that can be written; see ``Option``."""
     metadata = {"option": Option(flag=flag, help=help, parse=parse, repeat=repeat, secret=secret)}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def settings(cls: type) -> Mapping[str, Setting]:
@@ -207,7 +207,7 @@ def is_switch(setting: Setting) -> bool:
 
 def without_credentials(text: str) -> str:
     """Return a text with user names, passwords and keys in its addresses masked."""
-    text = re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^/\s'\"]*@", r"\1***@", text)
     return re.sub(r"(?i)([?&][^=&\s'\"]*(?:key|token|secret|sig|password|auth)[^=&\s'\"]*=)[^&\s'\"]+", r"\1***", text)
 
 

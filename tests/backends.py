@@ -38,12 +38,18 @@ def vllm(
 
 
 def server(
-    checkpoint: Checkpoint, encoder: Encoder, url: str, length: int, *, logprobs: bool = False, **options: Any
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    url: str | tuple[str, ...],
+    length: int,
+    *,
+    logprobs: bool = False,
+    **options: Any,
 ) -> Any:
-    """Return a client that has asked its server what it serves."""
+    """Return a client that has asked its servers what they serve."""
     from evalkit.models.backends.server import ServerBackend, ServerOptions
 
-    chosen = ServerOptions(base_url=(url,), **options)
+    chosen = ServerOptions(base_url=(url,) if isinstance(url, str) else url, **options)
     backend = ServerBackend(checkpoint, encoder, chosen, groups=[("1k",)], logprobs=logprobs)
     backend.serve(served_rope(checkpoint, RopeRequest(), 256), ("1k",), length)
     return backend

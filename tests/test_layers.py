@@ -22,7 +22,7 @@ HEAVY = {
     "scipy",
     "statsmodels",
     "matplotlib",
-    "openai",
+    "httpx2",
     "pyarrow",
 }
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from evalkit.cli.commands import main
 from evalkit.records.folder import RunFolder
+from tests.misbehaving_server import serving
 
 
 def evalkit(*arguments: object):
@@ -306,8 +307,14 @@ def test_wrong_use_gets_one_sentence_and_exit_code_2(checkpoint, tmp_path, monke
     [
         (("--backend", "vllm"), "vLLM is not installed here"),
         (("--backend", "server", "--base-url", "http://h/v1"), "served under 2 rope rules and a server has one"),
-        (("--backend", "server", "--base-url", "8k=http://h/v1"), "need one server"),
-        (("--backend", "server", "--base-url", "4k=http://h", "--base-url", "8k=http://h", "--timeout", "nan"), "nan"),
+        (
+            ("--backend", "server", "--base-url", "8k=http://h/v1"),
+            "No server is named for 4k; name it like --base-url 4k=URL",
+        ),
+        (
+            ("--backend", "server", "--base-url", "4k=http://h/v1", "--base-url", "8k=http://h/v1", "--timeout", "nan"),
+            "nan",
+        ),
         (("--backend", "hf", "--factor", "4x"), "a number from 1 up, or auto; got '4x'"),
     ],
 )
@@ -315,7 +322,8 @@ def test_what_no_backend_could_answer_is_refused_before_any_work(checkpoint, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("evalkit.models.backends.vllm.engine.find_spec", lambda name: None)
     given = ("--model", checkpoint, "--task", "babilong", "--lengths", "4k,8k", "--rope", "yarn")
-    shown = evalkit("run", *given, *arguments)
+    with serving(tokenizer=None) as server:  # it is there, and never asked
+        shown = evalkit("run", *given, *(word.replace("http://h/v1", server.url) for word in arguments))
     assert shown.exit_code == 2
     assert message in shown.output
     assert not (tmp_path / "results").exists()

@@ -1,131 +1,27 @@
 """The server backend against a small real HTTP server that can misbehave in every way we have met."""
 
 import json
+import re
 import socket
-import struct
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends import server as server_module
+from evalkit.models.backends import server_client, server_connection
 from evalkit.models.backends.server import ServerBackend, ServerOptions
+from evalkit.models.backends.server_connection import Trouble
+from evalkit.models.backends.server_replies import read_chat, read_completion
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.types import Prompt, Sample
 from tests.backends import server as serving
-
-WINDOW = 512
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Answers "echo" and the last prompt id, the way vLLM's server does; ``trouble`` is dealt out first."""
-
-    def __init__(self, tokenizer) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.tokenizer = tokenizer
-        self.models = [{"id": "tiny", "object": "model", "owned_by": "vllm", "max_model_len": WINDOW}]
-        self.trouble: list[str] = []
-        self.key: str | None = None
-        self.takes_ids = True
-        self.adds_bos = False
-        self.shifts_ids = 0
-        self.bodies: list[dict] = []
-        self.running = self.most_running = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeServer
-
-    def log_message(self, *_) -> None:
-        pass
-
-    def reply(self, status: int, body, *, kind="application/json", headers=(), length=None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(length or len(data)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-        self.close_connection = length is not None
-
-    def misbehave(self) -> bool:
-        with self.server.lock:
-            trouble = self.server.trouble.pop(0) if self.server.trouble else ""
-        if trouble == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
-        elif trouble == "silence":
-            threading.Event().wait(1)
-            self.close_connection = True
-        elif trouble == "half body":
-            self.reply(200, b'{"choices": [{"te', length=500)
-        elif trouble == "half json":
-            self.reply(200, b'{"choices": [{"te')
-        elif trouble == "no choices":
-            self.reply(200, {"choices": []})
-        elif trouble == "html":
-            self.reply(200, b"<html>please log in</html>", kind="text/html")
-        elif trouble.isdigit():
-            said = f"no {trouble}, key {self.headers['Authorization'].removeprefix('Bearer ')}"
-            self.reply(int(trouble), {"error": {"message": said}}, headers=[("Retry-After", "0")])
-        return bool(trouble)
-
-    def do_GET(self) -> None:
-        if self.path == "/v1/models" and self.server.key in (None, self.headers["Authorization"]):
-            if not self.misbehave():
-                self.reply(200, {"object": "list", "data": self.server.models})
-        elif self.path == "/v1/models":
-            self.reply(401, {"error": {"message": f"wrong key {self.headers['Authorization']}"}})
-        elif self.path == "/version":
-            self.reply(200, {"version": "0.32.0"})
-        else:
-            self.reply(404, {"error": {"message": "no such page"}})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        tokenizer = self.server.tokenizer
-        if self.path == "/tokenize":
-            ids = tokenizer(body["prompt"], add_special_tokens=False).input_ids
-            self.reply(200, {"tokens": [i + self.server.shifts_ids for i in ids]})
-            return
-        with self.server.lock:
-            self.server.bodies.append(body)
-            self.server.running += 1
-            self.server.most_running = max(self.server.most_running, self.server.running)
-        if not self.misbehave():
-            self.answer(body)
-        with self.server.lock:
-            self.server.running -= 1
-
-    def answer(self, body: dict) -> None:
-        if self.path == "/v1/chat/completions":
-            said = f"echo {body['messages'][-1]['content'][-7:]}"
-            self.reply(200, {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
-            return
-        if not self.server.takes_ids:
-            self.reply(422, {"error": {"message": "prompt must be a string"}})
-            return
-        ids = body["prompt"]
-        if body["max_tokens"] > 1:
-            threading.Event().wait(0.02)
-        answer = self.server.tokenizer(f"echo {ids[-1]}", add_special_tokens=False).input_ids[: body["max_tokens"]]
-        stop = body.get("stop_token_ids", [])[:1]
-        choice = {"text": "unused", "finish_reason": "stop", "token_ids": [*answer, *stop]}
-        if "logprobs" in body:
-            choice["logprobs"] = {"token_logprobs": [-0.5] * len(choice["token_ids"])}
-        usage = {"prompt_tokens": len(ids) + self.server.adds_bos, "prompt_tokens_details": {"cached_tokens": 3}}
-        self.reply(200, {"choices": [choice], "usage": usage})
+from tests.misbehaving_server import EVERY_TROUBLE, ODD_BODIES, WINDOW, stop
+from tests.misbehaving_server import serving as misbehaving
 
 
 @pytest.fixture(scope="module")
@@ -138,18 +34,20 @@ def encoder(checkpoint) -> Encoder:
     return Encoder.open(checkpoint)
 
 
+@pytest.fixture(scope="module")
+def plain_encoder(checkpoint) -> Encoder:
+    return Encoder.open(checkpoint, chat=False)
+
+
 @pytest.fixture
 def server(encoder):
-    fake = FakeServer(encoder.tokenizer)
-    threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True).start()
-    yield fake
-    fake.shutdown()
-    fake.server_close()
+    with misbehaving(encoder.tokenizer) as fake:
+        yield fake
 
 
 @pytest.fixture(autouse=True)
 def _no_keys_no_waiting(monkeypatch):
-    for name in server_module.KEY_VARIABLES:
+    for name in server_connection.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(server_module, "_FIRST_WAIT_SECONDS", 0.001)
 
@@ -254,8 +152,7 @@ def test_a_server_that_is_gone_ends_the_run_instead_of_failing_every_prompt(open
     run = backend.generate(prompts(encoder, 5))
     next(run)
     server.trouble.append("reset")  # the connection that is open; new ones find nobody listening
-    server.shutdown()
-    server.server_close()
+    stop(server)
     with pytest.raises(EngineError, match="No server answers at http://127"):
         list(run)
 
@@ -264,17 +161,23 @@ def test_a_server_that_falls_silent_ends_the_run_instead_of_keeping_every_prompt
     backend = opened(max_retries=1, concurrency=1, timeout_seconds=0.3)
     run = backend.generate(prompts(encoder, 5))
     next(run)
-    server.trouble += ["silence"] * 10
+    server.hangs = True
     with pytest.raises(EngineError, match=r"gave no answer within 0.3 s"):
         list(run)
 
 
-def test_an_answer_that_the_server_cut_short_is_a_failure(opened, server, encoder, monkeypatch):
+def test_an_answer_that_the_server_cut_short_is_a_failure(opened, server, encoder):
     backend = opened()
-    reply = {"choices": [{"text": "ech", "finish_reason": "length", "token_ids": [5, 6]}]}
-    monkeypatch.setattr(_Handler, "answer", lambda self, _: self.reply(200, reply))
+    server.finish_reason = "length"
     completion = answer_of(backend, prompts(encoder)[0])
-    assert completion.error == "server: the answer was cut at 2 of 20 tokens"
+    assert re.fullmatch(r"server: the answer was cut at \d of 20 tokens", completion.error)
+
+
+def test_an_answer_that_is_longer_than_ordered_is_a_failure(opened, server, encoder):
+    backend = opened()
+    server.longer = 40
+    completion = answer_of(backend, prompts(encoder)[0])
+    assert re.fullmatch(r"server: the answer has \d\d tokens where 20 were ordered", completion.error)
 
 
 def test_a_prompt_beyond_the_servers_window_is_not_sent(opened, server, encoder):
@@ -308,9 +211,9 @@ def test_what_is_served_is_recorded_without_credentials(opened, server):
         "software": "vllm",
         "versions": {"server": "0.32.0"},
         "prompt_form": "ids",
-        "stop_ids": list(backend._stops),
+        "stop_ids": list(backend._form.stop_ids),
     }
-    assert backend.settings()["base_url"] == server.url
+    assert backend.settings()["base_url"] == [server.url]
     assert backend.settings()["max_model_len"] == WINDOW
 
 
@@ -342,7 +245,7 @@ def test_another_tokenizer_earns_a_warning(opened, server):
 def test_a_server_that_takes_no_ids_is_refused_before_any_work(opened, server):
     server.takes_ids = False
     with pytest.raises(
-        BadInput, match=r"takes no token ids at /completions \(prompt must be a string\); use --server-chat"
+        BadInput, match=r"takes no token ids at /completions \(HTTP 422: prompt must be a string\); use --server-chat"
     ):
         opened()
 
@@ -353,23 +256,17 @@ def test_a_server_that_adds_tokens_of_its_own_is_refused(opened, server):
         opened()
 
 
-def test_no_server_html_and_half_documents_are_named_for_what_they_are(opened, server):
+def test_no_server_and_a_wrong_path_are_named_for_what_they_are(opened, server):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(EngineError, match="No server answers at http://127"):
             opened(url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
-    server.trouble = ["html"]
-    with pytest.raises(EngineError, match="does not answer with a list of models"):
-        opened()
-    server.trouble = ["half json"]
-    with pytest.raises(EngineError, match="half a JSON document"):
-        opened()
     with pytest.raises(EngineError, match="HTTP 404"):
         opened(url=f"{server.url}/wrong")
 
 
 def test_an_address_without_a_path_means_v1(opened, server):
-    assert opened(url=server.url.removesuffix("/v1")).settings()["base_url"] == server.url
+    assert opened(url=server.url.removesuffix("/v1")).settings()["base_url"] == [server.url]
 
 
 def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatch):
@@ -379,10 +276,32 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
     monkeypatch.setenv("EVALKIT_API_KEY", "sk-very-secret")
     backend = opened(max_retries=0)
-    server.trouble += ["400", "503"]
-    errors = [answer_of(backend, prompt).error for prompt in prompts(encoder, 2)]
+    server.trouble += ["400", "503", "400 long"]
+    errors = [answer_of(backend, prompt).error for prompt in prompts(encoder, 3)]
     assert errors[0] == "server: HTTP 400: no 400, key ***"
+    assert errors[2] == f"server: HTTP 400: {'x' * 290}***", "masked before it was cut"
     assert "secret" not in f"{errors}{backend!r}{backend.options!r}{backend.settings()}{backend.warnings}"
+
+
+def test_a_key_that_the_server_repeats_in_a_sound_answer_is_not_recorded(opened, server, plain_encoder, monkeypatch):
+    monkeypatch.setenv("EVALKIT_API_KEY", "sk-very-secret")
+    server.models[0]["root"] = "/keys/sk-very-secret/tiny"
+    server.message = {"content": "garden, said sk-very-secret"}
+    backend = opened(chat=True, encoder=plain_encoder)
+    assert backend.settings()["root"] == "/keys/***/tiny"
+    assert answer_of(backend, prompts(plain_encoder)[0]).text == "garden, said ***"
+
+
+def test_a_key_that_is_a_mere_word_changes_no_answer(opened, server, plain_encoder, monkeypatch):
+    monkeypatch.setenv("EVALKIT_API_KEY", "none")
+    server.message = {"content": "none"}
+    assert answer_of(opened(chat=True, encoder=plain_encoder), prompts(plain_encoder)[0]).text == "none"
+
+
+def test_a_key_that_no_header_can_hold_is_refused(opened, monkeypatch):
+    monkeypatch.setenv("EVALKIT_API_KEY", "sk-sécret")
+    with pytest.raises(BadInput, match="EVALKIT_API_KEY holds marks"):
+        opened()
 
 
 @pytest.mark.parametrize(
@@ -390,6 +309,7 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
     [
         ({}, "needs an address"),
         ({"base_url": ("localhost:8000",)}, "is not a server's address"),
+        ({"base_url": ("http://a..b/v1",)}, "is not a server's address"),
         ({"base_url": ("http://h",), "concurrency": 0}, "concurrency is 0"),
         ({"base_url": ("http://h",), "timeout_seconds": 0}, "timeout_seconds is 0"),
         ({"base_url": ("http://h",), "max_retries": -1}, "max_retries is -1"),
@@ -398,3 +318,225 @@ def test_the_api_key_is_sent_and_never_shown(opened, server, encoder, monkeypatc
 def test_impossible_options_are_refused(options, said):
     with pytest.raises(BadInput, match=said):
         ServerOptions(**options)
+
+
+# Misbehaviour: whatever comes, a prompt ends as an answer or as an error, and nothing of it breaks what reads it later.
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_odd_reply_ends_as_an_error_in_words_and_the_next_prompt_is_answered(
+    chat, server, encoder, plain_encoder, opened, monkeypatch
+):
+    monkeypatch.setattr(server_connection, "LARGEST_REPLY_BYTES", 2**20)
+    monkeypatch.setattr(server_client, "_REST_SECONDS", 0.0)
+    encoder = plain_encoder if chat else encoder
+    backend = opened(chat=chat, encoder=encoder, max_retries=0, logprobs=True)
+    odd, sound = prompts(encoder, 2)
+    for trouble in EVERY_TROUBLE:
+        server.trouble.append(trouble)
+        completion = answer_of(backend, odd)
+        assert not server.trouble
+        if chat and trouble.startswith("ids"):  # a chat's text counts, whatever ids are beside it
+            assert completion.text == "echo ary?  0", trouble
+        else:
+            assert re.match("server: [^ ]", completion.error or ""), trouble
+            assert completion.error.isprintable(), trouble
+            assert len(completion.error) < 400, trouble
+            assert completion.retryable == (trouble not in ("302", "400", "400 list", "400 long")), trouble
+        assert answer_of(backend, sound).error is None, trouble
+
+
+def test_a_byte_at_a_time_does_not_stretch_an_attempt_beyond_its_timeout(opened, server, encoder):
+    backend = opened(max_retries=0, timeout_seconds=0.5)
+    server.trouble.append("drip")
+    started = time.monotonic()
+    completion = answer_of(backend, prompts(encoder)[0])
+    assert completion.error == "server: no answer within 0.5 s (attempt 1, the last)"
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/tokenize", "/v1/completions"])
+def test_odd_answers_to_the_first_questions_are_refused_or_warned_of(path, opened, server):
+    asked_of_all = path.startswith("/v1")
+    for body in ODD_FIRST_ANSWERS:
+        server.replies = {path: body}
+        if asked_of_all:
+            with pytest.raises(EngineError, match="so no OpenAI-compatible server is there; check the address"):
+                opened()
+        else:
+            backend = opened()
+            assert backend.identity()["versions"] == {"server": None if path == "/version" else "0.32.0"}
+            assert any("/tokenize gave an answer that cannot be used" in w for w in backend.warnings) == (
+                path == "/tokenize"
+            )
+
+
+ODD_FIRST_ANSWERS = (
+    *(ODD_BODIES[name] for name in ("nothing", "null", "a list", "no UTF-8", "deep inside")),
+    b'{"data": {"id": "tiny"}}',
+    b'{"data": [{"id": ["tiny"]}]}',
+    b'{"data": [{"id": ""}]}',
+    b'{"data": [{"id": "tiny", "max_model_len": "4096"}]}',
+    b'{"data": [{"id": "tiny", "max_model_len": -1}]}',
+    b'{"data": [{"id": "tiny", "max_model_len": 1e400}]}',
+    b'{"data": [{"id": "tiny", "owned_by": {}}]}',
+    b'{"data": [{"id": "tiny", "root": 3}]}',
+    b'{"version": ["0.32.0"], "tokens": ["Mary"], "choices": "none"}',
+    b'{"version": 3.2, "tokens": [1e3], "choices": [[]]}',
+)
+
+
+def test_a_server_that_comes_back_in_the_middle_of_a_run_is_asked_the_rest(opened, server, encoder, monkeypatch):
+    monkeypatch.setattr(server_module, "_FIRST_WAIT_SECONDS", 0.1)
+    backend = opened(concurrency=2)
+    answered = backend.generate(prompts(encoder, 8))
+    next(answered)
+    server.trouble += ["reset"] * 2
+    stop(server)
+
+    def come_back():
+        time.sleep(0.5)
+        with misbehaving(encoder.tokenizer, port=server.server_port) as again:
+            returned.append(again)
+            done.wait(30)
+
+    returned, done = [], threading.Event()
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    rest = [completion for _, completion in answered]
+    done.set()
+    thread.join()
+    assert [completion.error for completion in rest] == [None] * 7
+    assert returned[0].bodies, "the second server answered"
+
+
+def test_a_server_that_comes_back_as_another_ends_the_run(opened, server, encoder, monkeypatch):
+    backend = opened(concurrency=1)
+    answered = backend.generate(prompts(encoder, 5))
+    next(answered)
+    server.models[0]["max_model_len"] = WINDOW * 2
+    server.trouble.append("reset")
+    with pytest.raises(EngineError, match=r"became another: http.* serves tiny \(vllm, version 0.32.0, 1024 tokens\)"):
+        list(answered)
+
+
+# Several servers of one length.
+
+
+@pytest.fixture
+def second(encoder):
+    with misbehaving(encoder.tokenizer) as fake:
+        yield fake
+
+
+def test_several_servers_share_the_prompts_and_the_quicker_gets_more(opened, server, second, encoder):
+    server.seconds, second.seconds = 0.02, 0.2
+    backend = opened(url=(server.url, second.url), concurrency=2)
+    answered = list(backend.generate(prompts(encoder, 40)))
+    assert all(c.text == f"echo {p.token_ids[-1]}" for p, c in answered)
+    quick, slow = (len(one.bodies) - 1 for one in (server, second))  # less the probe
+    assert quick + slow == 40
+    assert quick > 2 * slow > 0
+    assert (server.most_running, second.most_running) == (2, 2)
+    assert backend.settings()["base_url"] == [server.url, second.url]
+
+
+def test_when_one_of_several_servers_is_gone_the_others_answer_everything(opened, server, second, encoder):
+    backend = opened(url=(server.url, second.url), concurrency=2)
+    answered = backend.generate(prompts(encoder, 20))
+    next(answered)
+    second.trouble += ["reset"] * 20
+    stop(second)
+    assert [completion.error for _, completion in answered] == [None] * 19
+
+
+def test_servers_of_one_length_must_serve_the_same(opened, server, second):
+    second.replies["/version"] = b'{"version": "0.31.0"}'
+    with pytest.raises(BadInput, match=rf"{second.url} serves tiny \(vllm, version 0.31.0.* and {server.url} tiny"):
+        opened(url=(server.url, second.url))
+
+
+def test_bare_addresses_serve_every_length_and_labelled_ones_their_own():
+    options = ServerOptions(base_url=("16k=http://a", "16k=http://b:1/v2/", "http://c", "http://c/v1"))
+    assert [one.root for one in options.addresses_of(["16k"], 1)] == ["http://a/v1", "http://b:1/v2"]
+    assert [one.root for one in options.addresses_of(["32k"], 1)] == ["http://c/v1"]
+    with pytest.raises(BadInput, match="need the same servers"):
+        options.addresses_of(["16k", "32k"], 1)
+
+
+# A prompt or an answer that is not what was ordered has no score.
+
+
+def test_a_server_that_reads_less_than_it_was_sent_did_not_answer_the_question(opened, server, encoder):
+    backend = opened()
+    [prompt] = prompts(encoder, words="very " * 60)
+    server.cuts_prompts_to = 40
+    completion = answer_of(backend, prompt)
+    assert completion.error == f"context_overflow: the server read 40 of {len(prompt.token_ids)} prompt tokens"
+    assert not completion.retryable
+    server.cuts_prompts_to, server.adds_bos = 10**9, True
+    assert answer_of(backend, prompt).error.startswith("server: it read ")
+
+
+def test_a_chat_that_reads_less_than_text_and_template_did_not_answer_the_question(opened, server, plain_encoder):
+    server.template_tokens = 30
+    backend = opened(chat=True, encoder=plain_encoder)
+    [prompt] = prompts(plain_encoder, words="very " * 60)
+    whole = len(prompt.token_ids) + 30
+    for counted in (whole, whole - 2):  # one token may be joined with the template's at each end
+        server.cuts_prompts_to = counted
+        assert answer_of(backend, prompt).error is None
+    server.cuts_prompts_to = whole - 10  # more than the text alone has
+    assert answer_of(backend, prompt).error.startswith(
+        f"context_overflow: the server read {whole - 10} tokens where text"
+    )
+
+
+def test_a_server_that_does_not_count_earns_a_warning(opened, server):
+    server.counts = False
+    assert any("does not count the tokens of a prompt" in warning for warning in opened().warnings)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("content", [None, ""])
+def test_reasoning_without_an_answer_is_no_answer(field, content, opened, server, plain_encoder):
+    server.message = {"content": content, field: "Mary went first to the garden, and then"}
+    backend = opened(chat=True, encoder=plain_encoder)
+    server.finish_reason = "length"
+    completion = answer_of(backend, prompts(plain_encoder)[0])
+    assert completion.error == "reasoning: it did not end within the tokens for the answer"
+    assert not completion.retryable
+    server.finish_reason = "stop"
+    assert answer_of(backend, prompts(plain_encoder)[0]).error.startswith("reasoning: the server gave reasoning and")
+
+
+def test_the_content_beside_reasoning_is_the_answer(opened, server, plain_encoder):
+    server.message = {"content": "garden", "reasoning": "Mary went first to the garden."}
+    assert answer_of(opened(chat=True, encoder=plain_encoder), prompts(plain_encoder)[0]).text == "garden"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_reply_made_of_json_gets_past_the_types(data):
+    odd = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+        max_leaves=12,
+    )
+    choice = st.fixed_dictionaries({"finish_reason": odd | st.just("stop")}, optional=dict.fromkeys(NAMES, odd))
+    usage = st.dictionaries(st.sampled_from(NAMES), odd, max_size=3)
+    reply = data.draw(st.fixed_dictionaries({"choices": st.lists(choice, max_size=2) | odd}, optional={"usage": usage}))
+    for read in (read_completion, read_chat):
+        try:
+            answer = read(json.dumps(reply).encode())
+        except Trouble:
+            continue
+        assert isinstance(answer.text, str | None)
+        assert isinstance(answer.finish_reason, str | None)
+        assert all(type(i) is int and 0 <= i < 2**31 for i in (*answer.token_ids, answer.num_cached))
+        assert all(p <= 1e-3 for p in answer.logprobs)
+        assert all(count is None or 0 <= count < 2**31 for count in (answer.num_read, answer.num_written))
+
+
+NAMES = ("text", "message", "content", "reasoning", "token_ids", "logprobs", "token_logprobs", "logprob")
+NAMES += ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens")

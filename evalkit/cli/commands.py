@@ -89,6 +89,8 @@ def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
     if print_config:
         click.echo(options.to_toml(config), nl=False)
         return
+    if not dry_run:
+        config.engine.require_reachable()
     plan = planning.make_plan(config)
     if dry_run:
         click.echo(planning.describe(plan))

@@ -46,6 +46,8 @@ def all_drawings(analysis: Analysis) -> list[Drawing]:
     found: list[Drawing] = []
     for task in analysis.tasks:
         scorers = analysis.scorers(task)
+        if all(cell.interval.mean is None for cell in analysis.select(task, scorers[0])):
+            continue  # every sample failed
         subsets = analysis.panel(task, scorers[0]).subsets
         found.append(curve(analysis, task, scorers[0]))
         if len(subsets) > 1:

@@ -117,6 +117,8 @@ def crosscheck_plans(configs: Sequence[RunConfig]) -> CrosscheckReport:
     names = [config.backend for config in configs]
     if len(names) != 2 or names[0] == names[1]:
         raise BadInput(f"A crosscheck compares two backends, such as --backends hf,vllm; got {', '.join(names)}.")
+    for config in configs:
+        config.engine.require_reachable()
     named: list[NamedAnswers] = []
     prompts: list[Prompt] = []
     plans = [make_plan(config) for config in configs]

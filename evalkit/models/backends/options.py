@@ -25,6 +25,13 @@ class BackendOptions:
         """Words for answers that no model gave, to keep them apart in names of arms; empty for a model's."""
         return ""
 
+    def require_reachable(self) -> None:
+        """Find out in the first second, before anything is loaded, that whoever is to answer is there.
+
+        Raises:
+            EngineError: nobody is.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(BackendOptions):

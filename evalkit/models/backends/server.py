@@ -1,35 +1,34 @@
-"""The server backend: any OpenAI-compatible server, asked with token ids over /v1/completions.
+"""The server backend: any OpenAI-compatible servers, asked with token ids over /v1/completions.
 
 A server is a stranger: it is asked what it serves before any work, what passes (429, 5xx, resets, half answers) is
-tried again, and what cannot be checked from outside (its weights, its rope rule) is said to be unchecked.
+tried again, its own counts must be those of what was sent, and what cannot be checked from outside (its weights, its
+rope rule) is said to be unchecked. ``server_client.py`` deals with one of them, ``server_connection.py`` sends,
+``server_replies.py`` reads.
 """
 
 import asyncio
 import itertools
-import json
-import os
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from functools import cached_property
+from typing import Any, TypeVar
 
-from evalkit.errors import BadInput, EngineError
+from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
 from evalkit.models.backends.flight import Flight, LoopThread, failed
 from evalkit.models.backends.options import BackendOptions
+from evalkit.models.backends.server_client import Client, Form, Found, nobody_answers
+from evalkit.models.backends.server_connection import Connection, ServerAddress, Trouble, api_key
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import ServedRope
-from evalkit.models.tokenizer import decode_answer, stop_token_ids
+from evalkit.models.tokenizer import stop_token_ids
 from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
 _T = TypeVar("_T")
-KEY_VARIABLES = ("EVALKIT_API_KEY", "OPENAI_API_KEY")
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
-_PASSING_STATUS = (408, 409, 425, 429)
-_SPEAK_VLLM = ("vllm", "sglang")  # servers that take stop_token_ids and repetition_penalty
-_PROBE = "Mary went to the kitchen. Where is Mary? 12,345"
+_GREETING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +36,25 @@ class ServerOptions(BackendOptions):
     """Which servers, and how they are asked."""
 
     base_url: tuple[str, ...] = option(
-        "--base-url", "Its address, or LENGTH=URL for one server per length.", repeat=True, secret=True, default=()
+        "--base-url",
+        "Its address, or LENGTH=URL for one length's; several are shared out.",
+        repeat=True,
+        secret=True,
+        default=(),
     )
     """Such as "http://localhost:8000/v1"."""
     model: str | None = option("--served-model", "The model's name there, where it serves several.", default=None)
     chat: bool = option("--server-chat", "It takes no ids; send text to its chat API.", default=False)
     """Send each prompt's text as one user message to /v1/chat/completions, for servers that take no ids. The server
     then applies its own template, so the prompt must be built without one."""
-    concurrency: int = option("--concurrency", "Requests in flight [8].", default=8)
-    timeout_seconds: float = option("--timeout", "Seconds per attempt [600].", default=600.0)
+    concurrency: int = option("--concurrency", "Requests in flight at each address [8].", default=8)
+    timeout_seconds: float = option("--timeout", "Seconds per attempt, to the last byte [600].", default=600.0)
     max_retries: int = option("--max-retries", "Further attempts after trouble that may pass [5].", default=5)
     """They wait 0.5, 1, 2, 4, 8 ... 30 seconds, or as long as the server asks for."""
 
     def __post_init__(self) -> None:
-        if not self.base_url:
+        if not self._by_length:
             raise BadInput("The server backend needs an address: --base-url http://localhost:8000/v1.")
-        for address in self._by_length.values():
-            parts = urlsplit(address)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise BadInput(f"{address!r} is not a server's address; give one like http://localhost:8000/v1.")
         if self.concurrency < 1:
             raise BadInput(f"concurrency is {self.concurrency}; it must be at least 1.")
         if not self.timeout_seconds > 0:
@@ -69,25 +68,26 @@ class ServerOptions(BackendOptions):
         given = {"served model": self.model, "server chat": self.chat}
         return {name: value for name, value in given.items() if value}
 
-    @property
-    def _by_length(self) -> dict[str, str]:
-        """Addresses by length; "" for a bare one, which serves all."""
-        addresses: dict[str, str] = {}
+    @cached_property
+    def _by_length(self) -> dict[str, tuple[ServerAddress, ...]]:
+        """Addresses by length; "" for bare ones, which serve all."""
+        addresses: dict[str, dict[ServerAddress, None]] = {}
         for entry in self.base_url:
             name, equals, url = entry.partition("=")
             labelled = bool(equals) and "/" not in name
-            addresses[format_length(parse_length(name)) if labelled else ""] = url if labelled else entry
-        return addresses
+            length = format_length(parse_length(name)) if labelled else ""
+            addresses.setdefault(length, {})[ServerAddress.parse(url if labelled else entry)] = None
+        return {length: tuple(each) for length, each in addresses.items()}
 
-    def address_of(self, lengths: Sequence[str], num_groups: int) -> "ServerAddress":
-        """Return the server of lengths that share a rope rule.
+    def addresses_of(self, lengths: Sequence[str], num_groups: int) -> tuple[ServerAddress, ...]:
+        """Return the servers of lengths that share a rope rule.
 
         Args:
             lengths: their labels.
             num_groups: how many rope rules the run has.
 
         Raises:
-            BadInput: there is none, or more than one.
+            BadInput: there is none, or other ones for one length than for another.
         """
         given = self._by_length
         if num_groups > 1 and "" in given:
@@ -95,31 +95,37 @@ class ServerOptions(BackendOptions):
                 f"These lengths are served under {num_groups} rope rules and a server has one; start one server for "
                 "each, and name them like --base-url 16k=http://localhost:8001/v1 --base-url 32k=..."
             )
-        urls = {given.get(length, given.get("", "")) for length in lengths}
-        if len(urls) != 1 or "" in urls:
+        found = {length: given.get(length, given.get("", ())) for length in lengths}
+        if missing := [length for length, servers in found.items() if not servers]:
+            raise BadInput(f"No server is named for {', '.join(missing)}; name it like --base-url {missing[0]}=URL.")
+        if len(set(found.values())) > 1:
             raise BadInput(
-                f"The lengths {', '.join(lengths)} share a rope rule and need one server; name it with --base-url URL, "
-                "or once for each length with --base-url LENGTH=URL."
+                f"The lengths {', '.join(lengths)} share a rope rule and need the same servers; name them with "
+                "--base-url URL, or for each length with --base-url LENGTH=URL."
             )
-        return ServerAddress(urls.pop())
+        return found[lengths[0]]
 
+    def require_reachable(self) -> None:
+        """Refuse a dead server in the first second, before anything is loaded or a folder is made.
 
-class ServerAddress(NamedTuple):
-    """One server's address as it was given."""
+        One that answers is enough: of servers for different lengths, the others may be started later.
 
-    url: str
+        Raises:
+            EngineError: nobody answers at any address.
+        """
+        import httpx2
 
-    @property
-    def api_root(self) -> str:
-        """The address that /models and /completions are below; "/v1" where none was given."""
-        address = self.url.rstrip("/")
-        return address if urlsplit(address).path else f"{address}/v1"
-
-    @property
-    def shown(self) -> str:
-        """The address without credentials, for records and messages."""
-        parts = urlsplit(self.api_root)
-        return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        tried: dict[str, str] = {}
+        for address in itertools.chain.from_iterable(self._by_length.values()):
+            try:
+                httpx2.get(f"{address.root}/models", timeout=min(_GREETING_SECONDS, self.timeout_seconds))
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL) as error:
+                tried[address.root] = str(error) or type(error).__name__
+            except httpx2.HTTPError:  # there, but slow or odd: asked what it serves, it will be called by its name
+                return
+            else:
+                return
+        raise nobody_answers(tried)
 
 
 OPTIONS = ServerOptions
@@ -133,16 +139,24 @@ def open_backend(
     groups: Sequence[Sequence[str]],
     logprobs: bool,
 ) -> "ServerBackend":
-    """Return the backend with no server asked; see ``backends.open_backend``."""
-    return ServerBackend(checkpoint, encoder, options, groups=groups, logprobs=logprobs)
+    """Return the backend, knowing no more than that a server is there; see ``backends.open_backend``.
+
+    Raises:
+        EngineError: nobody answers at any address.
+    """
+    backend = ServerBackend(checkpoint, encoder, options, groups=groups, logprobs=logprobs)
+    options.require_reachable()
+    return backend
 
 
 class ServerBackend:
-    """Greedy answers from a server. Implements ``types.Backend``.
+    """Greedy answers from servers. Implements ``backends.Backend``.
 
-    A server that is gone is noticed once the retries of a prompt are used up (15 seconds by default), one that is there
-    and silent after ``timeout_seconds`` more than those take (70 minutes by default); either ends the run with an
-    EngineError. A prompt that fails on a server that is still there becomes a completion with an error.
+    Several servers of one length are one engine: each prompt goes to the least busy, and what one does not answer is
+    asked of another. Servers that are gone are noticed once the retries of a prompt are used up (15 seconds by
+    default), those that are there and silent after ``timeout_seconds`` more than those take (70 minutes by default);
+    either ends the run with an EngineError. A server that comes back goes on, if it still serves the same. A prompt
+    that fails on a server that is still there becomes a completion with an error.
 
     The API key is read from EVALKIT_API_KEY or OPENAI_API_KEY when the backend is opened, and shown nowhere.
     """
@@ -158,72 +172,70 @@ class ServerBackend:
         groups: Sequence[Sequence[str]] = ((),),
         logprobs: bool = False,
     ) -> None:
-        """Take what is asked; ``serve`` finds out what the server serves.
+        """Take what is asked; ``serve`` finds out what the servers serve.
 
         Args:
-            checkpoint: a local copy of what the server serves; its tokenizer makes the prompts.
+            checkpoint: a local copy of what the servers serve; its tokenizer makes the prompts.
             encoder: that tokenizer.
             options: which servers, and how they are asked.
             groups: the lengths that are served together, one rope rule each.
             logprobs: fill ``Completion.logprobs``.
 
         Raises:
-            BadInput: lengths have no server, or prompts would get two chat templates.
+            BadInput: lengths have no server, prompts would get two chat templates, or the API key is none.
         """
         if options.chat and encoder.chat:
             raise BadInput(
                 "In chat mode the server applies its own chat template, and these prompts carry one already; build "
                 "them without (--no-chat-template)."
             )
-        self.options, self.logprobs = options, logprobs
-        self._addresses = {tuple(lengths): options.address_of(lengths, len(groups)) for lengths in groups if lengths}
-        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
-        self._tokenizer = encoder.tokenizer
-        self._stops = stop_token_ids(checkpoint.path, encoder.tokenizer)
+        self.options = options
+        self._addresses = {tuple(lengths): options.addresses_of(lengths, len(groups)) for lengths in groups if lengths}
+        self._key = api_key()
+        self._form = Form(
+            tokenizer=encoder.tokenizer,
+            vocab_size=checkpoint.vocab_size,
+            stop_ids=stop_token_ids(checkpoint.path, encoder.tokenizer),
+            model=options.model,
+            chat=options.chat,
+            logprobs=logprobs,
+        )
         self._loop: LoopThread | None = None
+        self._servers: list[Client] = []
         self.warnings: list[str] = []
         """What a person should know before trusting the answers."""
 
     def serve(self, rope: ServedRope, lengths: Sequence[str], positions: int) -> str:
-        """Find out what the server of these lengths serves, and whether that suffices.
+        """Find out what the servers of these lengths serve, and whether that suffices.
 
         Raises:
-            BadInput: the server lacks the model, its window is too small, it takes no ids, or it wants another key.
+            BadInput: a server lacks the model, its window is too small, it takes no ids, it wants another key, or it
+                serves something else than the others.
             EngineError: there is no server, or something else answers there.
         """
-        from openai import AsyncOpenAI
-
         self.close()
-        self._address = self._addresses[tuple(lengths)]
-        self.max_model_len = positions
         self._loop = LoopThread("evalkit-server")
-        self._client = AsyncOpenAI(
-            base_url=self._address.api_root, api_key=self._key, timeout=self.options.timeout_seconds, max_retries=0
-        )
         self._warn("Which weights and which rope rule a server serves cannot be checked from outside.")
         try:
-            self._served = self._wait_for(self._find_model())
-            self._speaks_vllm = self._served.get("owned_by") in _SPEAK_VLLM
-            self.version = self._wait_for(self._find_version())
-            self._check_window()
-            self._wait_for(self._check_tokenizer())
-            self._wait_for(self._probe())
+            for address in self._addresses[tuple(lengths)]:
+                self._wait_for(self._meet(address, positions))
         except BaseException:
             self.close()
             raise
         return "a server's rope rule cannot be read"
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
-        """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
+        """Yield each prompt with its completion as soon as it is finished; see ``backends.Backend``.
 
         Raises:
-            EngineError: the server is gone.
+            EngineError: the servers are gone, or another one answers now.
         """
         waiting, flight, loop = iter(prompts), Flight(), self._loop
         assert loop is not None, "serve comes first"
+        room = self.options.concurrency * len(self._servers)
         try:
             while True:
-                prompt = next(waiting, None) if len(flight) < self.options.concurrency else None
+                prompt = next(waiting, None) if len(flight) < room else None
                 if prompt is not None:
                     flight.add(prompt, loop.submit(self._answer(prompt)))
                 elif not flight:
@@ -238,19 +250,17 @@ class ServerBackend:
         """Return what can change an answer, as far as a server tells; see ``backends.Backend``."""
         return {
             "name": self.name,
-            "model": self._served["id"],
-            "software": self._served.get("owned_by"),
-            "versions": {"server": self.version},
+            **self._found.identity,
             "prompt_form": "one user message" if self.options.chat else "ids",
-            "stop_ids": list(self._stops),
+            "stop_ids": list(self._form.stop_ids),
         }
 
     def settings(self) -> dict[str, Any]:
         """Return what cannot change an answer; see ``backends.Backend``."""
         return {
-            "base_url": self._address.shown,
-            "max_model_len": self._served.get("max_model_len"),
-            "root": self._served.get("root"),
+            "base_url": [server.name for server in self._servers],
+            "max_model_len": self._window,
+            "root": self._found.model.root,
             "concurrency": self.options.concurrency,
             "timeout_seconds": self.options.timeout_seconds,
             "max_retries": self.options.max_retries,
@@ -259,9 +269,10 @@ class ServerBackend:
     def close(self) -> None:
         """Close the connections and end the thread."""
         if self._loop is not None:
-            self._wait_for(self._client.close())
+            for server in self._servers:
+                self._wait_for(server.connection.close())
             self._loop.close()
-            self._loop = None
+            self._loop, self._servers = None, []
 
     def _wait_for(self, work: Coroutine[Any, Any, _T]) -> _T:
         assert self._loop is not None, "serve comes first"
@@ -271,226 +282,63 @@ class ServerBackend:
         if warning not in self.warnings:
             self.warnings.append(warning)
 
-    # What is asked once, before any work.
+    @property
+    def _found(self) -> Found:
+        """What all servers say of themselves."""
+        return self._servers[0].found
 
-    async def _find_model(self) -> dict[str, Any]:
-        """Return the entry of the model that is asked."""
-        where = self._address.shown
-        reply = await self._get("/models")
-        models = reply.get("data") if isinstance(reply, dict) else None
-        if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
-            raise EngineError(
-                f"{where}/models does not answer with a list of models, so no OpenAI-compatible server is there; check "
-                "the address (it usually ends in /v1)."
-            )
-        names = [str(model["id"]) for model in models]
-        wanted = self.options.model
-        if wanted is None and len(names) != 1:
-            raise BadInput(f"{where} serves {_listed(names)}; name one of them with --served-model.")
-        if wanted is not None and wanted not in names:
-            raise BadInput(f"{where} does not serve {wanted!r}; it serves {_listed(names)}.")
-        return dict(models[0 if wanted is None else names.index(wanted)])
+    @property
+    def _window(self) -> int | None:
+        """Tokens that every server takes, as far as they say."""
+        said = [server.found.model.max_model_len for server in self._servers]
+        return min((window for window in said if window is not None), default=None)
 
-    async def _find_version(self) -> str | None:
-        reply = await self._beside("/version")
-        return str(reply["version"]) if isinstance(reply, dict) and "version" in reply else None
-
-    def _check_window(self) -> None:
-        window = self._served.get("max_model_len")
-        if window is None:
-            self._warn("The server does not say how many tokens it takes, so answers may be cut short unseen.")
-        elif int(window) < self.max_model_len:
+    async def _meet(self, address: ServerAddress, positions: int) -> None:
+        """Take a server among those that answer, if what it says of itself suffices."""
+        connection = Connection(address, key=self._key, timeout_seconds=self.options.timeout_seconds)
+        server = Client(connection, self._form)
+        self._servers.append(server)
+        await server.meet(positions)
+        for warning in server.warnings:
+            self._warn(warning)
+        if server.found.identity != self._found.identity:
             raise BadInput(
-                f"{self._address.shown} serves {self._served['id']} with {int(window):,} tokens and the run needs "
-                f"{self.max_model_len:,}; start the server with a larger --max-model-len, or ask for shorter lengths."
+                f"{server.name} serves {server.found} and {self._servers[0].name} {self._found}; servers that share a "
+                "length must serve the same."
             )
-
-    async def _check_tokenizer(self) -> None:
-        """Warn where the server cuts a text into other tokens. Only vLLM's servers tell."""
-        ours = self._tokenizer(_PROBE, add_special_tokens=False).input_ids
-        request = {"model": self._served["id"], "prompt": _PROBE, "add_special_tokens": False}
-        reply = await self._beside("/tokenize", request)
-        theirs = reply.get("tokens") if isinstance(reply, dict) else None
-        if theirs is not None and theirs != ours:
-            self._warn(
-                f"The server's tokenizer differs from the checkpoint's: it makes {len(theirs)} tokens of {_PROBE!r} "
-                f"({theirs[:4]} ...), the checkpoint {len(ours)} ({ours[:4]} ...)."
-            )
-
-    async def _probe(self) -> None:
-        """Ask for one token, so that a server that takes no such requests is known before any work."""
-        ids = self._tokenizer(_PROBE, add_special_tokens=False).input_ids
-        path, body = self._request(ids, 1)
-        try:
-            reply = await self._client.post(path, body=body, cast_to=object)
-        except Exception as error:
-            status = getattr(error, "status_code", None)
-            if status in (400, 404, 405, 422, 501) and not self.options.chat:
-                raise BadInput(
-                    f"{self._address.shown} takes no token ids at {path} ({self._said(error)}); use --server-chat."
-                ) from error
-            raise self._unusable(error, path) from error
-        counted = (reply.get("usage") or {}).get("prompt_tokens") if isinstance(reply, dict) else None
-        if counted not in (None, len(ids)) and not self.options.chat:
-            raise BadInput(
-                f"{self._address.shown} counts {counted} tokens where {len(ids)} ids were sent: it adds some or "
-                "tokenizes them again; use a server that takes ids as they are, or --server-chat."
-            )
-
-    async def _get(self, path: str) -> Any:
-        try:
-            return await self._client.get(path, cast_to=object)
-        except Exception as error:
-            raise self._unusable(error, path) from error
-
-    async def _beside(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask an endpoint of vLLM's, which lies beside /v1; None where there is none."""
-        from openai import OpenAIError
-
-        address = self._address.api_root.removesuffix("/v1") + path
-        try:
-            if body is None:
-                return await self._client.get(address, cast_to=object)
-            return await self._client.post(address, body=body, cast_to=object)
-        except (OpenAIError, json.JSONDecodeError):
-            return None
-
-    # What is asked for each prompt.
-
-    def _request(self, ids: list[int], max_new_tokens: int) -> tuple[str, dict[str, Any]]:
-        """Return path and body of a request: greedy, whatever defaults the server took from a checkpoint."""
-        body: dict[str, Any] = {"model": self._served["id"], "temperature": 0, "max_tokens": max_new_tokens}
-        if self._speaks_vllm:
-            body |= {"repetition_penalty": 1.0, "stop_token_ids": list(self._stops)}
-        if self.options.chat:
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            body |= {"messages": [{"role": "user", "content": text}]} | ({"logprobs": True} if self.logprobs else {})
-            return "/chat/completions", body
-        if self._served.get("owned_by") == "vllm":
-            body["return_token_ids"] = True
-        return "/completions", body | {"prompt": ids} | ({"logprobs": 1} if self.logprobs else {})
 
     async def _answer(self, prompt: Prompt) -> Completion:
         """Ask until there is an answer, a refusal, or no attempt left."""
-        asked, window = len(prompt.token_ids), self._served.get("max_model_len")
+        asked, window = len(prompt.token_ids), self._window
+        asked += max(server.template_tokens for server in self._servers)
         if window is not None and asked + prompt.max_new_tokens > window:
             return failed(
                 f"context_overflow: {asked} prompt tokens and {prompt.max_new_tokens} for the answer exceed the "
                 f"{window} of the server"
             )
-        path, body = self._request(prompt.token_ids.tolist(), prompt.max_new_tokens)
         for attempt in itertools.count():
+            server = min(self._servers, key=lambda one: one.load)
             try:
-                return await self._attempt(path, body, prompt.max_new_tokens)
-            except _Passing as trouble:
+                return await server.attempt(prompt)
+            except Trouble as trouble:
+                if not trouble.passing:
+                    return failed(f"server: {trouble}", retryable=trouble.status in (401, 403))
                 if attempt < self.options.max_retries:
                     backoff = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
                     await asyncio.sleep(backoff if trouble.wait is None else trouble.wait)
                     continue
                 if trouble.silent:
-                    await self._get("/models")  # raises EngineError where nobody is there any more, or nobody answers
+                    await self._require_somebody()
                 return failed(f"server: {trouble} (attempt {attempt + 1}, the last)", retryable=True)
         raise AssertionError("unreachable")
 
-    async def _attempt(self, path: str, body: Mapping[str, Any], max_new_tokens: int) -> Completion:
-        import openai
-
-        try:
-            reply: Any = await self._client.post(path, body=body, cast_to=object)
-        except openai.APITimeoutError as error:
-            raise _Passing(f"no answer within {self.options.timeout_seconds:g} s", silent=True) from error
-        except openai.APIConnectionError as error:
-            raise _Passing(f"connection lost ({self._said(error)})", silent=True) from error
-        except openai.APIStatusError as error:
-            said = f"HTTP {error.status_code}: {self._said(error)}"
-            if error.status_code in _PASSING_STATUS or error.status_code >= 500:
-                raise _Passing(said, wait=_asked_to_wait(error.response.headers)) from error
-            return failed(f"server: {said}", retryable=error.status_code in (401, 403))
-        except json.JSONDecodeError as error:
-            raise _Passing("half an answer") from error
-        try:
-            return self._completion(reply["choices"][0], reply.get("usage") or {}, max_new_tokens)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Passing(f"an answer without {error}" if isinstance(error, KeyError) else "half an answer") from error
-
-    def _completion(self, choice: Mapping[str, Any], usage: Mapping[str, Any], max_new_tokens: int) -> Completion:
-        """Read one choice. Its ids are the server's; where it gives none, those of its text."""
-        reason = choice["finish_reason"]
-        if reason not in ("stop", "length"):
-            raise _Passing(f"finish_reason {reason!r}")
-        text = choice["message"]["content"] or "" if self.options.chat else choice["text"]
-        token_ids: list[int] = choice.get("token_ids") or []
-        if token_ids:
-            if reason == "length" and len(token_ids) < max_new_tokens:
-                return failed(f"server: the answer was cut at {len(token_ids)} of {max_new_tokens} tokens")
-            if token_ids[-1] in self._stops:
-                token_ids = token_ids[:-1]
-            text = decode_answer(self._tokenizer, token_ids)
-        else:
-            token_ids = self._tokenizer(text, add_special_tokens=False).input_ids
-        given = choice.get("logprobs") or {}
-        logprobs = given.get("token_logprobs") or [token["logprob"] for token in given.get("content") or []]
-        return Completion(
-            text=text,
-            token_ids=tuple(token_ids),
-            finish_reason=reason,
-            num_cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-            logprobs=tuple(logprobs[: len(token_ids)]) if self.logprobs else (),
-        )
-
-    # What went wrong, in words.
-
-    def _unusable(self, error: Exception, path: str) -> EngineError | BadInput:
-        """Return the error for a server that does not answer a first question as it should."""
-        import openai
-
-        where = f"{self._address.shown}{path}"
-        if isinstance(error, openai.APITimeoutError):
-            return EngineError(
-                f"{where} gave no answer within {self.options.timeout_seconds:g} s; is the server ready?"
-            )
-        if isinstance(error, openai.APIConnectionError):
-            return EngineError(
-                f"No server answers at {self._address.shown} ({self._said(error)}); start it, or check the address. "
-                "The same command goes on from what is recorded."
-            )
-        if isinstance(error, openai.APIStatusError):
-            if error.status_code in (401, 403):
-                return BadInput(f"{where} wants another API key; set {' or '.join(KEY_VARIABLES)}.")
-            return EngineError(f"{where} answers HTTP {error.status_code} ({self._said(error)}); check the address.")
-        if isinstance(error, json.JSONDecodeError):
-            return EngineError(f"{where} answers half a JSON document; check the address and the server's log.")
-        raise error
-
-    def _said(self, error: Exception) -> str:
-        """Return the first line of what was said, never with the API key in it."""
-        cause = error.__cause__
-        said = str(getattr(error, "message", "") or error)
-        body = getattr(error, "body", None)
-        if isinstance(body, dict) and body.get("message"):
-            said = str(body["message"])
-        elif cause is not None and str(cause):
-            said = str(cause)
-        line = (said.strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
-        return line.replace(self._key, "***") if self._key != "none" else line
-
-
-class _Passing(Exception):
-    """Trouble that another attempt may not meet."""
-
-    def __init__(self, message: str, *, wait: float | None = None, silent: bool = False) -> None:
-        super().__init__(message)
-        self.wait = wait
-        self.silent = silent
-
-
-def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds in a Retry-After header, at most a minute; None without one (or where it holds a date)."""
-    try:
-        return min(max(float(headers["retry-after"]), 0.0), 60.0)
-    except (KeyError, ValueError):
-        return None
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "no model"
+    async def _require_somebody(self) -> None:
+        """Raise EngineError where nobody is there any more, or nobody answers."""
+        silent = []
+        for server in self._servers:
+            try:
+                await server.connection.ask("/models")
+            except Trouble as trouble:
+                silent += [trouble] if trouble.silent else []
+        if len(silent) == len(self._servers):
+            raise self._servers[0].unusable("/models", silent[0])
