@@ -142,7 +142,9 @@ def test_log_probabilities_are_those_of_transformers(backend, hf):
     assert completion.logprobs == pytest.approx(reference.tolist(), abs=5e-3)
 
 
-def test_settings_say_what_can_change_an_answer_and_what_cannot(backend):
-    decisive, beside = backend.settings()
-    assert (decisive["engine"], decisive["dtype"], decisive["deterministic"]) == ("vllm", "float32", False)
-    assert (beside["device"], beside["max_num_seqs"], beside["prefix_cache"]) == ("cpu", 8, True)
+def test_identity_says_what_can_change_an_answer_and_settings_what_cannot(backend):
+    identity, settings = backend.identity(), backend.settings()
+    found = {name: identity[name] for name in ("name", "device", "dtype", "kv_cache_dtype", "deterministic")}
+    assert found == dict(name="vllm", device="cpu", dtype="float32", kv_cache_dtype="float32", deterministic=False)
+    assert (identity["attention"], identity["versions"]) == (["CPU_ATTN"], {"vllm": "0.32.0"})
+    assert (settings["max_num_seqs"], settings["prefix_cache"]) == (8, True)

@@ -302,8 +302,8 @@ class VLLMBackend:
         self._deaths += 1
         if not self._answered:
             raise EngineError(
-                f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, before its first answer; "
-                f"{reason}."
+                f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, before its first "
+                f"answer; {reason}."
             )
         if self._deaths > self.options.max_restarts:
             raise EngineError(
@@ -324,7 +324,7 @@ class VLLMBackend:
         return f"vLLM said: {said}" if (said := self._engine.last_error) else _WORDLESS
 
     def _probe(self) -> None:
-        """Ask a first question, so that what fails with every one is told now, with its cause; and which attention runs.
+        """Ask a first question, so that what fails with every one is told now, with its cause; note the attention.
 
         Raises:
             BadInput: the adapter changes nothing.
