@@ -75,14 +75,18 @@ def test_a_rank_beyond_what_vllm_takes_is_refused_before_an_engine_starts(tiny, 
         engine_config(adapted, overrides={}, max_model_len=256, options=VLLMOptions(), device=usable_vllm().device)
 
 
-def test_what_vllm_refuses_is_said_in_one_sentence(tiny):
-    with pytest.raises(BadInput, match=r"vLLM refuses tiny with these options: .*nonsense"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quantization": "nonsense"}, "nonsense"),
+        ({"kv_cache_dtype": "float31"}, "cache_dtype: Input should be 'auto', 'float16'"),
+        ({"attention": "NONSENSE"}, "Unknown attention backend: 'NONSENSE'"),
+    ],
+)
+def test_what_vllm_refuses_is_said_in_one_sentence(tiny, options, said):
+    with pytest.raises(BadInput, match=f"vLLM refuses tiny with these options: .*{said}"):
         engine_config(
-            tiny,
-            overrides={},
-            max_model_len=256,
-            options=VLLMOptions(quantization="nonsense"),
-            device=usable_vllm().device,
+            tiny, overrides={}, max_model_len=256, options=VLLMOptions(**options), device=usable_vllm().device
         )
 
 

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
 def engine_processes() -> set[psutil.Process]:
-    return {child for child in psutil.Process().children() if "EngineCor" in child.name()}
+    children = psutil.Process().children()
+    return {c for c in children if "EngineCor" in c.name() and c.status() != psutil.STATUS_ZOMBIE}
 
 
 def test_an_engine_that_dies_or_hangs_is_noticed_started_again_and_asked_again_until_it_does_so_too_often(tiny):

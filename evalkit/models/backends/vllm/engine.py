@@ -412,7 +412,12 @@ def _installed(distribution: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the sentence in an error of pydantic's, which wraps it in a heading and a link."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if line.startswith("Value error, ")), lines[0] if lines else "")
-    return said.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") or type(error).__name__
+    """Return the sentence in an error; pydantic wraps it in a heading and a link, and names the setting beside it."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return first_line(error)
+    [first, *_] = error.errors()
+    setting = ".".join(map(str, first["loc"]))
+    sentence = first["msg"].removeprefix("Value error, ").partition("\n")[0].rstrip(".")
+    return f"{setting}: {sentence}" if setting else sentence
