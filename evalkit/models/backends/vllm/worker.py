@@ -20,7 +20,7 @@ ERRORS_VARIABLE = "EVALKIT_VLLM_ERRORS"
 """Names, in the environment of an engine's processes, the file that their exceptions are written to."""
 
 
-class _ErrorFile(logging.Handler):
+class ErrorFile(logging.Handler):
     """Appends the exceptions that vLLM logs to a file, a line each; what it tells the harness leaves the reason out."""
 
     def __init__(self, path: str) -> None:
@@ -28,6 +28,7 @@ class _ErrorFile(logging.Handler):
         self._path = path
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the type and the first line of the record's exception, where it has one."""
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             with open(self._path, "a", encoding="utf-8") as file:
@@ -35,7 +36,7 @@ class _ErrorFile(logging.Handler):
 
 
 if ERRORS_VARIABLE in os.environ:  # vLLM imports this file in its own processes, before it loads the model
-    logging.getLogger("vllm").addHandler(_ErrorFile(os.environ[ERRORS_VARIABLE]))
+    logging.getLogger("vllm").addHandler(ErrorFile(os.environ[ERRORS_VARIABLE]))
 
 
 class WorkerExtension:
