@@ -54,6 +54,19 @@ def test_an_engine_that_dies_or_hangs_is_noticed_started_again_and_asked_again_u
         backend.close()
 
 
+def test_an_engine_that_dies_before_any_answer_is_not_started_again(tiny):
+    others = engine_processes()
+    backend = vllm(tiny, max_num_seqs=4)
+    try:
+        [dying] = engine_processes() - others
+        dying.kill()
+        with pytest.raises(EngineError, match="before its first answer; it left no error, as a process that is killed"):
+            list(backend.generate([random_prompt(1, 40)]))
+        assert engine_processes() == others
+    finally:
+        backend.close()
+
+
 def test_the_engine_ends_when_the_harness_is_killed(tiny):
     script = Path(__file__).with_name("hold_an_engine.py")
     with subprocess.Popen([sys.executable, script, tiny.path], stdout=subprocess.PIPE, text=True) as harness:
