@@ -1,12 +1,18 @@
 """The transformers backend answers as ``generate`` does, whatever shares a batch, under whatever rope rule."""
 
 import json
+import math
 import shutil
+import weakref
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from evalkit.cli.commands import main
 from evalkit.errors import EngineError
 from evalkit.models.backends.hf import _batches
 from evalkit.models.rope.served import RopeRequest, served_rope
@@ -120,3 +126,236 @@ def test_changing_the_rope_rule_in_place_equals_loading_with_it(checkpoint, back
     expected = [c.token_ids for _, c in loaded.generate(prompts)]
     assert [c.token_ids for _, c in switched.generate(prompts)] == expected
     assert expected != plain
+
+
+def memory_for(model, monkeypatch, num_tokens, kind, words):
+    """Let a model raise an error for batches of more tokens; return those tokens' tensors, and batch sizes tried."""
+    forward, tensors, sizes = model.forward, [], []
+
+    def limited(**inputs):
+        ids = inputs["input_ids"]
+        assert not any(tensor() is not None for tensor in tensors), "the failed batch is still in memory"
+        sizes.append(len(ids))
+        if ids.numel() > num_tokens:
+            tensors.extend(map(weakref.ref, (ids, inputs["attention_mask"])))
+            raise kind(words)
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", limited)
+    return tensors, sizes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 20.00 GiB."),
+        (RuntimeError, "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_a_batch_that_does_not_fit_is_freed_and_answered_in_halves(backend, monkeypatch, error):
+    prompts = random_prompts([40, 38, 36, 34, 32, 30, 28])
+    expected = {p.key: c.token_ids for p, c in backend.generate(prompts)}
+    tensors, sizes = memory_for(backend.model, monkeypatch, 80, *error)
+    answers = list(backend.generate(prompts))
+    assert Counter(p.key for p, _ in answers) == Counter(p.key for p in prompts), "each once, none lost"
+    assert {p.key: c.token_ids for p, c in answers} == expected
+    assert tensors, "batches did fail"
+    assert max(size for size in sizes if size * 28 <= 80) == 2
+
+
+def test_a_prompt_that_does_not_fit_alone_is_an_error_worth_another_try(backend, monkeypatch):
+    memory_for(backend.model, monkeypatch, 50, torch.OutOfMemoryError, "CUDA out of memory.")
+    answers = {p.sample.sample_id: c for p, c in backend.generate(random_prompts([60, 20, 20]))}
+    assert answers["0"].error == "engine: out of memory at 60 prompt tokens; use --dtype bfloat16 or vllm"
+    assert answers["0"].retryable
+    assert answers["1"].error is answers["2"].error is None
+
+
+def test_what_ran_out_in_the_middle_of_the_answers_is_not_answered_twice(backend, monkeypatch):
+    forward, calls = backend.model.forward, []
+
+    def once(**inputs):
+        calls.append(inputs["input_ids"].shape)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(backend.model, "forward", once)
+    first, *rest = random_prompts([30, 30, 30])
+    answers = list(backend.generate([prompt(first.token_ids, name="0", max_new_tokens=2), *rest]))
+    assert sorted(p.sample.sample_id for p, _ in answers) == ["0", "1", "2"]
+    assert all(c.error is None for _, c in answers)
+
+
+def test_any_other_error_of_the_model_is_not_taken_for_a_lack_of_memory(backend, monkeypatch):
+    memory_for(backend.model, monkeypatch, 0, RuntimeError, "mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        list(backend.generate(random_prompts([20])))
+
+
+def broken(checkpoint: Path, folder: Path, value: float) -> Path:
+    """A copy of the checkpoint whose weights are all one value."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint, folder)
+    tensors = {name: np.full_like(t, value) for name, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def evalkit_run(model: Path, out: Path, *more: object, task: str = "babilong"):
+    words = ["run", "--model", model, "--task", task, "--subsets", "qa1", "--lengths", "1k", "--samples", 2]
+    return CliRunner().invoke(main, [str(a) for a in (*words, "--backend", "hf", "--out", out, *more)])
+
+
+def recorded(out: Path) -> int:
+    return len((out / "predictions.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_end_the_run_and_leave_no_answer(checkpoint, tmp_path, value):
+    shown = evalkit_run(broken(checkpoint, tmp_path / "nan", value), tmp_path / "r")
+    assert shown.exit_code == 2, shown.output
+    assert "gives no finite logits in float32" in " ".join(shown.output.split())
+    assert recorded(tmp_path / "r") == 0
+
+
+def test_numbers_that_overflow_for_one_prompt_only_are_seen_too(backend, monkeypatch):
+    forward = backend.model.forward
+
+    def overflowing(**inputs):
+        step = forward(**inputs)
+        if inputs["input_ids"].shape[1] == 1:  # the second token of the answers, in the second row
+            step.logits[1, -1, 7] = math.nan
+        return step
+
+    monkeypatch.setattr(backend.model, "forward", overflowing)
+    with pytest.raises(EngineError, match=r"no finite logits in float32 \(asked with 31 tokens\)"):
+        list(backend.generate(random_prompts([40, 31, 20])))
+
+
+def save_adapter(base: Path, folder: Path, *, a: float) -> Path:
+    """Save a LoRA adapter whose matrices A are the given value, and B random."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            torch.nn.init.constant_(parameter, a)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_that_changes_nothing_ends_the_run_before_its_first_answer(checkpoint, tmp_path):
+    shown = evalkit_run(checkpoint, tmp_path / "r", "--adapter", save_adapter(checkpoint, tmp_path / "a", a=0.0))
+    assert shown.exit_code == 2, shown.output
+    assert "changes nothing: with and without it the model gives the same log-probabilities in float32" in " ".join(
+        shown.output.split()
+    )
+    assert recorded(tmp_path / "r") == 0
+    assert (
+        evalkit_run(checkpoint, tmp_path / "s", "--adapter", save_adapter(checkpoint, tmp_path / "b", a=0.1)).exit_code
+        == 0
+    )
+
+
+def test_an_adapter_of_no_numbers_ends_the_run_as_such(checkpoint, tmp_path):
+    adapter = save_adapter(checkpoint, tmp_path / "a", a=math.nan)
+    with pytest.raises(EngineError, match="its weights or its adapter hold NaN"):
+        list(hf(checkpoint, adapter=adapter).generate(random_prompts([20])))
+
+
+# What changes answers tells run folders apart.
+
+
+def continued(checkpoint: Path, out: Path, *more: object) -> tuple[int, str]:
+    """Ask for one sample more than a folder has."""
+    shown = evalkit_run(checkpoint, out, "--samples", 3, *more)
+    return shown.exit_code, " ".join(shown.output.split())
+
+
+@pytest.fixture
+def answered(checkpoint, tmp_path):
+    """A copy of the checkpoint, and a folder of its answers."""
+    shutil.copytree(checkpoint, tmp_path / "model")
+    shown = evalkit_run(tmp_path / "model", tmp_path / "r")
+    assert shown.exit_code == 0, shown.output
+    return tmp_path / "model", tmp_path / "r"
+
+
+def test_the_same_engine_continues_a_folder(answered):
+    assert continued(*answered)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--dtype", "bfloat16"), 'engine.dtype is "float32" there and "bfloat16" now'),
+        (("--attention-backend", "eager"), 'engine.attention is "sdpa" there and "eager" now'),
+    ],
+)
+def test_other_arithmetic_does_not_continue_a_folder(answered, option, said):
+    code, shown = continued(*answered, *option)
+    assert code == 2
+    assert said in shown
+    assert recorded(answered[1]) == 2
+
+
+def test_another_version_of_the_engine_does_not_continue_a_folder(answered, monkeypatch):
+    monkeypatch.setattr("evalkit.models.backends.hf.versions", lambda names: dict.fromkeys(names, "9.9"))
+    code, shown = continued(*answered)
+    assert code == 2
+    assert 'engine.versions is {"torch":' in shown
+    assert 'and {"torch": "9.9", "transformers": "9.9"} now' in shown
+
+
+def test_another_end_of_the_answer_does_not_continue_a_folder(answered):
+    model, out = answered
+    settings = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [77]}))
+    code, shown = continued(model, out)
+    assert code == 2
+    assert "engine.stop_ids is" in shown
+    assert ", 77] now" in shown
+    assert recorded(out) == 2
+
+
+def test_a_gpu_does_not_continue_what_a_cpu_began(answered, monkeypatch):
+    """Without a GPU: only what the backend says of its device is changed."""
+    from evalkit.models.backends.hf import HFBackend
+
+    identity = HFBackend.identity
+    monkeypatch.setattr(HFBackend, "identity", lambda self: identity(self) | {"device": "cuda"})
+    code, shown = continued(*answered)
+    assert code == 2
+    assert 'engine.device is "cpu" there and "cuda" now' in shown
+
+
+def test_on_a_gpu_the_dtype_of_the_config_decides_and_is_found_after_loading(checkpoint, tmp_path):
+    """``dtype auto`` there, tried on a CPU."""
+    from evalkit.models.backends.hf import HFBackend, HFOptions
+    from evalkit.models.checkpoint import Checkpoint
+    from evalkit.models.encoder import Encoder
+
+    shutil.copytree(checkpoint, tmp_path / "m")
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        config = json.loads((tmp_path / "m" / "config.json").read_text())
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+        opened = Checkpoint.open(tmp_path / "m")
+        backend = HFBackend(opened, Encoder.open(opened.path).tokenizer, HFOptions(device="cpu"))
+        backend._dtype = "auto"
+        backend.serve(served_rope(opened, RopeRequest(), 256), (), 256)
+        found.append(backend.identity()["dtype"])
+    assert found == ["float32", "bfloat16"]
+
+
+def test_attention_that_transformers_does_not_have_is_refused_with_those_it_has(checkpoint, tmp_path):
+    shown = evalkit_run(checkpoint, tmp_path / "r", "--attention-backend", "FLASHINFER")
+    assert shown.exit_code == 2
+    assert "--attention-backend FLASHINFER: transformers has eager, " in shown.output
+    assert not (tmp_path / "r").exists()

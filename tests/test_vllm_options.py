@@ -1,5 +1,6 @@
 """What the vLLM backend refuses before vLLM is imported, and how it reads a rotary table back. Needs no vLLM."""
 
+import logging
 import math
 from importlib import metadata
 
@@ -10,6 +11,7 @@ from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends.vllm import engine as vllm_engine
 from evalkit.models.backends.vllm.backend import compare_tables
 from evalkit.models.backends.vllm.engine import VLLMOptions, usable_vllm
+from evalkit.models.backends.vllm.worker import ErrorFile
 from evalkit.models.rope.formulas import RopeScaling, frequencies
 
 YARN = frequencies(RopeScaling(rule="yarn", theta=1e4, rotary_dim=8, original_length=64, factor=4.0))
@@ -83,3 +85,26 @@ def test_a_table_of_another_rule_is_an_error_with_both_values():
 def test_the_tables_of_all_workers_are_checked():
     with pytest.raises(EngineError, match="attention factor"):
         compared(table(), table(YARN._replace(attention_factor=1.0)))
+
+
+def test_what_changes_the_arithmetic_tells_names_of_run_folders_apart():
+    assert VLLMOptions().decisive == {"dtype": "auto"}
+    assert VLLMOptions(kv_cache_dtype="fp8", attention="FLASHINFER", max_num_seqs=4).decisive == {
+        "dtype": "auto",
+        "kv cache": "fp8",
+        "attention": "FLASHINFER",
+    }
+
+
+def test_the_exceptions_that_vllm_logs_are_kept_a_line_each(tmp_path):
+    logger = logging.Logger("vllm")
+    logger.addHandler(ErrorFile(str(tmp_path / "errors")))
+    logger.error("no exception")
+    for error in (ValueError("vLLM does not yet support DoRA.\nMore."), RuntimeError()):
+        try:
+            raise error
+        except Exception:
+            logger.exception("EngineCore failed to start.")
+    assert (
+        tmp_path / "errors"
+    ).read_text() == "ValueError: vLLM does not yet support DoRA\nRuntimeError: RuntimeError\n"

@@ -39,7 +39,9 @@ from evalkit.models.weights import (
 )
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
-_CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "torch_dtype", "dtype")
+_CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash")
+_FOUND_BY_THE_BACKEND = ("torch_dtype", "dtype", "eos_token_id")
+"""Told by ``Backend.identity`` as they take effect: the dtype in use, all stop ids."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
 
@@ -203,7 +205,7 @@ class Checkpoint:
         parts = []
         for name in ("config.json", "generation_config.json"):
             values = read_json(self.path / name) or {}
-            parts.append({k: v for k, v in values.items() if k not in _CHANGES_NO_ANSWER})
+            parts.append({k: v for k, v in values.items() if k not in (*_CHANGES_NO_ANSWER, *_FOUND_BY_THE_BACKEND)})
         return hashlib.sha256(_canonical(parts)).hexdigest()
 
 

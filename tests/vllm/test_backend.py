@@ -1,13 +1,18 @@
 """A real engine behind ``VLLMBackend``: the same answers as transformers, nothing shortened, nothing held back."""
 
+import math
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
+from evalkit.errors import EngineError
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.readback import TOLERANCE
 from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.runs.crosscheck import crosscheck
 from evalkit.types import Prompt
+from tests.backends import vllm
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import LONGEST, WINDOW, YARN
 
@@ -142,7 +147,28 @@ def test_log_probabilities_are_those_of_transformers(backend, hf):
     assert completion.logprobs == pytest.approx(reference.tolist(), abs=5e-3)
 
 
-def test_settings_say_what_can_change_an_answer_and_what_cannot(backend):
-    decisive, beside = backend.settings()
-    assert (decisive["engine"], decisive["dtype"], decisive["deterministic"]) == ("vllm", "float32", False)
-    assert (beside["device"], beside["max_num_seqs"], beside["prefix_cache"]) == ("cpu", 8, True)
+def test_numbers_that_are_not_finite_for_one_prompt_end_the_run_at_it(tiny, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny.path, tmp_path / "spoilt")
+    tensors = load_file(tmp_path / "spoilt" / "model.safetensors")
+    tensors["model.embed_tokens.weight"][555] = math.nan  # a token that random prompts and the probe do not have
+    save_file(tensors, tmp_path / "spoilt" / "model.safetensors", metadata={"format": "pt"})
+    spoilt, sound = random_prompt(1, 60), random_prompt(2, 60)
+    spoilt.token_ids[-1] = 555
+    backend = vllm(Checkpoint.open(tmp_path / "spoilt"), attention="CPU_ATTN", kv_cache_dtype="fp8")
+    try:
+        assert one_answer(backend, sound).error is None
+        assert backend.identity()["kv_cache_dtype"] == "fp8"
+        with pytest.raises(EngineError, match=r"no finite logits in float32 \(asked with 60 tokens\)"):
+            one_answer(backend, spoilt)
+    finally:
+        backend.close()
+
+
+def test_identity_says_what_can_change_an_answer_and_settings_what_cannot(backend):
+    identity, settings = backend.identity(), backend.settings()
+    found = {name: identity[name] for name in ("name", "device", "dtype", "kv_cache_dtype", "deterministic")}
+    assert found == dict(name="vllm", device="cpu", dtype="float32", kv_cache_dtype="float32", deterministic=False)
+    assert (identity["attention"], identity["versions"]) == (["CPU_ATTN"], {"vllm": "0.32.0"})
+    assert (settings["max_num_seqs"], settings["prefix_cache"]) == (8, True)

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
 def engine_processes() -> set[psutil.Process]:
-    return {child for child in psutil.Process().children() if "EngineCor" in child.name()}
+    children = psutil.Process().children()
+    return {c for c in children if "EngineCor" in c.name() and c.status() != psutil.STATUS_ZOMBIE}
 
 
 def test_an_engine_that_dies_or_hangs_is_noticed_started_again_and_asked_again_until_it_does_so_too_often(tiny):
@@ -49,6 +50,19 @@ def test_an_engine_that_dies_or_hangs_is_noticed_started_again_and_asked_again_u
         with pytest.raises(EngineError, match="died, or did nothing for 20 s, 2 times"):
             list(run)
         assert time.monotonic() - killed < vllm_engine.DEATH_NOTICED_SECONDS + 10, "closing a dead engine included"
+    finally:
+        backend.close()
+
+
+def test_an_engine_that_dies_before_any_answer_is_not_started_again(tiny):
+    others = engine_processes()
+    backend = vllm(tiny, max_num_seqs=4)
+    try:
+        [dying] = engine_processes() - others
+        dying.kill()
+        with pytest.raises(EngineError, match="before its first answer; it left no error, as a process that is killed"):
+            list(backend.generate([random_prompt(1, 40)]))
+        assert engine_processes() == others
     finally:
         backend.close()
 

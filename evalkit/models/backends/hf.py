@@ -11,6 +11,7 @@ from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line, versions
 from evalkit.models.backends.flight import failed
 from evalkit.models.backends.options import ModelOptions
+from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.modules import read_back_transformers, rebuild_rotary_modules
@@ -81,14 +82,16 @@ class HFBackend:
             logprobs: fill ``Completion.logprobs``.
 
         Raises:
-            BadInput: the device is missing.
+            BadInput: the device is missing, or transformers has no such attention.
         """
         import torch
 
         options = options or HFOptions()
         if options.device == "cuda" and not torch.cuda.is_available():
             raise BadInput("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
+        _require_attention(options.attention)
         self.checkpoint, self.tokenizer, self.logprobs = checkpoint, tokenizer, logprobs
+        self._attention = options.attention
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
         self.batch_tokens = options.batch_tokens or (65_536 if self.device == "cuda" else 8_192)
         self.stops = stop_token_ids(checkpoint.path, tokenizer)
@@ -99,20 +102,21 @@ class HFBackend:
         """Load the weights, or switch the rule of the loaded ones, and compare what they compute with it.
 
         Raises:
+            BadInput: the adapter cannot be put on, or changes nothing.
             EngineError: the weights cannot be loaded, are not complete, or compute another rule.
         """
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
         if self.model is None:
-            adapter = self.checkpoint.adapter
             model = load_causal_lm(
                 self.checkpoint.path,
                 config_for(self.checkpoint.path, rope.mapping),
                 self._dtype,
-                adapter=adapter.path if adapter else None,
+                attention=self._attention,
             )
             self.model = model.to(self.device).eval()
+            self._put_adapter_on()
         else:
             self.set_rope(rope.mapping)
         expected, effective = expected_frequencies(self.checkpoint, rope), read_back_transformers(self.model)
@@ -125,7 +129,8 @@ class HFBackend:
             "name": self.name,
             "versions": versions(("torch", "transformers")),
             "device": self.device,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self._loaded_dtype,
+            "attention": self.model.config._attn_implementation,
             "stop_ids": list(self.stops),
         }
 
@@ -156,6 +161,29 @@ class HFBackend:
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
+    @property
+    def _loaded_dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def _put_adapter_on(self) -> None:
+        """Merge the adapter, if there is one, into the loaded weights, and prove that it changes what they compute."""
+        adapter = self.checkpoint.adapter
+        if adapter is None:
+            return
+        before = self._probe()
+        self.model = with_adapter(self.model, adapter.path).eval()
+        require_adapter_in_use(adapter, before, self._probe(), self._loaded_dtype)
+
+    def _probe(self) -> list[float]:
+        """Return the log-probabilities of the probe's tokens, all but the first."""
+        import torch
+
+        ids = torch.tensor([self.tokenizer(PROBE, add_special_tokens=False).input_ids], device=self.device)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+        found: list[float] = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten().tolist()
+        return found
+
     def _goes_alone(self, prompt: Prompt) -> bool:
         tokens = len(prompt.token_ids)
         return self.device == "cpu" and tokens > _SHORT and prompt.max_new_tokens < _ANSWER_SHARE * tokens
@@ -172,8 +200,10 @@ class HFBackend:
                 for prompt, completion in self._decode(part):
                     del unanswered[id(prompt)]
                     yield prompt, completion
-            except torch.OutOfMemoryError:
-                pass  # whose traceback holds the batch's tensors: it must be gone before the memory can be freed
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            # Its traceback held the batch's tensors: only behind the clause can their memory be freed.
             if not unanswered:
                 continue
             rest = list(unanswered.values())
@@ -181,8 +211,8 @@ class HFBackend:
                 torch.cuda.empty_cache()
             if len(rest) == 1 == len(part):
                 tokens = len(rest[0].token_ids)
-                error = f"engine: out of memory at {tokens} prompt tokens; use --dtype bfloat16 or vllm"
-                yield rest[0], failed(error, retryable=True)  # another process may have held the memory
+                reason = f"engine: out of memory at {tokens} prompt tokens; use --dtype bfloat16 or vllm"
+                yield rest[0], failed(reason, retryable=True)  # another process may have held the memory
             else:
                 half = max(len(rest) // 2, 1)
                 waiting += [part for part in (rest[half:], rest[:half]) if part]
@@ -207,7 +237,10 @@ class HFBackend:
             )
             while True:
                 cache, logits = step.past_key_values, step.logits[:, -1]
-                next_ids = logits.argmax(-1)
+                best, next_ids = logits.max(-1)
+                if not bool(best.isfinite().all()):  # the largest of numbers with a NaN among them is NaN
+                    row = rows[int(best.isfinite().logical_not().nonzero()[0])]
+                    raise not_finite(self.checkpoint.path, self._loaded_dtype, len(batch[row].token_ids))
                 chosen = logits.float().log_softmax(-1).amax(-1).tolist() if self.logprobs else []
                 keep: list[int] = []
                 for place, (row, token) in enumerate(zip(rows, next_ids.tolist(), strict=True)):
@@ -258,16 +291,17 @@ class HFBackend:
         )
 
 
-def load_causal_lm(folder: Path, config: Any, dtype: Any, *, adapter: Path | None = None) -> Any:
+def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | None = None) -> Any:
     """Return a checkpoint's model in transformers, on the CPU, with every weight from its files.
 
     Args:
         folder: the checkpoint.
         config: transformers' own, with the rope rule to load it under.
         dtype: of the weights, as ``from_pretrained`` takes it.
-        adapter: folder of a LoRA adapter that is merged into the weights.
+        attention: transformers' name of the kernels; None: its choice.
 
     Raises:
+        BadInput: the kernels are not installed, or the model cannot use them.
         EngineError: the weights cannot be loaded, or lack a tensor.
     """
     from transformers import AutoModelForCausalLM
@@ -277,6 +311,7 @@ def load_causal_lm(folder: Path, config: Any, dtype: Any, *, adapter: Path | Non
             folder,
             config=config,
             dtype=dtype,
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -286,7 +321,9 @@ def load_causal_lm(folder: Path, config: Any, dtype: Any, *, adapter: Path | Non
                 f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
                 "again."
             )
-        return model if adapter is None else _with_adapter(model, adapter)
+        return model
+    except ImportError as error:
+        raise BadInput(f"--attention-backend {attention} cannot be used here: {first_line(error)}.") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise EngineError(f"The weights in {folder} cannot be loaded: {reason}") from error
@@ -309,7 +346,28 @@ def _batches(
         yield batch
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory could not be had, on a GPU or (torch has no class for it there) on a CPU."""
+    import torch
+
+    words = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and macOS, on Windows
+    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in words)
+
+
+def _require_attention(name: str | None) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    names = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in key)]
+    if name is not None and name not in names:  # a name with a slash would be downloaded
+        raise BadInput(f"--attention-backend {name}: transformers has {', '.join(names)}.")
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Return a model with a LoRA adapter merged into its weights.
+
+    Raises:
+        BadInput: peft is missing, or cannot put it on.
+    """
     try:
         from peft import PeftModel
     except ImportError as error:

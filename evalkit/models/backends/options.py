@@ -41,7 +41,13 @@ class ModelOptions(BackendOptions):
         "--dtype", "Of weights and arithmetic [auto: the checkpoint's; float32 on a CPU].", default="auto"
     )
 
+    attention: str | None = option(
+        "--attention-backend",
+        "Attention's kernels, by the engine's own names (hf: sdpa, eager; vllm: FLASH_ATTN) [its choice].",
+        default=None,
+    )
+
     @property
     def decisive(self) -> dict[str, Any]:
-        """The dtype."""
-        return {"dtype": self.dtype}
+        """The dtype, and the kernels of attention where they were chosen."""
+        return {"dtype": self.dtype} | ({"attention": self.attention} if self.attention else {})

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import EngineError
+from evalkit.errors import EngineError, EvalkitError
+from evalkit.files import first_line
 from evalkit.models.backends.flight import Flight, failed
+from evalkit.models.backends.probe import PROBE, require_adapter_in_use, require_finite
 from evalkit.models.backends.vllm.engine import (
     Engine,
     EngineDied,
@@ -37,6 +39,9 @@ from evalkit.models.tokenizer import decode_answer, stop_token_ids
 from evalkit.types import Completion, Prompt
 
 _MAX_IN_FLIGHT = 256
+_WORDLESS = (
+    "it left no error, as a process that is killed for want of memory: lower --max-num-seqs or --max-num-batched-tokens"
+)
 
 
 OPTIONS = VLLMOptions
@@ -80,13 +85,15 @@ class VLLMBackend:
             logprobs: fill ``Completion.logprobs``.
 
         Raises:
-            BadInput: vLLM is missing, or installed twice.
+            BadInput: vLLM is missing, or installed twice, or does not serve the adapter.
         """
         require_vllm()
+        if checkpoint.adapter is not None:
+            checkpoint.adapter.require_vllm_serves()
         self.options = options or VLLMOptions()
         self.checkpoint, self.logprobs = checkpoint, logprobs
         self._tokenizer, self._stops = tokenizer, stop_token_ids(checkpoint.path, tokenizer)
-        self._deaths = 0
+        self._deaths, self._answered = 0, False
         self._running: Engine | None = None
         self.read_back: list[dict[str, Any]] = []
         """What the loaded model computes, one entry per rotary table."""
@@ -95,9 +102,9 @@ class VLLMBackend:
         """Start an engine and read its rotary table back, or switch the rule of the one that runs.
 
         Raises:
-            BadInput: vLLM has no device here, or refuses an option or the checkpoint.
-            EngineError: the engine does not start, its rotary table does not cover ``positions``, or it computes
-                another rule than ``rope``.
+            BadInput: vLLM has no device here, or refuses an option or the checkpoint; or the adapter changes nothing.
+            EngineError: the engine does not start or dies of its first request, its rotary table does not cover
+                ``positions``, or it computes another rule than ``rope``, or no finite numbers.
         """
         if self._running is not None and self.can_switch_to(rope, positions):
             self.switch_to(rope)
@@ -108,13 +115,15 @@ class VLLMBackend:
         self.max_model_len = positions
         self._running = self._start()
         self.read_back = self._read_back()
+        self._probe()
         return self.read_back
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
 
         Raises:
-            EngineError: the engine died or hung more often than it may be restarted.
+            EngineError: the engine died or hung more often than it may be restarted, or before it gave any answer, or
+                its numbers are not finite.
         """
         waiting, again, flight = iter(prompts), deque[Prompt](), Flight()
         try:
@@ -132,6 +141,7 @@ class VLLMBackend:
                     # With nothing left to send there is time to wait; else take what has landed, and send the next.
                     for future, seconds in flight.landed(wait=prompt is None):
                         completion = self._completion(future, seconds)
+                        self._answered |= completion.error is None
                         yield flight.remove(future), completion
                     if prompt is None and self._engine.dead:
                         raise EngineDied
@@ -173,12 +183,15 @@ class VLLMBackend:
     def identity(self) -> dict[str, Any]:
         """Return what can change an answer; see ``backends.Backend``."""
         config = self._engine.config
+        dtype = self._dtype
+        cache = str(config.cache_config.cache_dtype)
         return {
             "name": self.name,
             "versions": {"vllm": self.version},
             "device": self.device,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
-            "kv_cache_dtype": str(config.cache_config.cache_dtype),
+            "dtype": dtype,
+            "kv_cache_dtype": dtype if cache == "auto" else cache,
+            "attention": self._attention,
             "quantization": config.model_config.quantization,
             "deterministic": self.options.deterministic,
             "stop_ids": list(self._stops),
@@ -225,9 +238,7 @@ class VLLMBackend:
         )
 
     def _submit(self, prompt: Prompt) -> "Future[Any]":
-        return self._engine.submit(
-            prompt.token_ids.tolist(), prompt.max_new_tokens, stops=self._stops, logprobs=self.logprobs
-        )
+        return self._engine.submit(prompt.token_ids.tolist(), prompt.max_new_tokens, stops=self._stops)
 
     def _completion(self, future: "Future[Any]", seconds: float) -> Completion:
         """Turn a finished request into a completion without its stop token; EngineDied passes through."""
@@ -247,6 +258,8 @@ class VLLMBackend:
         if answer.finish_reason not in ("stop", "length"):
             return failed(f"engine: the request ended with {answer.finish_reason!r}", retryable=True)
         token_ids = tuple(answer.token_ids)
+        logprobs = _chosen_logprobs(answer)
+        require_finite(logprobs, self.checkpoint.path, self._dtype, len(output.prompt_token_ids))
         if answer.finish_reason == "stop" and token_ids and token_ids[-1] in self._stops:
             token_ids = token_ids[:-1]
         return Completion(
@@ -255,7 +268,7 @@ class VLLMBackend:
             finish_reason=answer.finish_reason,
             seconds=seconds,
             num_cached_tokens=output.num_cached_tokens or 0,
-            logprobs=_chosen_logprobs(answer, len(token_ids)) if self.logprobs else (),
+            logprobs=logprobs[: len(token_ids)] if self.logprobs else (),
         )
 
     @property
@@ -279,14 +292,24 @@ class VLLMBackend:
         )
 
     def _restart(self, unanswered: int) -> None:
-        """Start the engine again, under the rule that it served last."""
+        """Start the engine again, under the rule that it served last.
+
+        Raises:
+            EngineError: it may not be started again, for it died too often, or before it gave any answer.
+        """
+        reason = self._last_words()
         self._engine.close()
         self._deaths += 1
+        if not self._answered:
+            raise EngineError(
+                f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, before its first "
+                f"answer; {reason}."
+            )
         if self._deaths > self.options.max_restarts:
             raise EngineError(
                 f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, {self._deaths} "
-                f"times, the last time with {unanswered} prompts unanswered; too little memory is the usual cause: "
-                "lower --max-num-seqs or --max-num-batched-tokens. The same command goes on from what is recorded."
+                f"times, the last time with {unanswered} prompts unanswered; {reason}. The same command goes on from "
+                "what is recorded."
             )
         self._running = self._start()
         try:
@@ -296,6 +319,39 @@ class VLLMBackend:
             self._restart(unanswered)
         else:
             self.read_back = self._read_back()
+
+    def _last_words(self) -> str:
+        return f"vLLM said: {said}" if (said := self._engine.last_error) else _WORDLESS
+
+    def _probe(self) -> None:
+        """Ask a first question, so that what fails with every one is told now, with its cause; note the attention.
+
+        Raises:
+            BadInput: the adapter changes nothing.
+            EngineError: the engine died of it or refused it, or its numbers are not finite. It is ended first.
+        """
+        engine, adapter = self._engine, self.checkpoint.adapter
+        ids = self._tokenizer(PROBE, add_special_tokens=False).input_ids
+        try:
+            logprobs = engine.probe(ids, adapted=True)
+            require_finite(logprobs, self.checkpoint.path, self._dtype, len(ids))
+            if adapter is not None:
+                require_adapter_in_use(adapter, engine.probe(ids, adapted=False), logprobs, self._dtype)
+            self._attention = sorted({name for worker in engine.call("evalkit_attention") for name in worker})
+        except EngineDied as error:
+            reason = self._last_words()
+            self.close()
+            raise EngineError(f"vLLM's engine process died of its first request; {reason}.") from error
+        except EvalkitError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise EngineError(f"vLLM refuses every request: {first_line(error)}.") from error
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._engine.config.model_config.dtype).removeprefix("torch.")
 
     def _write_table(self) -> None:
         inv_freq, attention_factor = expected_frequencies(self.checkpoint, self._served)[""]
@@ -361,7 +417,7 @@ def compare_tables(
     ]
 
 
-def _chosen_logprobs(answer: Any, count: int) -> tuple[float, ...]:
-    """Return the natural-log probability of each of the first ``count`` tokens of an answer."""
-    chosen = zip(answer.token_ids[:count], answer.logprobs, strict=False)
+def _chosen_logprobs(answer: Any) -> tuple[float, ...]:
+    """Return the natural-log probability of each token of an answer, its stop token included."""
+    chosen = zip(answer.token_ids, answer.logprobs, strict=True)
     return tuple(float(by_token[token].logprob) for token, by_token in chosen)

@@ -11,11 +11,13 @@ import itertools
 import os
 import select
 import signal
+import tempfile
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from evalkit.errors import BadInput, EngineError
@@ -23,6 +25,7 @@ from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.flight import WAIT_SECONDS, LoopThread
 from evalkit.models.backends.options import ModelOptions
+from evalkit.models.backends.vllm.worker import ERRORS_VARIABLE
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.options import option
 
@@ -44,6 +47,9 @@ class VLLMOptions(ModelOptions):
         "--quantization", "Quantize the weights while loading (fp8, bitsandbytes).", default=None
     )
     """None: as the checkpoint is stored."""
+    kv_cache_dtype: str = option(
+        "--kv-cache-dtype", "Of keys and values (fp8, ...) [auto: as the weights].", default="auto"
+    )
     deterministic: bool = option(
         "--deterministic", "The same tokens however requests are batched; slower.", default=False
     )
@@ -74,6 +80,7 @@ class VLLMOptions(ModelOptions):
     def decisive(self) -> dict[str, Any]:
         """What changes the arithmetic."""
         own = {"quantization": self.quantization, "deterministic": self.deterministic}
+        own |= {"kv cache": self.kv_cache_dtype if self.kv_cache_dtype != "auto" else None}
         return super().decisive | {name: value for name, value in own.items() if value}
 
     def __post_init__(self) -> None:
@@ -170,6 +177,8 @@ def engine_config(
         "model": str(checkpoint.path),
         "dtype": "float32" if options.dtype == "auto" and on_cpu else options.dtype,
         "quantization": options.quantization,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "attention_backend": options.attention,
         "max_model_len": max_model_len,
         "hf_overrides": dict(overrides),
         "seed": 0,  # greedy answers take none
@@ -187,7 +196,6 @@ def engine_config(
         "use_tqdm_on_load": False,
     }
     if checkpoint.adapter is not None:
-        checkpoint.adapter.require_vllm_serves()
         ranks = [rank for rank in _LORA_RANKS if rank >= checkpoint.adapter.rank]
         if not ranks:
             raise BadInput(
@@ -225,18 +233,23 @@ class Engine:
         """
         self.config = config
         self._adapter = adapter
+        handle, errors = tempfile.mkstemp(prefix="evalkit-vllm-errors-")
+        os.close(handle)
+        self._errors = Path(errors)
         self._numbers = itertools.count()
         self._llm: Any = None
         self._workers: list[int] = []
         self._loop = LoopThread("evalkit-vllm")
         try:
-            with _environment({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {}):
+            with _environment({ERRORS_VARIABLE: errors} | ({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {})):
                 self._llm = self._loop.submit(self._launch()).result()
         except Exception as error:
             self._loop.close()
+            reason = self.last_error or f"{first_line(error)}; the reason stands in vLLM's own log above"
+            self._errors.unlink(missing_ok=True)
             raise EngineError(
-                f"vLLM could not start on {config.model_config.model} ({first_line(error)}); the reason stands in "
-                "vLLM's own log above, most often too little memory: lower --max-num-seqs or the longest length."
+                f"vLLM could not start on {config.model_config.model}: {reason}. Where that is for want of memory, "
+                "lower --max-num-seqs or the longest length."
             ) from error
         self._watched = self._loop.submit(self._watch(stall_seconds))
         try:
@@ -250,26 +263,34 @@ class Engine:
         """Whether the engine process is known to be gone, or to hang."""
         return bool(self._llm.errored) or self._watched.done()
 
-    def submit(
-        self, token_ids: Sequence[int], max_new_tokens: int, *, stops: Sequence[int], logprobs: bool
-    ) -> "Future[Any]":
-        """Ask for a greedy answer; the future holds vLLM's ``RequestOutput``, or the exception that ended it."""
-        from vllm import SamplingParams
-        from vllm.inputs import tokens_input
-        from vllm.lora.request import LoRARequest
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_new_tokens,
-            stop_token_ids=list(stops),
-            logprobs=0 if logprobs else None,  # 0: that of the chosen token alone
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+    @property
+    def last_error(self) -> str:
+        """The last exception that the engine process logged; "" where it logged none, as when it was killed."""
+        logged = (
+            self._errors.read_text(encoding="utf-8", errors="replace").splitlines() if self._errors.exists() else []
         )
-        lora = LoRARequest("adapter", 1, str(self._adapter.path)) if self._adapter else None
-        answer = self._answer(tokens_input(list(token_ids)), params, f"evalkit-{next(self._numbers)}", lora)
-        return self._loop.submit(answer)
+        return logged[-1] if logged else ""
+
+    def submit(self, token_ids: Sequence[int], max_new_tokens: int, *, stops: Sequence[int]) -> "Future[Any]":
+        """Ask for a greedy answer; the future holds vLLM's ``RequestOutput``, or the exception that ended it."""
+        return self._loop.submit(
+            self._ask(token_ids, adapted=True, max_tokens=max_new_tokens, stop_token_ids=list(stops))
+        )
+
+    def probe(self, token_ids: Sequence[int], *, adapted: bool) -> list[float]:
+        """Return the natural-log probabilities of a prompt's tokens but for its first, and of the next one.
+
+        Args:
+            token_ids: the prompt.
+            adapted: under the adapter, where there is one.
+
+        Raises:
+            EngineDied: the engine process is gone.
+        """
+        output = self._wait(self._ask(token_ids, adapted=adapted, max_tokens=1, prompt_logprobs=0))
+        answer = output.outputs[0]
+        tokens = zip([*token_ids[1:], *answer.token_ids], [*output.prompt_logprobs[1:], *answer.logprobs], strict=True)
+        return [float(by_token[token].logprob) for token, by_token in tokens]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of ``vllm_worker.WorkerExtension`` in every worker and return their results.
@@ -298,6 +319,7 @@ class Engine:
 
         self._loop.submit(shut_down()).result()
         self._loop.close()
+        self._errors.unlink(missing_ok=True)
         for worker in self._workers:
             if not select.select([worker], [], [], _GRACE_SECONDS)[0]:
                 signal.pidfd_send_signal(worker, signal.SIGKILL)
@@ -317,8 +339,22 @@ class Engine:
                 await asyncio.wait_for(llm.is_sleeping(), stall_seconds)
                 await asyncio.sleep(WAIT_SECONDS)
 
-    async def _answer(self, prompt: Any, params: Any, request_id: str, lora: Any) -> Any:
-        [output] = [part async for part in self._llm.generate(prompt, params, request_id, lora_request=lora)]
+    async def _ask(self, token_ids: Sequence[int], *, adapted: bool, **params: Any) -> Any:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
+
+        greedy = SamplingParams(
+            temperature=0.0,
+            logprobs=0,  # that of the chosen token alone: always, for what is NaN there is no answer
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **params,
+        )
+        lora = LoRARequest("adapter", 1, str(self._adapter.path)) if self._adapter and adapted else None
+        prompt, number = tokens_input(list(token_ids)), f"evalkit-{next(self._numbers)}"
+        [output] = [part async for part in self._llm.generate(prompt, greedy, number, lora_request=lora)]
         return output  # the only one, by output_kind
 
     def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
@@ -376,7 +412,12 @@ def _installed(distribution: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the sentence in an error of pydantic's, which wraps it in a heading and a link."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if line.startswith("Value error, ")), lines[0] if lines else "")
-    return said.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") or type(error).__name__
+    """Return the sentence in an error; pydantic wraps it in a heading and a link, and names the setting beside it."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return first_line(error)
+    [first, *_] = error.errors()
+    setting = ".".join(map(str, first["loc"]))
+    sentence = first["msg"].removeprefix("Value error, ").partition("\n")[0].rstrip(".")
+    return f"{setting}: {sentence}" if setting else sentence

@@ -4,13 +4,39 @@ vLLM adds the methods of ``WorkerExtension`` to its worker class and calls them 
 code has to be sent between processes.
 """
 
+import logging
 import os
 import select
 import threading
 from typing import TYPE_CHECKING, Any
 
+from evalkit.files import first_line
+
 if TYPE_CHECKING:
     import torch
+
+
+ERRORS_VARIABLE = "EVALKIT_VLLM_ERRORS"
+"""Names, in the environment of an engine's processes, the file that their exceptions are written to."""
+
+
+class ErrorFile(logging.Handler):
+    """Appends the exceptions that vLLM logs to a file, a line each; what it tells the harness leaves the reason out."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.ERROR)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the type and the first line of the record's exception, where it has one."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(f"{type(error).__name__}: {first_line(error)}\n")
+
+
+if ERRORS_VARIABLE in os.environ:  # vLLM imports this file in its own processes, before it loads the model
+    logging.getLogger("vllm").addHandler(ErrorFile(os.environ[ERRORS_VARIABLE]))
 
 
 class WorkerExtension:
@@ -64,6 +90,11 @@ class WorkerExtension:
             }
             for module in read_back_transformers(self.get_model())  # type: ignore[attr-defined]  # vLLM's worker has it
         ]
+
+    def evalkit_attention(self) -> list[str]:
+        """Return vLLM's names of the attention backends that its layers use."""
+        layers = self.get_model().modules()  # type: ignore[attr-defined]  # vLLM's worker has it
+        return sorted({str(layer.attn_backend.get_name()) for layer in layers if hasattr(layer, "attn_backend")})
 
     def evalkit_write_rope(self, inv_freq: list[float], attention_factor: float) -> int:
         """Overwrite every rotary table in place and return how many there are.
