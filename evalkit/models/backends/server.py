@@ -418,7 +418,7 @@ class ServerBackend:
         reason = choice["finish_reason"]
         if reason not in ("stop", "length"):
             raise _Passing(f"finish_reason {reason!r}")
-        text = choice["message"]["content"] or "" if self.options.chat else choice["text"]
+        text = _content(choice["message"]) if self.options.chat else choice["text"]
         token_ids: list[int] = choice.get("token_ids") or []
         if token_ids:
             if reason == "length" and len(token_ids) < max_new_tokens:
@@ -490,6 +490,12 @@ def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
         return min(max(float(headers["retry-after"]), 0.0), 60.0)
     except (KeyError, ValueError):
         return None
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """Return a message's text; where the server has only its reasoning, that, opened and never closed."""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    return message["content"] or (f"<think>{thought}" if thought else "")
 
 
 def _listed(names: list[str]) -> str:
