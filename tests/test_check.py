@@ -19,7 +19,7 @@ from tests.variants import variant, with_record
 
 def check(folder: Path, lengths: list[str], request: RopeRequest | None = None, **more: object) -> CheckReport:
     rope = request or RopeRequest()
-    config = CheckConfig(model=folder, lengths=parse_lengths(",".join(lengths)), rope=rope, **more)  # type: ignore[arg-type]
+    config = CheckConfig(model=str(folder), lengths=parse_lengths(",".join(lengths)), rope=rope, **more)  # type: ignore[arg-type]
     return checking.check(config)
 
 

@@ -206,7 +206,8 @@ class BABILong:
         if frame >= limit:
             raise LengthTooShort(
                 f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
-                f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples)."
+                f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples"
+                f"{', --thinking-tokens' if self.options.thinking_tokens else ''})."
             )
         fact_ids = [self._ids_of(fact, encoder) for fact in sample.facts]
         room = limit - frame - sum(map(len, fact_ids))
