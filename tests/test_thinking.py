@@ -117,12 +117,18 @@ def test_who_answers_at_once_behind_an_opened_thought_has_answered(model, tmp_pa
     assert values(tmp_path / "r") == {1.0}
 
 
-@pytest.mark.parametrize("budget", [900, 5000])
-def test_a_budget_that_leaves_no_room_for_the_prompt_is_refused_before_any_work(model, tmp_path, budget):
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (900, "wording alone takes 275 tokens and the answer 920; ask for longer ones, or leave parts out"),
+        (5000, "--thinking-tokens 5000 is more than 1k leaves beside prompt and answer"),
+    ],
+)
+def test_a_budget_that_leaves_no_room_for_the_prompt_is_refused_before_any_work(model, tmp_path, budget, said):
     refused = run(model, POSSIBLE, tmp_path / "r", "--thinking-tokens", budget)
     assert refused.exit_code == 2
-    assert f"--thinking-tokens {budget} is more than 1k leaves beside prompt and answer" in refused.output
-    assert refused.output.count("\n") == 1
+    assert said in refused.output
+    assert "--thinking-tokens" in refused.output
     assert not (tmp_path / "r").exists()
 
 

@@ -133,12 +133,7 @@ def check(config: CheckConfig) -> CheckReport:
         rows.append(row)
         warnings += found
     problems = [row.problem for row in rows if row.problem]
-    problems += [
-        f"--thinking-tokens {config.thinking_tokens} is more than {row.length} leaves beside prompt and answer; give "
-        "less, or ask for longer lengths."
-        for row in rows
-        if 0 < row.tokens <= config.thinking_tokens
-    ]
+    problems += budget_problems(config.thinking_tokens, config.lengths)
     if problem := checkpoint.weight_problem():
         problems.append(problem)
     prompt = None
@@ -260,6 +255,16 @@ def prompt_problems(encoder: Encoder, max_new_tokens: int | None, thinking_token
             "limit yourself with --max-new-tokens."
         )
     return problems
+
+
+def budget_problems(thinking_tokens: int, lengths: Sequence[str]) -> list[str]:
+    """Return a sentence for each length that reasoning alone would fill."""
+    return [
+        f"--thinking-tokens {thinking_tokens} is more than {length} leaves beside prompt and answer; give less, or ask "
+        "for longer lengths."
+        for length in lengths
+        if 0 < parse_length(length) <= thinking_tokens
+    ]
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from evalkit.models.encoder import Encoder, template_arguments
 from evalkit.models.hub import resolve
 from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
-from evalkit.runs.check import prompt_problems
+from evalkit.runs.check import budget_problems, prompt_problems
 from evalkit.runs.config import RunConfig
 from evalkit.types import Benchmark, Message, Prompt, Sample
 
@@ -104,11 +104,6 @@ class Plan:
             try:
                 yield cell, self.build(sample, cell.length)
             except ContextOverflow as overflow:
-                if self.benchmark.generated and (budget := self.config.data.thinking_tokens):
-                    raise BadInput(
-                        f"--thinking-tokens {budget} is more than {cell.length} leaves beside prompt and answer; "
-                        f"give less, or ask for longer lengths ({str(overflow).rstrip('.')})."
-                    ) from overflow
                 yield cell, overflow
             except BadInput as error:
                 if self.benchmark.generated:
@@ -142,6 +137,8 @@ def make_plan(config: RunConfig) -> Plan:
     for problem in prompt_problems(encoder, config.data.max_new_tokens, config.data.thinking_tokens):
         raise BadInput(problem)
     benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
+    for problem in budget_problems(config.data.thinking_tokens, () if config.data.control else config.lengths):
+        raise BadInput(problem)
     fingerprint = {
         **{f"checkpoint.{name}": value for name, value in checkpoint.identity().items()},
         "tokenizer and template": encoder.identity,
