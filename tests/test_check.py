@@ -1,10 +1,12 @@
 """The doctor says before a run what a run would say, and what it would cost."""
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_lengths
@@ -145,3 +147,26 @@ def test_the_report_is_json(checkpoint: Path):
 def test_a_folder_that_is_no_checkpoint_is_refused_at_once(tmp_path: Path):
     with pytest.raises(BadInput, match="no checkpoint folder"):
         check(tmp_path / "nowhere", ["1k"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"),
+            "lack 1 tensors of the model, such as model",
+        ),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"][:10].copy()}),
+            "model.norm.weight of .* is 10, and its config says 64",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_configs_are_a_problem_as_a_run_would_find(checkpoint, tmp_path, change, said):
+    folder = variant(checkpoint, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    report = check(folder, ["1k"])
+    assert not report.ok
+    assert re.search(said, report.problems[0])
