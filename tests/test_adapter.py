@@ -13,7 +13,7 @@ from evalkit.errors import BadInput
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.rope.readback import transformers_config
+from evalkit.models.rope.served import config_for
 from evalkit.runs.check import CheckConfig, check
 from tests.variants import family
 
@@ -56,7 +56,7 @@ def gemma(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(base: Path, adapter: Path | None) -> dict[str, Any]:
     """The weights that the hf backend computes with."""
-    model = load_causal_lm(base, transformers_config(base, None), "float32", adapter=adapter)
+    model = load_causal_lm(base, config_for(base, None), "float32", adapter=adapter)
     return dict(model.state_dict())
 
 

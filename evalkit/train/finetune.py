@@ -403,7 +403,7 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> Served
         )
     rope = training_rope(checkpoint, config.data.longest, None if recipe.rope == "none" else config.factor)
     try:
-        config_for(config.base, rope.mapping).validate()
+        config_for(checkpoint.path, rope.mapping).validate()
     except (StrictDataclassError, ValueError) as error:  # as saving the trained checkpoint would
         raise BadInput(
             f"{checkpoint.name} cannot be trained under {rope.label}: its config class ({checkpoint.model_type}) does "
