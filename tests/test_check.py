@@ -116,7 +116,7 @@ def test_the_training_rule_is_compared_with_what_would_be_served(checkpoint: Pat
 
 def test_a_tokenizer_of_another_model_is_a_problem(checkpoint: Path, tmp_path: Path):
     report = check(variant(checkpoint, tmp_path / "c", vocab_size=100), ["1k"])
-    assert "do not belong together" in report.problems[0]
+    assert any("do not belong together" in problem for problem in report.problems)
 
 
 def test_a_missing_template_and_a_limited_tokenizer_are_pointed_out(checkpoint: Path, tmp_path: Path):
@@ -145,7 +145,7 @@ def test_the_report_is_json(checkpoint: Path):
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_at_once(tmp_path: Path):
-    with pytest.raises(BadInput, match="no checkpoint folder"):
+    with pytest.raises(BadInput, match="There is no folder"):
         check(tmp_path / "nowhere", ["1k"])
 
 
