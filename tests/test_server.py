@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from evalkit.benchmarks.reasoning import is_unfinished
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends import server as server_module
 from evalkit.models.backends.server import ServerBackend, ServerOptions
@@ -74,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(200, b'{"choices": [{"te')
         elif trouble == "no choices":
             self.reply(200, {"choices": []})
+        elif trouble == "only thoughts":
+            message = {"content": None, "reasoning_content": "Mary went first to"}
+            self.reply(200, {"choices": [{"message": message, "finish_reason": "length"}]})
         elif trouble == "html":
             self.reply(200, b"<html>please log in</html>", kind="text/html")
         elif trouble.isdigit():
@@ -293,6 +297,15 @@ def test_chat_mode_sends_the_text_as_one_user_message(opened, server, checkpoint
     assert server.bodies[-1]["messages"] == [{"role": "user", "content": "Where is Mary?  0"}]
     assert completion.text == "echo ary?  0"
     assert completion.token_ids == tuple(plain.tokenizer(completion.text).input_ids)
+
+
+def test_a_chat_answer_that_is_all_reasoning_is_kept_as_reasoning_that_never_ended(opened, server, checkpoint):
+    plain = Encoder.open(checkpoint, chat=False)
+    backend = opened(chat=True, encoder=plain)
+    server.trouble = ["only thoughts"]
+    completion = answer_of(backend, prompts(plain)[0])
+    assert (completion.error, completion.text) == (None, "<think>Mary went first to")
+    assert is_unfinished(completion.text)
 
 
 def test_chat_mode_refuses_prompts_that_carry_a_template_already(opened):
