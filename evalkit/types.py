@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 TokenIds: TypeAlias = NDArray[np.int32]
-FinishReason: TypeAlias = Literal["stop", "length", "error"]
+FinishReason: TypeAlias = Literal["stop", "length", "unfinished_reasoning", "error"]
+"""Why an answer ended. "unfinished_reasoning": inside of what the model thought aloud, so that it is no answer."""
 
 
 class Message(TypedDict):

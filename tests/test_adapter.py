@@ -137,7 +137,7 @@ def test_what_vllm_does_not_serve_is_refused_with_the_way_out(
     adapter = Adapter.open(make_adapter(**config), checkpoint)
     with pytest.raises(BadInput, match=rf"{said}.*use --backend hf, or merge it"):
         adapter.require_vllm_serves()
-    report = check(CheckConfig(model=checkpoint, lengths=("1k",), adapter=adapter.path))
+    report = check(CheckConfig(model=str(checkpoint), lengths=("1k",), adapter=str(adapter.path)))
     assert report.ok, "the hf backend serves it"
     assert any("which vLLM does not serve" in text for text in report.warnings)
 

@@ -1,10 +1,12 @@
 """The doctor says before a run what a run would say, and what it would cost."""
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_lengths
@@ -19,7 +21,7 @@ from tests.variants import variant, with_record
 
 def check(folder: Path, lengths: list[str], request: RopeRequest | None = None, **more: object) -> CheckReport:
     rope = request or RopeRequest()
-    config = CheckConfig(model=folder, lengths=parse_lengths(",".join(lengths)), rope=rope, **more)  # type: ignore[arg-type]
+    config = CheckConfig(model=str(folder), lengths=parse_lengths(",".join(lengths)), rope=rope, **more)  # type: ignore[arg-type]
     return checking.check(config)
 
 
@@ -114,7 +116,7 @@ def test_the_training_rule_is_compared_with_what_would_be_served(checkpoint: Pat
 
 def test_a_tokenizer_of_another_model_is_a_problem(checkpoint: Path, tmp_path: Path):
     report = check(variant(checkpoint, tmp_path / "c", vocab_size=100), ["1k"])
-    assert "do not belong together" in report.problems[0]
+    assert any("do not belong together" in problem for problem in report.problems)
 
 
 def test_a_missing_template_and_a_limited_tokenizer_are_pointed_out(checkpoint: Path, tmp_path: Path):
@@ -143,5 +145,28 @@ def test_the_report_is_json(checkpoint: Path):
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_at_once(tmp_path: Path):
-    with pytest.raises(BadInput, match="no checkpoint folder"):
+    with pytest.raises(BadInput, match="There is no folder"):
         check(tmp_path / "nowhere", ["1k"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"),
+            "lack 1 tensors of the model, such as model",
+        ),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"][:10].copy()}),
+            "model.norm.weight of .* is 10, and its config says 64",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_configs_are_a_problem_as_a_run_would_find(checkpoint, tmp_path, change, said):
+    folder = variant(checkpoint, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    report = check(folder, ["1k"])
+    assert not report.ok
+    assert re.search(said, report.problems[0])

@@ -191,7 +191,7 @@ def config(base, out, **changes):
         "learning_rate": 1e-3,
         "save_every": 2,
     }
-    return TrainConfig(base=base, out=out, **{"data": data, "options": options, **settings, **changes})
+    return TrainConfig(base=str(base), out=out, **{"data": data, "options": options, **settings, **changes})
 
 
 def logits_of(folder, length=100):

@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
+from evalkit.cli.commands import main
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.hub import ModelSource, resolve
+from evalkit.records.folder import RunFolder
+from tests.test_checkpoint import write_adapter
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 NAME = "some-lab/tiny-model"
@@ -245,3 +249,81 @@ def test_a_hub_that_does_not_answer_is_named_with_the_command(cache: Path, monke
     with pytest.raises(BadInput, match=rf"cannot be downloaded \(.*: hf download {NAME}$"):
         resolve(NAME)
     assert not cache.exists()
+
+
+def evalkit(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def asked(*more: object) -> tuple[object, ...]:
+    common = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--samples", 2, "--backend", "scripted")
+    return ("run", *common, *more)
+
+
+def test_a_run_names_its_arm_after_the_hub_name_and_is_bound_to_the_commit(
+    cache: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    put_into_cache(cache, checkpoint)
+    put_into_cache(cache, checkpoint, commit=OLDER, ref="v1")
+    shown = evalkit(*asked("--model", NAME))
+    assert shown.exit_code == 0, shown.output
+    (out,) = (tmp_path / "results").iterdir()
+    folder = RunFolder.open(out)
+    assert out.name.startswith("some-lab-tiny-model-")
+    assert folder.arm == f"{NAME} (scripted: oracle)"
+    assert (folder.config["model"], folder.config["revision"]) == (NAME, None)
+    assert folder.fingerprint["checkpoint.commit"] == COMMIT
+    assert "2 samples recorded, 0 asked now" in evalkit(*asked("--model", NAME, "--revision", COMMIT)).output
+    older = evalkit(*asked("--model", NAME, "--revision", "v1", "--out", out))
+    assert older.exit_code == 2
+    assert f'checkpoint.commit is "{COMMIT}" there and "{OLDER}" now' in older.output
+    (cache / "models--some-lab--tiny-model" / "refs" / "main").write_text(OLDER)
+    assert "rebuilt: the same" in evalkit("show", out, "qa1/1k/00000").output, "of the commit that was asked"
+
+
+def test_check_crosscheck_and_train_take_a_hub_name_as_run_does(cache: Path, checkpoint: Path, tmp_path: Path):
+    put_into_cache(cache, checkpoint)
+    checked = evalkit("check", NAME, "--lengths", "1k")
+    assert checked.exit_code == 0, checked.output
+    assert f"commit: {COMMIT}" in checked.output
+    data = ("--subsets", "qa1", "--samples", 2, "--longest", 512, "--epochs", 1, "--accumulation", 1)
+    trained = evalkit("train", "--base", NAME, "--out", tmp_path / "trained", "--recipe", "plain", *data)
+    assert trained.exit_code == 0, trained.output
+    record = json.loads((tmp_path / "trained" / "evalkit_training.json").read_text())
+    assert (record["base"]["name"], record["base"]["commit"]) == (NAME, COMMIT)
+    crossed = evalkit(
+        "crosscheck", NAME, "--backends", "hf,scripted", "--lengths", "512", "--subsets", "qa1", "--samples", 1
+    )
+    assert "hf and scripted give the same answer to 0 of 1 prompts" in crossed.output
+
+
+def test_an_adapter_may_be_a_hub_name_too(cache: Path, checkpoint: Path, tmp_path: Path):
+    adapter = write_adapter(tmp_path / "adapter")
+    put_into_cache(cache, adapter)
+    checked = evalkit("check", checkpoint, "--adapter", NAME, "--lengths", "1k")
+    assert f"adapter commit: {COMMIT}" in checked.output
+    lost = evalkit("check", checkpoint, "--adapter", NAME, "--adapter-revision", "v9", "--lengths", "1k")
+    assert "HF_HUB_OFFLINE is set" in lost.output
+    alone = evalkit("check", checkpoint, "--adapter-revision", "v9", "--lengths", "1k")
+    assert "--adapter-revision v9 needs --adapter" in alone.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        asked("--model", NAME, "--out", "out"),
+        ("check", "--model", NAME, "--lengths", "1k"),
+        ("crosscheck", NAME),
+        ("train", "--base", NAME, "--out", "out", "--recipe", "plain"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused_in_one_sentence_and_leaves_no_folder(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[object, ...]
+):
+    monkeypatch.chdir(tmp_path)
+    shown = evalkit(*command)
+    assert shown.exit_code == 2
+    assert shown.output.startswith(f"evalkit: {NAME} is neither a folder nor whole in the hub's cache")
+    assert shown.output.endswith(f"type where there is a network: hf download {NAME}\n")
+    assert list(tmp_path.iterdir()) == []

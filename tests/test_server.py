@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evalkit.benchmarks.reasoning import is_unfinished
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.backends import server as server_module
 from evalkit.models.backends import server_client, server_connection
@@ -504,8 +505,8 @@ def test_reasoning_without_an_answer_is_no_answer(field, content, opened, server
     backend = opened(chat=True, encoder=plain_encoder)
     server.finish_reason = "length"
     completion = answer_of(backend, prompts(plain_encoder)[0])
-    assert completion.error == "reasoning: it did not end within the tokens for the answer"
-    assert not completion.retryable
+    assert completion.error is None
+    assert is_unfinished(completion.text)
     server.finish_reason = "stop"
     assert answer_of(backend, prompts(plain_encoder)[0]).error.startswith("reasoning: the server gave reasoning and")
 

@@ -24,7 +24,7 @@ def settings(folder: Path, **values: Any) -> None:
 
 
 def report(folder: Path) -> CheckReport:
-    return check(CheckConfig(model=folder, lengths=("1k",)))
+    return check(CheckConfig(model=str(folder), lengths=("1k",)))
 
 
 @pytest.fixture

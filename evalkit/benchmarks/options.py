@@ -25,12 +25,16 @@ class TaskOptions:
     control: Control | None = option("--control", "Bound a curve from below or above.", default=None)
     """From below (the question alone) or from above (no background)."""
     max_new_tokens: int | None = option("--max-new-tokens", "Answer limit; default: the card's.", default=None)
+    thinking_tokens: int = option("--thinking-tokens", "Room for reasoning, added to the answer's [0].", default=0)
+    """In every prompt's length, like the answer."""
 
     def __post_init__(self) -> None:
         if self.control not in (None, *get_args(Control)):
             raise BadInput(f"There is no control {self.control!r}; choose {' or '.join(get_args(Control))}.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise BadInput(f"--max-new-tokens is {self.max_new_tokens}; an answer has at least 1 token.")
+        if self.thinking_tokens < 0:
+            raise BadInput(f"--thinking-tokens is {self.thinking_tokens}; it is 0 or more.")
         if self.control and self.source != GENERATED:
             raise BadInput(f"Published rows (--source {self.source}) come ready made; drop --control {self.control}.")
 

@@ -3,9 +3,14 @@
 Marks of reasoning, as chat templates and models write them: ``<think> ... </think>`` (Qwen3, DeepSeek-R1, Olmo 3;
 also thinking, thought, reasoning, analysis), ``[THINK] ... [/THINK]`` (Magistral), ``<|channel|>analysis ...
 <|channel|>final<|message|>`` (gpt-oss). Case does not matter.
+
+The corrected scorers look behind the reasoning; the official ones keep it, as their authors do. An answer that was cut
+off inside of it (``finish_reason`` "unfinished_reasoning") is unscored under both: neither right nor wrong.
 """
 
 import re
+
+from evalkit.types import Prediction, Score
 
 _TAG = r"think|thinking|thought|reasoning|analysis"
 _OPENING = rf"<(?:{_TAG})>|\[(?:{_TAG})\]|<\|channel\|>analysis"
@@ -15,6 +20,17 @@ _TO_LAST_CLOSING = re.compile(rf"\A.*(?:{_CLOSING})", re.S | re.I)
 _FROM_OPENING = re.compile(rf"(?:{_OPENING}).*", re.S | re.I)
 _ANY = re.compile(rf"{_OPENING}|{_CLOSING}", re.I)
 _TOKEN = re.compile(rf"</?(?:{_TAG})>|\[/?(?:{_TAG})\]|<\|(?:channel|message)\|>", re.I)
+
+
+def answer_of(prediction: Prediction) -> str | None:
+    """Return the output to score; None where there is no answer: an error, or reasoning that was cut off."""
+    return None if prediction.finish_reason == "unfinished_reasoning" else prediction.output
+
+
+def unscored(prediction: Prediction, scorer: str) -> Score:
+    """Return the score of what is no answer: without a value, and with the reason."""
+    reason = "unfinished reasoning" if prediction.finish_reason == "unfinished_reasoning" else "no output"
+    return Score(key=prediction.key, scorer=scorer, value=None, detail=prediction.error or reason)
 
 
 def without_reasoning(text: str) -> str:

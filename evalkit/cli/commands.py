@@ -68,7 +68,8 @@ def main() -> None:
 def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
-    Killed or interrupted, the same command goes on where it was. Nothing is downloaded unless a hub data set is named.
+    Killed or interrupted, the same command goes on where it was. Nothing is downloaded but a model or a data set of the
+    hub that is named.
 
     \b
     Examples:
@@ -107,6 +108,12 @@ def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
     if result.unfitting:
         example = result.unfitting_example.rstrip(".")
         click.echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
+    if result.unfinished:
+        click.echo(
+            f"{result.unfinished} answers were cut off inside their reasoning: unscored, neither right nor wrong; more "
+            "--thinking-tokens give them room, in a run of their own.",
+            err=True,
+        )
     if result.failed:
         again = f"; the same command asks {result.retried} of them again" if result.retried else ""
         click.echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
@@ -120,12 +127,12 @@ def _check_classes() -> list[type]:
 
 
 @main.command(cls=SettingsCommand, classes=_check_classes)
-@click.argument("folder", required=False, type=ANY_PATH)
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(folder: Path | None, as_json: bool, values: dict[str, Any]) -> None:
+def check(name: str | None, as_json: bool, values: dict[str, Any]) -> None:
     """Tell whether a run of these lengths would be right, before any money is spent on it. Loads no weights.
 
-    FOLDER is short for --model FOLDER.
+    NAME is short for --model NAME.
 
     \b
     Examples:
@@ -138,7 +145,7 @@ def check(folder: Path | None, as_json: bool, values: dict[str, Any]) -> None:
     from evalkit.runs.check import CheckConfig
     from evalkit.runs.check import check as examine
 
-    values |= {"model": folder} if folder else {}
+    values |= {"model": name} if name else {}
     refuse_missing(values, "model", "lengths")
     report = examine(options.read(CheckConfig, values, "The command line"))
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
@@ -147,14 +154,14 @@ def check(folder: Path | None, as_json: bool, values: dict[str, Any]) -> None:
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
-@click.argument("folder", required=False, type=ANY_PATH)
+@click.argument("name", required=False)
 @click.option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def crosscheck(folder: Path | None, backends: tuple[str, ...], as_json: bool, values: dict[str, Any]) -> None:
+def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, values: dict[str, Any]) -> None:
     """Ask two backends the same prompts, by id, and say how often and how early their answers part.
 
     Takes the options of 'run'; those that only one of the two backends has are given to that one. By default two
-    samples of BABILong at 1k. FOLDER is short for --model FOLDER.
+    samples of BABILong at 1k. NAME is short for --model NAME.
 
     \b
     Examples:
@@ -166,10 +173,10 @@ def crosscheck(folder: Path | None, backends: tuple[str, ...], as_json: bool, va
     from evalkit.runs.config import run_config
     from evalkit.runs.crosscheck import crosscheck_plans
 
-    values |= {"model": folder} if folder else {}
+    values |= {"model": name} if name else {}
     refuse_missing(values, "model")
     values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
-    report = crosscheck_plans([run_config(of_backend(values, name)) for name in backends])
+    report = crosscheck_plans([run_config(of_backend(values, backend)) for backend in backends])
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
 
 
@@ -269,12 +276,14 @@ def train(values: dict[str, Any]) -> None:
 @main.command()
 @click.argument("experiment", required=False)
 @click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each arm, with seeds 0, 1, ...")
-@click.option("--base", type=FOLDER, help="Checkpoint to train the arms from, where the experiment names one to get.")
+@click.option(
+    "--base", help="Checkpoint to train the arms from, a folder or a hub name, where the experiment has none."
+)
 @click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
 @click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
 @click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
 def reproduce(
-    experiment: str | None, seeds: int | None, base: Path | None, out: Path | None, plots: Path | None, dry_run: bool
+    experiment: str | None, seeds: int | None, base: str | None, out: Path | None, plots: Path | None, dry_run: bool
 ) -> None:
     """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
 
@@ -283,9 +292,10 @@ def reproduce(
     \b
     Examples:
       evalkit reproduce tiny
-      evalkit reproduce paper --base Qwen2.5-7B-Instruct/ --dry-run
+      evalkit reproduce paper --base Qwen/Qwen2.5-7B-Instruct --dry-run
     """
     from evalkit.cli.progress import StudyProgress
+    from evalkit.models.hub import resolve
     from evalkit.study import workers
     from evalkit.study.experiment import experiment_names, load_experiment
     from evalkit.study.steps import Run, Study, describe, plan_steps
@@ -302,6 +312,8 @@ def reproduce(
     if dry_run:
         click.echo(describe(steps))
         return
+    if base is not None:
+        resolve(base)  # downloaded once, before several processes ask for it
     with StudyProgress(steps) as progress:
         workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
     click.echo(f"tables and figures: {study.plots}", err=True)

@@ -6,16 +6,17 @@ transformers does not know itself are refused.
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evalkit.errors import BadInput, EngineError
+from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
 from evalkit.models.folder import read_json
+from evalkit.models.hub import resolve
 from evalkit.models.rope.formulas import Frequencies
 from evalkit.models.rope.modules import own_frequencies
 from evalkit.models.rope.stored import (
@@ -42,7 +43,6 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash")
 _FOUND_BY_THE_BACKEND = ("torch_dtype", "dtype", "eos_token_id")
 """Told by ``Backend.identity`` as they take effect: the dtype in use, all stop ids."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
 
 
@@ -68,7 +68,7 @@ class Checkpoint:
 
     path: Path
     name: str
-    """The folder's name."""
+    """The folder's name, or the name on the hub."""
     model_type: str
     max_position_embeddings: int
     """As the config says; what is covered is ``window``."""
@@ -93,6 +93,32 @@ class Checkpoint:
     """The adapter's where there is one, else the folder's own."""
     adapter: Adapter | None = None
     warnings: tuple[str, ...] = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Of the hub's repositories that it came from: of the model under "commit", of the adapter under
+    "adapter commit"; empty for folders."""
+
+    @classmethod
+    def find(
+        cls,
+        model: str,
+        revision: str | None = None,
+        *,
+        adapter: str | None = None,
+        adapter_revision: str | None = None,
+    ) -> "Checkpoint":
+        """Open what people type for a model and an adapter: folders, or names on the hub; see ``hub.resolve``.
+
+        Raises:
+            BadInput: as ``hub.resolve`` and ``open``.
+        """
+        if adapter is None and adapter_revision is not None:
+            raise BadInput(f"--adapter-revision {adapter_revision} needs --adapter: the name that it is a revision of.")
+        source = resolve(model, revision)
+        given = None if adapter is None else resolve(adapter, adapter_revision)
+        checkpoint = cls.open(source.path, adapter=given.path if given else None)
+        found = {"commit": source.commit, "adapter commit": given.commit if given else None}
+        commits = {name: commit for name, commit in found.items() if commit is not None}
+        return replace(checkpoint, name=source.name, commits=commits)
 
     @classmethod
     def open(cls, path: Path | str, *, adapter: Path | str | None = None) -> "Checkpoint":
@@ -102,7 +128,8 @@ class Checkpoint:
             BadInput: it is not a usable checkpoint; the message says which file and what to do.
         """
         folder = Path(path)
-        _require_folder(folder, str(path))
+        if not folder.is_dir():
+            raise BadInput(f"There is no checkpoint folder {path}.")
         raw, where = _read_config(folder), f"{folder}/config.json"
         refuse_contradictions(raw, where)
         tensors = stored_tensors(weight_files(folder))
@@ -190,12 +217,46 @@ class Checkpoint:
         return self.dtype_bytes(dtype) * sum(layer.num_values(num_tokens) for layer in self.cache)
 
     def identity(self) -> dict[str, str]:
-        """Return hashes that change when answers could: of sampled weights, of the config, of the adapter.
+        """Return what changes when answers could: hashes of sampled weights, config and adapter, and the hub's commits.
 
         Takes a fraction of a second; ``full_hash`` reads every byte.
         """
-        parts = {"weights": sampled_hash(self.tensors.values()), "config": self._config_hash()}
+        parts = {"weights": sampled_hash(self.tensors.values()), "config": self._config_hash(), **self.commits}
         return parts | ({"adapter": self.adapter.identity()} if self.adapter else {})
+
+    def weight_problem(self) -> str | None:
+        """Return why the weights are not those of the model that the config describes, or None.
+
+        Names and shapes are compared as loading does, by loading onto torch's "meta" device, which reads no values.
+        Quantized weights are not compared: their names hang on packages that only the engine may have.
+        """
+        if "quantization_config" in (read_json(self.path / "config.json") or {}):
+            return None
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            _, found = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                device_map="meta",
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            return f"transformers cannot load {self.path}: {first_line(error)}."
+        if missing := sorted(found["missing_keys"]):
+            return (
+                f"The weights in {self.path} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
+                "again."
+            )
+        for name, stored, wanted in sorted(found["mismatched_keys"]):
+            sizes = " x ".join(map(str, stored)), " x ".join(map(str, wanted))
+            return f"{name} of {self.path} is {sizes[0]}, and its config says {sizes[1]}; copy both again."
+        return None
 
     def full_hash(self) -> str:
         """Return a hash over every byte of the weights, independent of how they are split into files."""
@@ -207,18 +268,6 @@ class Checkpoint:
             values = read_json(self.path / name) or {}
             parts.append({k: v for k, v in values.items() if k not in (*_CHANGES_NO_ANSWER, *_FOUND_BY_THE_BACKEND)})
         return hashlib.sha256(_canonical(parts)).hexdigest()
-
-
-def _require_folder(folder: Path, given: str) -> None:
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise BadInput(f"{given} is a file; a checkpoint is a folder with config.json, weights and tokenizer.")
-    if _HUB_NAME.fullmatch(given):
-        raise BadInput(
-            f"There is no folder {given}; a model of the hub is downloaded first (hf download {given} --local-dir DIR)."
-        )
-    raise BadInput(f"There is no checkpoint folder {given}.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -230,12 +230,17 @@ class Encoder:
             )
         if self.thinking != "none":
             how = "opens a think block" if self.thinking == "open" else "lets the model think before it answers"
-            known = template_variables(self.tokenizer.chat_template) & {"enable_thinking", "thinking"}
-            off = f"--template-arg {min(known)}=false asks for none; else " if known else ""
+            off = f"--template-arg {self.thinking_switch}=false asks for none; else " if self.thinking_switch else ""
             yield (
                 f"The chat template {how}, and an answer that is cut off in its thoughts is none: {off}give it room "
-                "with --max-new-tokens."
+                "with --thinking-tokens."
             )
+
+    @property
+    def thinking_switch(self) -> str | None:
+        """The variable of the chat template that turns reasoning off; None where no such name is known."""
+        known = template_variables(self.tokenizer.chat_template) & {"enable_thinking", "thinking"}
+        return min(known, default=None)
 
     def _end_of_turn(self) -> int | None:
         """Return the first added token behind an assistant's message; None where the template marks no end.
@@ -264,6 +269,26 @@ class Encoder:
         if self.template_args:  # not named where there are none: older run folders go on
             parts["template_args"] = self.template_args
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def template_arguments(typed: Sequence[str]) -> dict[str, Any]:
+    """Return the variables that "enable_thinking=false" and the like stand for: JSON values, else the text itself.
+
+    Raises:
+        BadInput: one has no name or no "=", or two have the same name.
+    """
+    found: dict[str, Any] = {}
+    for text in typed:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise BadInput(f"--template-arg is {text!r}; it is NAME=VALUE, such as enable_thinking=false.")
+        if name in found:
+            raise BadInput(f"--template-arg names {name} twice; give it one value.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def template_variables(template: str) -> set[str]:

@@ -52,8 +52,11 @@ def all_drawings(analysis: Analysis) -> list[Drawing]:
         found.append(curve(analysis, task, scorers[0]))
         if len(subsets) > 1:
             found.append(curves_by_subset(analysis, task, scorers[0]))
-        found.append(heatmap(analysis, task, scorers[0]))
-        if analysis.loaded.frame["depth"][analysis.loaded.frame["task"] == task].notna().any():
+        frame = analysis.loaded.frame
+        scored = frame[(frame["task"] == task) & frame["value"].notna()]
+        if len(scored):
+            found.append(heatmap(analysis, task, scorers[0]))
+        if scored["depth"].notna().any():
             found.append(depth_heatmap(analysis, task, scorers[0]))
         if {"prefix_hit", "ratio_given_prefix"} <= set(scorers):
             found.append(prefix_against_ratio(analysis, task))

@@ -84,7 +84,8 @@ def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
         title=f"{task_title(task)}: {scorer.replace('_', ' ')} score",
         caption=(
             f"0 to 100, with 95 % intervals{f' ({intervals})' if intervals else ''} and the best arm in bold. "
-            f"{_tokens_note(analysis, task)} n: scored samples per cell. Avg: mean over the lengths. Effective: the "
+            f"{_tokens_note(analysis, task)} n: scored samples per cell; in "
+            "reasoning: answers that were cut off inside of it. Avg: mean over the lengths. Effective: the "
             "longest length up to which the interval stays above 0.85 of the in-distribution score (of the shortest "
             f"length, where no trained length is known): few samples prove only short ones. {NOT_RUN}: not run."
         ),
@@ -123,7 +124,7 @@ def _score_rows(analysis: Analysis, cells: Sequence[CellScore], lengths: Sequenc
             Entry(_group_name(analysis, known[0])),
             Entry(arm.name + (" (published)" if arm.published else "")),
             Entry(_range(cell.n for cell in known), number=max(cell.n for cell in known)),
-            Entry(str(unscored), number=unscored),
+            _unscored(unscored, _cut_off_thoughts(analysis, known[0])),
             *(_score(cell, is_ranked and _mean(cell) == top is not None) for cell, top in zip(line, best, strict=True)),
             Entry(_points(mean), best=is_ranked and mean == best_mean is not None, number=_percent(mean)),
             _effective(effective(known, analysis.study_length(arm.name))),
@@ -299,6 +300,18 @@ def interval_text(interval: Interval | Contrast, *, signed: bool = False) -> str
         return ""
     high = "∞" if interval.high is None else f"{100 * interval.high:{'+' if signed else ''}.1f}"
     return f"[{100 * interval.low:{'+' if signed else ''}.1f}, {high}]"
+
+
+def _unscored(number: int, in_reasoning: int) -> Entry:
+    return Entry(f"{number} ({in_reasoning} in reasoning)" if in_reasoning else str(number), number=number)
+
+
+def _cut_off_thoughts(analysis: Analysis, cell: CellScore) -> int:
+    """Return how many answers of a cell's arm and subset, at all lengths, were cut off inside their reasoning."""
+    frame = analysis.loaded.frame
+    wanted = {"finish_reason": "unfinished_reasoning", "task": cell.task, "scorer": cell.scorer, "arm": cell.arm}
+    wanted |= {} if cell.subset == AVERAGE else {"subset": cell.subset}
+    return int(frame[[*wanted]].eq(list(wanted.values())).all(axis=1).sum())
 
 
 def _score(cell: CellScore | None, best: bool) -> Entry:

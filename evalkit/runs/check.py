@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from evalkit.benchmarks.babilong.prose import generate_prose
@@ -10,7 +9,7 @@ from evalkit.errors import BadInput
 from evalkit.lengths import parse_length, parse_lengths
 from evalkit.models.backends.options import DType
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder
+from evalkit.models.encoder import Encoder, template_arguments
 from evalkit.models.rope.served import RopeRequest, ServedRope, served_rope
 from evalkit.options import option
 from evalkit.types import Message
@@ -99,11 +98,19 @@ class CheckReport:
 class CheckConfig:
     """What is examined: a part of what ``evalkit run`` takes, under the same names."""
 
-    model: Path = option("--model", "Hugging Face checkpoint folder.")
+    model: str = option("--model", "Checkpoint folder, or a name on the Hugging Face hub.")
+    revision: str | None = option("--revision", "Branch, tag or commit of a hub name [main].", default=None)
     lengths: tuple[str, ...] = option("--lengths", "Such as 16k,128k.", parse=parse_lengths)
     rope: RopeRequest = field(default_factory=RopeRequest)
-    adapter: Path | None = option("--adapter", "LoRA adapter folder to serve on top.", default=None)
+    adapter: str | None = option("--adapter", "LoRA adapter to serve on top: a folder, or a hub name.", default=None)
+    adapter_revision: str | None = option("--adapter-revision", "Of the adapter's hub name [main].", default=None)
     chat: bool | None = option("--chat-template", "Use it; default: if the checkpoint has one.", default=None)
+    system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
+    template_args: tuple[str, ...] = option(
+        "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
+    )
+    max_new_tokens: int | None = option("--max-new-tokens", "Answer limit; default: the card's.", default=None)
+    thinking_tokens: int = option("--thinking-tokens", "Room for reasoning, added to the answer's [0].", default=0)
     dtype: DType = option("--dtype", "Of weights and cache [auto: the checkpoint's].", default="auto")
     gpu_memory: float | None = option(
         "--gpu-memory", "GiB of the GPU (of all that share the model): counts what fits.", default=None
@@ -116,7 +123,9 @@ def check(config: CheckConfig) -> CheckReport:
     Raises:
         BadInput: the folder is not a checkpoint that could be examined any further.
     """
-    checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
+    checkpoint = Checkpoint.find(
+        config.model, config.revision, adapter=config.adapter, adapter_revision=config.adapter_revision
+    )
     dtype = checkpoint.dtype if config.dtype == "auto" else config.dtype
     rows, warnings = [], list(checkpoint.warnings)
     for length in config.lengths:
@@ -124,12 +133,21 @@ def check(config: CheckConfig) -> CheckReport:
         rows.append(row)
         warnings += found
     problems = [row.problem for row in rows if row.problem]
+    problems += budget_problems(config.thinking_tokens, config.lengths)
+    if problem := checkpoint.weight_problem():
+        problems.append(problem)
     prompt = None
     try:
-        encoder = Encoder.open(checkpoint.path, chat=config.chat, vocab_size=checkpoint.vocab_size)
+        encoder = Encoder.open(
+            checkpoint.path,
+            chat=config.chat,
+            system_prompt=config.system_prompt,
+            template_args=template_arguments(config.template_args),
+            vocab_size=checkpoint.vocab_size,
+        )
         warnings += encoder.warnings
         prompt = _check_prompt(encoder)
-        problems += prompt_problems(encoder)
+        problems += prompt_problems(encoder, config.max_new_tokens, config.thinking_tokens)
     except BadInput as error:
         problems.append(str(error))
     if checkpoint.adapter and (refusal := checkpoint.adapter.vllm_refusal()):
@@ -137,7 +155,7 @@ def check(config: CheckConfig) -> CheckReport:
     if not checkpoint.has_chat_template:
         warnings.append("There is no chat template; prompts are plain text, which suits base models.")
     return CheckReport(
-        checkpoint=str(config.model),
+        checkpoint=config.model,
         facts=_facts(checkpoint),
         rows=tuple(rows),
         prompt=prompt,
@@ -212,8 +230,13 @@ def _check_prompt(encoder: Encoder) -> PromptCheck:
     )
 
 
-def prompt_problems(encoder: Encoder) -> list[str]:
+def prompt_problems(encoder: Encoder, max_new_tokens: int | None, thinking_tokens: int) -> list[str]:
     """Return why the prompts of this tokenizer and template cannot be asked; empty where they can.
+
+    Args:
+        encoder: the tokenizer and template.
+        max_new_tokens: the answer's limit; None where nobody named one.
+        thinking_tokens: room for reasoning in front of the answer.
 
     Raises:
         BadInput: they cannot even be encoded.
@@ -224,7 +247,24 @@ def prompt_problems(encoder: Encoder) -> list[str]:
         problems.append(
             f"The prompt begins with BOS {encoder.tokenizer.bos_token!r} twice; take it out of the template."
         )
+    if encoder.thinking == "open" and not thinking_tokens and max_new_tokens is None:
+        switch = encoder.thinking_switch
+        problems.append(
+            "The chat template opens a think block, and the usual answer room (20 tokens in BABILong) ends inside of "
+            f"it; give --thinking-tokens 2048{f', or --template-arg {switch}=false' if switch else ''}, or name the "
+            "limit yourself with --max-new-tokens."
+        )
     return problems
+
+
+def budget_problems(thinking_tokens: int, lengths: Sequence[str]) -> list[str]:
+    """Return a sentence for each length that reasoning alone would fill."""
+    return [
+        f"--thinking-tokens {thinking_tokens} is more than {length} leaves beside prompt and answer; give less, or ask "
+        "for longer lengths."
+        for length in lengths
+        if 0 < parse_length(length) <= thinking_tokens
+    ]
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -239,6 +279,8 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     if stored is not None:
         facts["rope theta"] = f"{stored.theta:g}"
+    for name, commit in checkpoint.commits.items():
+        facts[name] = commit
     if trained := checkpoint.trained_rope:
         length = f", up to {checkpoint.trained_length:,} tokens" if checkpoint.trained_length else ""
         facts["trained under"] = f"{trained.describe()}{length}"

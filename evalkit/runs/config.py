@@ -11,6 +11,7 @@ from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_lengths
 from evalkit.models.backends import BACKENDS, backend_kind, best_backend
+from evalkit.models.encoder import template_arguments
 from evalkit.models.rope.served import RopeRequest
 from evalkit.options import option
 from evalkit.records.folder import RunFolder
@@ -20,7 +21,8 @@ from evalkit.records.folder import RunFolder
 class RunConfig:
     """One task, one checkpoint, one arm. Made by ``run_config``, which finds the classes of ``data`` and ``engine``."""
 
-    model: Path = option("--model", "Hugging Face checkpoint folder.")
+    model: str = option("--model", "Checkpoint folder, or a name on the Hugging Face hub, such as Qwen/Qwen3-8B.")
+    revision: str | None = option("--revision", "Branch, tag or commit of a hub name [main].", default=None)
     task: str = option("--task", "A task card; see 'evalkit tasks'.")
     lengths: tuple[str, ...] = option(
         "--lengths", "Such as 16k,64k,128k: tokens, answer included.", parse=parse_lengths
@@ -37,9 +39,14 @@ class RunConfig:
 
     system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
     chat: bool | None = option("--chat-template", "Use it; default: if the checkpoint has one.", default=None)
+    template_args: tuple[str, ...] = option(
+        "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
+    )
+    """NAME=VALUE each; see ``encoder.template_arguments``."""
 
     rope: RopeRequest = field(default_factory=RopeRequest)
-    adapter: Path | None = option("--adapter", "LoRA adapter folder to serve on top of the checkpoint.", default=None)
+    adapter: str | None = option("--adapter", "LoRA adapter to serve on top: a folder, or a hub name.", default=None)
+    adapter_revision: str | None = option("--adapter-revision", "Of the adapter's hub name [main].", default=None)
     backend: str = option("--backend", f"One of {', '.join(BACKENDS)}; default: vllm beside a GPU, else hf.")
     engine: Any
     """Of the backend's own class."""
@@ -56,6 +63,7 @@ class RunConfig:
             raise BadInput(f"--samples is {self.samples}; ask at least 1 question.")
         if self.seed < 0:
             raise BadInput(f"--seed is {self.seed}; it is 0 or more.")
+        template_arguments(self.template_args)
 
 
 def run_config(values: Mapping[str, Any], where: str = "The command line") -> RunConfig:
@@ -116,6 +124,8 @@ def recorded_config(folder: RunFolder) -> RunConfig:
     classes = (RunConfig, task(config["task"]).options, backend_kind(config["backend"]).options)
     known = {key for cls in classes for key in options.settings(cls)}
     values = {key: value for key, value in config.items() if key in known}
-    return _read(
-        values | {name: config["scope"][name] for name in ("lengths", "subsets", "samples")}, f"{folder.path}/run.json"
-    )
+    values |= {name: config["scope"][name] for name in ("lengths", "subsets", "samples")}
+    for name in ("revision", "adapter_revision"):  # a branch may have moved on since
+        commit = folder.fingerprint.get(f"checkpoint.{name.replace('revision', 'commit').replace('_', ' ')}")
+        values |= {name: commit} if commit else {}
+    return _read(values, f"{folder.path}/run.json")

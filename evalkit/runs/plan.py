@@ -13,10 +13,11 @@ from evalkit.files import slug
 from evalkit.lengths import parse_length
 from evalkit.models.backends import Backend, open_backend
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder
+from evalkit.models.encoder import Encoder, template_arguments
+from evalkit.models.hub import resolve
 from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
-from evalkit.runs.check import prompt_problems
+from evalkit.runs.check import budget_problems, prompt_problems
 from evalkit.runs.config import RunConfig
 from evalkit.types import Benchmark, Message, Prompt, Sample
 
@@ -129,13 +130,15 @@ def make_plan(config: RunConfig) -> Plan:
     """
     card = load_card(config.task)
     subsets = chosen_subsets(config)
-    checkpoint = Checkpoint.open(config.model, adapter=config.adapter)
-    encoder = Encoder.open(
-        config.model, chat=config.chat, system_prompt=config.system_prompt, vocab_size=checkpoint.vocab_size
+    checkpoint = Checkpoint.find(
+        config.model, config.revision, adapter=config.adapter, adapter_revision=config.adapter_revision
     )
-    for problem in prompt_problems(encoder):
+    encoder = _encoder(config, checkpoint.path, checkpoint.vocab_size)
+    for problem in prompt_problems(encoder, config.data.max_new_tokens, config.data.thinking_tokens):
         raise BadInput(problem)
     benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
+    for problem in budget_problems(config.data.thinking_tokens, () if config.data.control else config.lengths):
+        raise BadInput(problem)
     fingerprint = {
         **{f"checkpoint.{name}": value for name, value in checkpoint.identity().items()},
         "tokenizer and template": encoder.identity,
@@ -158,6 +161,16 @@ def make_plan(config: RunConfig) -> Plan:
         fingerprint=fingerprint,
         arm=arm,
         out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}",
+    )
+
+
+def _encoder(config: RunConfig, folder: Path, vocab_size: int | None = None) -> Encoder:
+    return Encoder.open(
+        folder,
+        chat=config.chat,
+        system_prompt=config.system_prompt,
+        template_args=template_arguments(config.template_args),
+        vocab_size=vocab_size,
     )
 
 
@@ -206,7 +219,7 @@ def _data_alone(config: RunConfig) -> Benchmark:
     """Open a run's benchmark; the tokenizer is loaded only if rows have to be counted."""
 
     def count_tokens(what: str | Sequence[Message]) -> int:
-        encoders[:] = encoders or [Encoder.open(config.model, chat=config.chat, system_prompt=config.system_prompt)]
+        encoders[:] = encoders or [_encoder(config, resolve(config.model, config.revision).path)]
         return encoders[0].count_tokens(what)
 
     encoders: list[Encoder] = []

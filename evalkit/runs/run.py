@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evalkit import options
+from evalkit.benchmarks.reasoning import is_unfinished
 from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput, ContextOverflow, RunFolderError
 from evalkit.lengths import parse_length
+from evalkit.models.encoder import Thinking
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import score_folder
 from evalkit.runs.config import recorded_config
@@ -35,6 +37,8 @@ class RunResult:
     """Samples of the plan whose record is an error, but for those that do not fit."""
     retried: int
     """Those of the failed that the same command would ask again."""
+    unfinished: int
+    """Samples of the plan whose answer was cut off inside its reasoning: recorded, unscored, not asked again."""
     unfitting: int
     """Samples of the plan that do not fit their length: recorded, never asked."""
     failed_example: str
@@ -91,6 +95,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 read_back |= dict.fromkeys(group.lengths, found)
                 folder.add_provenance({"rope": read_back, "engine": backend.settings()})
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
+                    completion = _with_status(completion, plan.encoder.thinking)
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
                     folder.append(prediction)
                     asked += 1
@@ -148,6 +153,18 @@ def _prompts(plan: Plan, folder: RunFolder, todo: list[tuple[Sample, str]], obse
             prediction = _unasked(sample, length, f"{kind}: {error}")
             folder.append(prediction)
             observer.answered(prediction)
+
+
+def _with_status(completion: Completion, thinking: Thinking) -> Completion:
+    """Return the completion with unfinished reasoning named so.
+
+    Where the prompt itself opened the reasoning, an answer that is cut off without closing it is unfinished; one that
+    ends by itself is an answer: models are trained to answer such prompts at once.
+    """
+    opened = thinking == "open" and completion.finish_reason == "length"
+    if completion.error is None and is_unfinished(completion.text, opened=opened):
+        return replace(completion, finish_reason="unfinished_reasoning")
+    return completion
 
 
 def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Prediction:
@@ -215,6 +232,7 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
         asked=asked,
         recorded=len(keys),
         failed=len(failed),
+        unfinished=sum(recorded[key].finish_reason == "unfinished_reasoning" for key in keys),
         retried=sum(folder.needs_asking(p.key) for p in errors),
         unfitting=len(unfitting),
         failed_example=next((p.error or "" for p in failed), ""),

@@ -41,6 +41,8 @@ def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -
         f"target: {prediction.target}",
         f"reply:  {prediction.output if prediction.error is None else prediction.error}",
     ]
+    if prediction.finish_reason == "unfinished_reasoning":
+        lines.append("(cut off inside its reasoning: neither right nor wrong)")
     return "\n".join(lines)
 
 

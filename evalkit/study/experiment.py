@@ -124,12 +124,12 @@ def experiment_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-def load_experiment(name: str, *, base: Path | None = None) -> Experiment:
+def load_experiment(name: str, *, base: str | None = None) -> Experiment:
     """Return an experiment by its name, or from a TOML file.
 
     Args:
         name: one of ``experiment_names``, or a path that ends in .toml.
-        base: checkpoint folder that takes the place of the experiment's base.
+        base: checkpoint folder or hub name that takes the place of the experiment's base.
 
     Raises:
         BadInput: there is no such experiment, or a setting that is missing, unknown or of another type; names the file

@@ -22,7 +22,7 @@ from evalkit.errors import BadInput, EngineError
 from evalkit.lengths import parse_length
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder
+from evalkit.models.encoder import Encoder, template_arguments
 from evalkit.models.rope.modules import read_back_transformers
 from evalkit.models.rope.readback import compare_model, expected_frequencies
 from evalkit.models.rope.served import ServedRope, config_for, served_rule, training_rope
@@ -85,7 +85,8 @@ _BESIDE_THE_WEIGHTS = (
 class TrainConfig:
     """One arm. Two arms that differ in ``recipe`` and ``out`` alone see the same samples in the same order."""
 
-    base: Path = option("--base", "Checkpoint folder to start from.")
+    base: str = option("--base", "Checkpoint to start from: a folder, or a hub name.")
+    revision: str | None = option("--revision", "Branch, tag or commit of a hub name [main].", default=None)
     out: Path = option("--out", "Folder of the trained checkpoint.")
     recipe: str = option("--recipe", f"One of {', '.join(RECIPES)}.")
     """One of ``recipes.RECIPES``."""
@@ -95,6 +96,9 @@ class TrainConfig:
     chat: bool | None = option("--chat-template", "Use it; default: if the base has one.", default=None)
     """Use the chat template; None: exactly when the base has one."""
     system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
+    template_args: tuple[str, ...] = option(
+        "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
+    )
     against: tuple[Path, ...] = option(
         "--against", "Run folder whose questions are held out (repeatable).", default=(), repeat=True
     )
@@ -281,10 +285,14 @@ def prepare(config: TrainConfig) -> Prepared:
     Raises:
         BadInput: the base has no rotary positions, the samples exceed its window, the data leak into the evaluation.
     """
-    recipe, checkpoint = config.make_recipe(), Checkpoint.open(config.base)
+    recipe, checkpoint = config.make_recipe(), Checkpoint.find(config.base, config.revision)
     rope = _rope(config, recipe, checkpoint)
     encoder = Encoder.open(
-        config.base, chat=config.chat, system_prompt=config.system_prompt, vocab_size=checkpoint.vocab_size
+        checkpoint.path,
+        chat=config.chat,
+        system_prompt=config.system_prompt,
+        template_args=template_arguments(config.template_args),
+        vocab_size=checkpoint.vocab_size,
     )
     stop_id = encoder.tokenizer.eos_token_id
     if stop_id is None:
@@ -395,7 +403,7 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> Served
         )
     rope = training_rope(checkpoint, config.data.longest, None if recipe.rope == "none" else config.factor)
     try:
-        config_for(config.base, rope.mapping).validate()
+        config_for(checkpoint.path, rope.mapping).validate()
     except (StrictDataclassError, ValueError) as error:  # as saving the trained checkpoint would
         raise BadInput(
             f"{checkpoint.name} cannot be trained under {rope.label}: its config class ({checkpoint.model_type}) does "
@@ -467,8 +475,8 @@ def _load(prepared: Prepared, *, half: bool) -> Any:
     config = prepared.config
     frozen = config.lora_rank > 0
     model = load_causal_lm(
-        config.base,
-        config_for(config.base, prepared.rope.mapping),
+        prepared.checkpoint.path,
+        config_for(prepared.checkpoint.path, prepared.rope.mapping),
         torch.bfloat16 if half and frozen else torch.float32,
     )
     compare_model(expected_frequencies(prepared.checkpoint, prepared.rope), read_back_transformers(model))
@@ -489,7 +497,7 @@ def _load(prepared: Prepared, *, half: bool) -> Any:
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if missing := [name for name in config.lora_targets if name not in modules]:
         raise BadInput(
-            f"LoRA target {missing[0]!r} matches no module of {config.base.name}; its linear layers are "
+            f"LoRA target {missing[0]!r} matches no module of {config.base}; its linear layers are "
             f"{', '.join(sorted(_linear_names(model)))}."
         )
     return get_peft_model(model, lora)
@@ -533,7 +541,7 @@ def _export(prepared: Prepared, trainer: Any, plan: TrainingRecord) -> None:
     if config.merge or not config.lora_rank:
         _as_stored(model, prepared.checkpoint)
         for name in _BESIDE_THE_WEIGHTS:
-            if (file := config.base / name).is_file():
+            if (file := prepared.checkpoint.path / name).is_file():
                 shutil.copyfile(file, config.out / name)
     model.save_pretrained(config.out)
     record = replace(

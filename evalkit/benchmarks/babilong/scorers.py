@@ -13,26 +13,26 @@ same name in other harnesses, which accept the target as a substring of the outp
 import re
 from collections.abc import Collection
 
-from evalkit.benchmarks.reasoning import without_reasoning
+from evalkit.benchmarks.reasoning import answer_of, unscored, without_reasoning
 from evalkit.types import Prediction, Score
 
 SCORER_VERSION = "1"
 
 
 def score_official(prediction: Prediction, labels: Collection[str]) -> Score:
-    """Score by the official rule; see ``official``. Unscored (None) when the prediction has no output."""
-    if prediction.output is None:
-        return _unscored(prediction, "official")
-    found = official_labels(prediction.output, prediction.question, labels)
-    correct = official(prediction.output, prediction.question, prediction.target, labels)
+    """Score by the official rule; see ``official``. Unscored (None) where there is no answer."""
+    if (output := answer_of(prediction)) is None:
+        return unscored(prediction, "official")
+    found = official_labels(output, prediction.question, labels)
+    correct = official(output, prediction.question, prediction.target, labels)
     return _score(prediction, "official", correct, found)
 
 
 def score_corrected(prediction: Prediction, labels: Collection[str]) -> Score:
-    """Score by the corrected rule; see ``corrected``. Unscored (None) when the prediction has no output."""
-    if prediction.output is None:
-        return _unscored(prediction, "corrected")
-    output, question, target, subset = prediction.output, prediction.question, prediction.target, prediction.subset
+    """Score by the corrected rule; see ``corrected``. Unscored (None) where there is no answer."""
+    if (output := answer_of(prediction)) is None:
+        return unscored(prediction, "corrected")
+    question, target, subset = prediction.question, prediction.target, prediction.subset
     found = corrected_labels(output, question, labels, subset)
     return _score(prediction, "corrected", corrected(output, question, target, labels, subset), found)
 
@@ -121,7 +121,3 @@ def _whole_word(label: str) -> str:
 def _score(prediction: Prediction, scorer: str, correct: bool, found: Collection[str]) -> Score:
     detail = "found: " + (", ".join(sorted(found)) or "no label")
     return Score(key=prediction.key, scorer=scorer, value=float(correct), detail=detail)
-
-
-def _unscored(prediction: Prediction, scorer: str) -> Score:
-    return Score(key=prediction.key, scorer=scorer, value=None, detail=prediction.error or "no output")

@@ -146,6 +146,8 @@ class BABILong:
             "max_new_tokens": self.options.max_new_tokens or self.card.max_new_tokens,
             "only": " and ".join(map(str, self.options.conditions)) or None,
         }
+        if self.options.thinking_tokens:  # not named where there are none: older run folders go on
+            recipe["thinking_tokens"] = self.options.thinking_tokens
         if self.generated:
             recipe |= {
                 "seed": self.seed,
@@ -168,7 +170,7 @@ class BABILong:
     def _answer_tokens(self, subset: str) -> int:
         tokens = self.options.max_new_tokens or self.card.subsets[subset].max_new_tokens or self.card.max_new_tokens
         assert tokens is not None, "the card of BABILong says how long an answer may be"
-        return tokens
+        return tokens + self.options.thinking_tokens
 
     def _texts_of(self, subset: str) -> Wording:
         if subset not in self._wording:
@@ -204,7 +206,8 @@ class BABILong:
         if frame >= limit:
             raise LengthTooShort(
                 f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
-                f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples)."
+                f"answer {parse_length(length) - limit}; ask for longer ones, or leave parts out (--no-examples"
+                f"{', --thinking-tokens' if self.options.thinking_tokens else ''})."
             )
         fact_ids = [self._ids_of(fact, encoder) for fact in sample.facts]
         room = limit - frame - sum(map(len, fact_ids))

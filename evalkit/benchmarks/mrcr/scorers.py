@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from evalkit.benchmarks.reasoning import without_reasoning
+from evalkit.benchmarks.reasoning import answer_of, unscored, without_reasoning
 from evalkit.types import Prediction, Score
 
 SCORER_VERSION = "1"
@@ -99,11 +99,11 @@ def _score(
     rule: Callable[[str, str, str, str], Grade],
     value: Callable[[Grade], float | None],
 ) -> Score:
-    """Return the score; unscored (None) where the prediction failed."""
-    if prediction.output is None:
-        return Score(key=prediction.key, scorer=name, value=None, detail=prediction.error or "no output")
+    """Return the score; unscored (None) where there is no answer."""
+    if (output := answer_of(prediction)) is None:
+        return unscored(prediction, name)
     prefix = str(prediction.metadata["prefix"])
-    grade = rule(prediction.output, prediction.target, prefix, str(prediction.metadata["rule"]))
+    grade = rule(output, prediction.target, prefix, str(prediction.metadata["rule"]))
     return Score(
         key=prediction.key, scorer=name, value=value(grade), detail="" if grade.prefix_hit else "prefix missing"
     )

@@ -98,6 +98,8 @@ class MRCR:
             "card_version": self.card.version,
             "max_new_tokens": self.options.max_new_tokens or f"answer + {self.card.settings['answer_margin']}",
         }
+        if self.options.thinking_tokens:  # not named where there are none: older run folders go on
+            answer["thinking_tokens"] = self.options.thinking_tokens
         if self._published:
             return {**self._published.recipe(), **answer}
         settings = self.card.settings
@@ -172,7 +174,7 @@ class MRCR:
             ContextOverflow: a row, or the needles, question and answer of a generated sample, do not fit.
             BadInput: the chat template refuses the conversation, or changes it.
         """
-        room = self.options.max_new_tokens or self._answer_room(sample, encoder)
+        room = (self.options.max_new_tokens or self._answer_room(sample, encoder)) + self.options.thinking_tokens
         limit = window if sample.messages or self.options.control else parse_length(length)
         if sample.messages or self.options.control == "no-context":
             token_ids, offsets = _as_given(sample, encoder)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalkit.errors import BadInput, EngineError
@@ -232,9 +232,9 @@ class Client:
         return read_chat(reply) if self._form.chat else read_completion(reply)
 
     def _completion(self, answer: "Answer", prompt: Prompt) -> Completion:
-        """Return an answer, or why what came is none: a prompt that was cut, reasoning that never ended.
+        """Return an answer, or why what came is none: a prompt that was cut, reasoning without an answer.
 
-        The ids are the server's; where it gives none, those of its text.
+        Reasoning that was cut off is the answer as far as it came, opened and never closed. The ids are the server's; where it gives none, those of its text.
 
         Raises:
             Trouble: another attempt may bring an answer.
@@ -242,6 +242,8 @@ class Client:
         reason, ids, form = answer.finish_reason, list(answer.token_ids), self._form
         if reason not in ("stop", "length"):
             raise Trouble(f"finish_reason {self.connection.first_line(repr(reason))}")
+        if reason == "length" and answer.reasoning and not answer.text:
+            answer = replace(answer, text=f"<think>{answer.reasoning}", token_ids=())
         if wrong := _only_reasoning(answer) or self._misread(answer, prompt) or _miscut(answer, prompt.max_new_tokens):
             return failed(wrong)
         if answer.text is None:
@@ -324,8 +326,6 @@ def _only_reasoning(answer: "Answer") -> str | None:
     """Return why there is no answer where a server gives reasoning alone: neither a right nor a wrong one."""
     if answer.text or not answer.reasoning:
         return None
-    if answer.finish_reason == "length":
-        return "reasoning: it did not end within the tokens for the answer"
     return "reasoning: the server gave reasoning and no answer beside it"
 
 
