@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evalkit.report.arms import Arm, disagreements, make_arms
+from evalkit.report.beside import Beside, beside
 from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
 from evalkit.report.estimates import ArmSummary, CellScore, cell_scores, run_scores, study_length, summary
 from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
+from evalkit.report.published import Published, PublishedMean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,9 @@ class Analysis:
     panels: tuple[Panel, ...]
     cells: tuple[CellScore, ...]
     """By arm."""
+    beside: tuple[CellScore, ...]
+    """Published counts; their arms stand last in ``arms``."""
+    published_means: tuple[PublishedMean, ...]
     run_cells: tuple[CellScore, ...]
     summaries: tuple[ArmSummary, ...]
     comparisons: tuple[Comparison, ...]
@@ -48,8 +53,8 @@ class Analysis:
         return study_length(next(a for a in self.arms if a.name == arm), self.arms)
 
     def select(self, task: str, scorer: str) -> list[CellScore]:
-        """Return the estimates by arm of one task under one scorer."""
-        return [cell for cell in self.cells if (cell.task, cell.scorer) == (task, scorer)]
+        """Return the estimates by arm of one task under one scorer, published counts last."""
+        return [cell for cell in (*self.cells, *self.beside) if (cell.task, cell.scorer) == (task, scorer)]
 
 
 def analyse(
@@ -59,6 +64,7 @@ def analyse(
     trained_length: int | None = None,
     margin: float = MARGIN,
     seed: int = 0,
+    published: Published | None = None,
 ) -> Analysis:
     """Estimate, summarise and compare.
 
@@ -68,9 +74,10 @@ def analyse(
         trained_length: tokens; overrides what the checkpoints say.
         margin: points; arms that differ by less are equivalent.
         seed: of the resampling; the same seed gives the same numbers.
+        published: figures of others, to show beside.
 
     Raises:
-        BadInput: no arm has the name of the baseline.
+        BadInput: no arm has the name of the baseline, or nothing published can stand beside these runs.
     """
     arms = make_arms(loaded.runs, baseline=baseline, trained_length=trained_length)
     panels = tuple(make_panels(loaded.frame, loaded.runs))
@@ -99,17 +106,20 @@ def analyse(
             pairs += others
             if panel.scorer == "official":
                 notes += why_not + [floor for arm in present for floor in repeat_floor(panel, arm)]
+    shown = beside(published, panels, arms) if published else Beside()
     return Analysis(
         loaded=loaded,
-        arms=arms,
+        arms=(*arms, *shown.arms),
         panels=panels,
         cells=tuple(cells),
+        beside=shown.cells,
+        published_means=published.means if published else (),
         run_cells=tuple(run_cells),
         summaries=tuple(summaries),
         comparisons=tuple(comparisons),
         pairs=tuple(pairs),
         margin=margin,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *shown.notes])),
     )
 
 

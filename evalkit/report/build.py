@@ -1,8 +1,5 @@
 """Runs in, report out: tables, figures and one page, in one folder."""
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,8 @@ from evalkit.report.figures import all_drawings
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
+from evalkit.report.published import Published, read_published
+from evalkit.report.published_report import write_published
 from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
@@ -65,7 +64,8 @@ class Report:
     notices: tuple[str, ...]
     """What was left out or should be known, one sentence each."""
     files: tuple[Path, ...]
-    analysis: Analysis
+    analysis: Analysis | None
+    """None for a report on published tables alone."""
 
 
 def build(
@@ -76,30 +76,45 @@ def build(
     trained_length: int | None = None,
     margin: float = MARGIN,
     seed: int = 0,
+    published: Sequence[str] = (),
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
 
     Args:
-        paths: run folders, or folders that contain some.
+        paths: run folders, or folders that contain some; none for a report on ``published`` alone, without a page.
         out: created where it does not exist; files of an earlier report are replaced.
         baseline: the arm that others are compared with; None takes plain training, or else the first arm.
         trained_length: tokens; overrides what the checkpoints say.
         margin: points; arms that differ by less are equivalent.
         seed: of the resampling.
+        published: tables of others' figures to show beside; see ``read_published``.
 
     Raises:
-        BadInput: no usable run, no arm of the baseline's name, or ``out`` cannot be written.
+        BadInput: no usable run, no arm of the baseline's name, a published table that cannot be right or stand beside
+            these runs, or ``out`` cannot be written.
     """
     given, out = [Path(path) for path in paths], Path(out)
+    tables_of_others = read_published(published) if published else None
+    if tables_of_others and not given:
+        return _build_published(tables_of_others, out, published)
     loaded = load_runs(given)
-    analysis = analyse(loaded, baseline=baseline, trained_length=trained_length, margin=margin, seed=seed)
+    analysis = analyse(
+        loaded,
+        baseline=baseline,
+        trained_length=trained_length,
+        margin=margin,
+        seed=seed,
+        published=tables_of_others,
+    )
     options = {
         "baseline": baseline,
         "trained_length": trained_length,
         "margin": None if margin == MARGIN else margin,
         "seed": seed or None,
+        "published": list(published) or None,
     }
-    record = provenance(loaded.runs, given, {name: value for name, value in options.items() if value is not None})
+    known = {name: value for name, value in options.items() if value is not None}
+    record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
     tables = all_tables(analysis)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,11 +127,22 @@ def build(
         page = out / "report.html"
         page.write_text(render_page(analysis, tables, drawn, samples, record), encoding="utf-8", newline="\n")
     except OSError as error:
-        raise BadInput(
-            f"The report cannot be written to {out} ({error.strerror or error}); name another --out."
-        ) from error
+        raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
     return Report(text=_terminal(analysis), notices=notices, files=(page, *files), analysis=analysis)
+
+
+def _build_published(published: Published, out: Path, sources: Sequence[str]) -> Report:
+    record = provenance((), (), {"published": list(sources)}, published.files)
+    try:
+        text, files = write_published(published, out, record)
+    except OSError as error:
+        raise _unwritten(out, error) from error
+    return Report(text=text, notices=(), files=tuple(files), analysis=None)
+
+
+def _unwritten(out: Path, error: OSError) -> BadInput:
+    return BadInput(f"The report cannot be written to {out} ({error.strerror or error}); name another --out.")
 
 
 def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, Any], out: Path) -> list[Path]:
@@ -124,11 +150,11 @@ def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, 
     contents = {
         "report.md": _markdown(analysis, tables, origin),
         "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
-        "summary.csv": _csv(SUMMARY_COLUMNS, _summary_rows(analysis)),
-        "curves.csv": _csv(_CURVE_COLUMNS, _curve_rows(analysis)),
-        "comparisons.csv": _csv(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
-        "arms.csv": _csv(_ARM_COLUMNS, _arm_rows(analysis)),
-        "report.json": json.dumps(record | {"notes": analysis.notes}, indent=1, ensure_ascii=False) + "\n",
+        "summary.csv": render.csv_text(SUMMARY_COLUMNS, _summary_rows(analysis)),
+        "curves.csv": render.csv_text(_CURVE_COLUMNS, _curve_rows(analysis)),
+        "comparisons.csv": render.csv_text(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
+        "arms.csv": render.csv_text(_ARM_COLUMNS, _arm_rows(analysis)),
+        "report.json": render.json_text(record | {"notes": analysis.notes}),
     }
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
@@ -177,19 +203,7 @@ def _terminal(analysis: Analysis) -> str:
     return "\n\n".join(parts)
 
 
-# -- CSV: long form, 0 to 100, twelve digits (further ones hang on the order in which a processor sums) -------------
-
-
-def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _twelve_digits(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def _twelve_digits(value: Any) -> Any:
-    return float(f"{value:.12g}") if isinstance(value, float) else value
+# -- CSV: long form, 0 to 100 ----------------------------------------------------------------------------------------
 
 
 def _summary_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:

@@ -1,14 +1,12 @@
 """The tables of a report, once, for every form they are printed in (see ``render.py``)."""
 
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
-from evalkit.lengths import parse_length, parse_lengths
+from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
 from evalkit.report.comparison import Comparison
@@ -107,7 +105,7 @@ def _score_rows(analysis: Analysis, cells: Sequence[CellScore], lengths: Sequenc
     found = {(cell.arm, cell.length): cell for cell in cells}
     arms = [arm for arm in analysis.arms if any(cell.arm == arm.name for cell in cells)]
     lines = {arm.name: [found.get((arm.name, n)) for n in lengths] for arm in arms}
-    ranked = [arm.name for arm in arms if not arm.control]
+    ranked = [arm.name for arm in arms if arm.runs and not arm.control]
     best: list[float | None] = [None] * len(lengths)
     best_mean: float | None = None
     if len(ranked) > 1:
@@ -197,15 +195,13 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
         )
         rows.append(Row(group="", entries=entries, kind="published" if arm.published else "arm"))
     asked = set(analysis.panel(task, scorer).lengths)
-    for mean in published_means(task):
-        if not asked & set(parse_lengths(mean["lengths"])):
+    for mean in analysis.published_means:
+        if mean.task != task or not asked & set(mean.lengths):
             continue  # a report on other lengths has nothing to compare it with
-        name = f"{mean['arm']}, {mean['model']} (published, {mean['source']})"
+        name = f"{', '.join(filter(None, (mean.arm, mean.model)))} (published, {mean.source})"
         dash = Entry(NOT_RUN)
-        score = Entry(
-            f"{mean['score']:.1f}", span(parse_length(n) for n in parse_lengths(mean["lengths"])), number=mean["score"]
-        )
-        trained = Entry(length_name(parse_length(mean["trained_length"])))
+        score = Entry(_points(mean.mean), span(parse_length(n) for n in mean.lengths), number=100 * mean.mean)
+        trained = Entry(length_name(mean.trained_length) if mean.trained_length else NOT_RUN)
         rows.append(
             Row(group="published", entries=(Entry(name), trained, dash, dash, score, *[dash] * 5), kind="published")
         )
@@ -280,12 +276,6 @@ def endpoint(compared: Sequence[Comparison]) -> str:
     return where + (f" (trained length {length_name(trained)})" if trained else " (no trained length is recorded)")
 
 
-def published_means(task: str) -> list[Mapping[str, Any]]:
-    """Return the published means of a task, from ``published.toml``."""
-    content = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
-    return [mean for mean in content["mean"] if mean["task"] == task]
-
-
 def effective_text(length: EffectiveLength | None) -> str:
     """Return "32K", ">=128K", "<4K", or "undecided" where too few samples tell."""
     if length is None:
@@ -311,8 +301,8 @@ def _score(cell: CellScore | None, best: bool) -> Entry:
         interval_text(cell.interval),
         best,
         100 * cell.interval.mean,
-        explanation=f"n = {cell.n}, {cell.n_unscored} unscored, {cell.interval.method}",
-        samples=(cell.task, cell.subset, cell.length, cell.arm) if cell.subset != AVERAGE else None,
+        explanation=f"n = {cell.n}, {cell.source or f'{cell.n_unscored} unscored'}, {cell.interval.method}",
+        samples=None if cell.source or cell.subset == AVERAGE else (cell.task, cell.subset, cell.length, cell.arm),
     )
 
 
