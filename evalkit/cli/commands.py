@@ -185,6 +185,7 @@ def crosscheck(folder: Path | None, backends: tuple[str, ...], as_json: bool, va
     metavar="paper|FILE.csv",
     help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
 )
+@click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
 def report(
     runs: tuple[Path, ...],
     out: Path,
@@ -192,6 +193,7 @@ def report(
     trained_length: int | None,
     margin: float,
     published: tuple[str, ...],
+    by: str | None,
 ) -> None:
     """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
 
@@ -202,13 +204,16 @@ def report(
     Examples:
       evalkit report results/
       evalkit report results/ --published paper
+      evalkit report results/ --by entries
       evalkit report results/plain-babilong-1a2b3c4d results/yarn-babilong-5e6f7a8b --out plots/yarn/
     """
     from evalkit.report.build import build
 
     if not runs and not published:
         raise BadInput("There is nothing to report: name run folders, or --published paper.")
-    built = build(runs, out, baseline=baseline, trained_length=trained_length, margin=margin, published=list(published))
+    built = build(
+        runs, out, baseline=baseline, trained_length=trained_length, margin=margin, published=list(published), by=by
+    )
     click.echo(built.text)
     for notice in built.notices:
         click.echo(f"note: {notice}", err=True)

@@ -7,6 +7,7 @@ from evalkit.report.arms import Arm, disagreements, make_arms
 from evalkit.report.beside import Beside, beside
 from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
 from evalkit.report.estimates import ArmSummary, CellScore, cell_scores, run_scores, study_length, summary
+from evalkit.report.groups import Group, refuse_unknown_tag, tag_groups
 from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
 from evalkit.report.published import Published, PublishedMean
@@ -30,6 +31,8 @@ class Analysis:
     """Every arm against the baseline, with its cells."""
     pairs: tuple[Comparison, ...]
     """Other pairs of arms."""
+    groups: tuple[Group, ...]
+    """By the values of a tag, where one was asked for."""
     margin: float
     """Points: see ``Verdict``."""
     notes: tuple[str, ...]
@@ -65,6 +68,7 @@ def analyse(
     margin: float = MARGIN,
     seed: int = 0,
     published: Published | None = None,
+    by: str | None = None,
 ) -> Analysis:
     """Estimate, summarise and compare.
 
@@ -75,10 +79,14 @@ def analyse(
         margin: points; arms that differ by less are equivalent.
         seed: of the resampling; the same seed gives the same numbers.
         published: figures of others, to show beside.
+        by: the tag that ``loaded`` was loaded with, to group samples by.
 
     Raises:
-        BadInput: no arm has the name of the baseline, or nothing published can stand beside these runs.
+        BadInput: no arm has the name of the baseline, nothing published can stand beside these runs, or
+            no answer has the tag.
     """
+    if by is not None:
+        refuse_unknown_tag(loaded, by)
     arms = make_arms(loaded.runs, baseline=baseline, trained_length=trained_length)
     panels = tuple(make_panels(loaded.frame, loaded.runs))
     notes = list(loaded.left_out)
@@ -118,6 +126,7 @@ def analyse(
         summaries=tuple(summaries),
         comparisons=tuple(comparisons),
         pairs=tuple(pairs),
+        groups=tag_groups(panels, arms, by) if by is not None else (),
         margin=margin,
         notes=tuple(dict.fromkeys([*notes, *shown.notes])),
     )

@@ -12,6 +12,7 @@ from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
+from evalkit.report.groups import GROUP_COLUMNS, group_rows
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
@@ -25,6 +26,7 @@ from evalkit.report.tables import (
     all_tables,
     comparison_table,
     effective_text,
+    group_tables,
     score_table,
     summary_table,
 )
@@ -77,6 +79,7 @@ def build(
     margin: float = MARGIN,
     seed: int = 0,
     published: Sequence[str] = (),
+    by: str | None = None,
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
 
@@ -88,6 +91,7 @@ def build(
         margin: points; arms that differ by less are equivalent.
         seed: of the resampling.
         published: tables of others' figures to show beside; see ``read_published``.
+        by: a tag of the samples, to group them by.
 
     Raises:
         BadInput: no usable run, no arm of the baseline's name, a published table that cannot be right or stand beside
@@ -97,7 +101,7 @@ def build(
     tables_of_others = read_published(published) if published else None
     if tables_of_others and not given:
         return _build_published(tables_of_others, out, published)
-    loaded = load_runs(given)
+    loaded = load_runs(given, tag=by)
     analysis = analyse(
         loaded,
         baseline=baseline,
@@ -105,6 +109,7 @@ def build(
         margin=margin,
         seed=seed,
         published=tables_of_others,
+        by=by,
     )
     options = {
         "baseline": baseline,
@@ -112,6 +117,7 @@ def build(
         "margin": None if margin == MARGIN else margin,
         "seed": seed or None,
         "published": list(published) or None,
+        "by": by,
     }
     known = {name: value for name, value in options.items() if value is not None}
     record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
@@ -156,6 +162,8 @@ def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, 
         "arms.csv": render.csv_text(_ARM_COLUMNS, _arm_rows(analysis)),
         "report.json": render.json_text(record | {"notes": analysis.notes}),
     }
+    if analysis.groups:
+        contents["by.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(analysis.groups))
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [out / name for name in contents]
@@ -200,6 +208,7 @@ def _terminal(analysis: Analysis) -> str:
                 rows=averages,
             )
         parts.append(render.terminal(scores))
+        parts += [render.terminal(table) for table in group_tables(analysis, task)]
     return "\n\n".join(parts)
 
 

@@ -65,6 +65,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
                 tables.append(comparison_table(analysis, task, scorer))
         tables.append(summary_table(analysis, task, scorers[0]))
         tables += [score_table(analysis, task, scorer) for scorer in scorers]
+        tables += group_tables(analysis, task)
         if {"official", "corrected"} <= set(scorers):
             tables += scorer_differences(analysis, task)
     return tables
@@ -231,6 +232,43 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
     )
 
 
+def group_tables(analysis: Analysis, task: str) -> list[Table]:
+    """Scores of each arm by the value of a tag, then points above the baseline; empty where no tag was asked for."""
+    groups = [group for group in analysis.groups if group.task == task]
+    if not groups:
+        return []
+    tag = groups[0].tag
+    lengths = [
+        n for n in analysis.panel(task, "official").lengths if any(c.length == n for g in groups for c in g.cells)
+    ]
+    rows = []
+    for group in groups:
+        for arm in dict.fromkeys(c.arm for c in group.cells):
+            own = {c.length: c for c in group.cells if c.arm == arm}
+            n = Entry(_range(c.n for c in own.values()), number=max(c.n for c in own.values()))
+            scores = [_score(own.get(length), best=False, is_listed=False) for length in lengths]
+            rows.append(Row(group=group.value, entries=(Entry(f"{tag} {group.value}"), Entry(arm), n, *scores)))
+        for c in group.comparisons:
+            cells = [_difference(c.by_length.get(length), c.by_length_p_holm.get(length)) for length in lengths]
+            n = Entry(_range(d.n for d in c.by_length.values()))
+            label = Entry(f"{tag} {group.value}"), Entry(f"{c.arm} − {c.baseline}"), n
+            rows.append(Row(group=group.value, entries=(*label, *cells), kind="detail"))
+    return [
+        Table(
+            name=f"by-{tag}-{task}",
+            title=f"{task_title(task)}: official score by {tag}",
+            caption=(
+                f"0 to 100 on the samples with each value of their tag {tag}, averaged over the subsets that have it, "
+                "with 95 % intervals; then paired differences in points, * marks p < 0.05 after Holm's correction over the "
+                "lengths of a row. Samples without the tag are left out. n: scored samples, or pairs, of a length."
+            ),
+            columns=("Samples", "Arm", "n", *(length_name(parse_length(n)) for n in lengths)),
+            num_labels=2,
+            rows=tuple(rows),
+        )
+    ]
+
+
 def scorer_differences(analysis: Analysis, task: str) -> list[Table]:
     """On how many samples official and corrected score differ, by arm; empty where they never do."""
     official, corrected = (analysis.panel(task, name) for name in ("official", "corrected"))
@@ -291,7 +329,8 @@ def interval_text(interval: Interval | Contrast, *, signed: bool = False) -> str
     return f"[{100 * interval.low:{'+' if signed else ''}.1f}, {high}]"
 
 
-def _score(cell: CellScore | None, best: bool) -> Entry:
+def _score(cell: CellScore | None, best: bool, *, is_listed: bool = True) -> Entry:
+    """Entry of a score; ``is_listed``: the page has its samples under subset and length."""
     if cell is None:
         return Entry(NOT_RUN)
     if cell.interval.mean is None:
@@ -302,7 +341,9 @@ def _score(cell: CellScore | None, best: bool) -> Entry:
         best,
         100 * cell.interval.mean,
         explanation=f"n = {cell.n}, {cell.source or f'{cell.n_unscored} unscored'}, {cell.interval.method}",
-        samples=None if cell.source or cell.subset == AVERAGE else (cell.task, cell.subset, cell.length, cell.arm),
+        samples=None
+        if not is_listed or cell.source or cell.subset == AVERAGE
+        else (cell.task, cell.subset, cell.length, cell.arm),
     )
 
 
