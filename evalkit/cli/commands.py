@@ -186,6 +186,7 @@ def crosscheck(folder: Path | None, backends: tuple[str, ...], as_json: bool, va
     help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
 )
 @click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
+@click.option("--full", is_flag=True, help="Read every answer again and count kinds of errors (errors.csv).")
 def report(
     runs: tuple[Path, ...],
     out: Path,
@@ -194,6 +195,7 @@ def report(
     margin: float,
     published: tuple[str, ...],
     by: str | None,
+    full: bool,
 ) -> None:
     """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
 
@@ -212,7 +214,14 @@ def report(
     if not runs and not published:
         raise BadInput("There is nothing to report: name run folders, or --published paper.")
     built = build(
-        runs, out, baseline=baseline, trained_length=trained_length, margin=margin, published=list(published), by=by
+        runs,
+        out,
+        baseline=baseline,
+        trained_length=trained_length,
+        margin=margin,
+        published=list(published),
+        by=by,
+        full=full,
     )
     click.echo(built.text)
     for notice in built.notices:

@@ -7,6 +7,7 @@ from evalkit.report.arms import Arm, disagreements, make_arms
 from evalkit.report.beside import Beside, beside
 from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
 from evalkit.report.estimates import ArmSummary, CellScore, cell_scores, run_scores, study_length, summary
+from evalkit.report.flips import Flips, position_flips
 from evalkit.report.groups import Group, refuse_unknown_tag, tag_groups
 from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
@@ -33,6 +34,8 @@ class Analysis:
     """Other pairs of arms."""
     groups: tuple[Group, ...]
     """By the values of a tag, where one was asked for."""
+    flips: tuple[Flips, ...]
+    """Of runs that were asked at fixed depths."""
     margin: float
     """Points: see ``Verdict``."""
     notes: tuple[str, ...]
@@ -127,6 +130,7 @@ def analyse(
         comparisons=tuple(comparisons),
         pairs=tuple(pairs),
         groups=tag_groups(panels, arms, by) if by is not None else (),
+        flips=position_flips(panels, arms),
         margin=margin,
         notes=tuple(dict.fromkeys([*notes, *shown.notes])),
     )

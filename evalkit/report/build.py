@@ -14,6 +14,7 @@ from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
 from evalkit.report.groups import GROUP_COLUMNS, group_rows
 from evalkit.report.load import Loaded, load_runs
+from evalkit.report.mistakes import MISTAKE_COLUMNS, Mistakes, mistake_rows, mistake_tables, mistakes
 from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
 from evalkit.report.published import Published, read_published
@@ -80,6 +81,7 @@ def build(
     seed: int = 0,
     published: Sequence[str] = (),
     by: str | None = None,
+    full: bool = False,
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
 
@@ -92,6 +94,7 @@ def build(
         seed: of the resampling.
         published: tables of others' figures to show beside; see ``read_published``.
         by: a tag of the samples, to group them by.
+        full: read every answer and count kinds of errors as well.
 
     Raises:
         BadInput: no usable run, no arm of the baseline's name, a published table that cannot be right or stand beside
@@ -118,13 +121,15 @@ def build(
         "seed": seed or None,
         "published": list(published) or None,
         "by": by,
+        "full": full or None,
     }
     known = {name: value for name, value in options.items() if value is not None}
     record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
-    tables = all_tables(analysis)
+    wrong = mistakes(analysis.arms) if full else []
+    tables = [*all_tables(analysis), *mistake_tables(wrong)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = _write_texts(analysis, tables, record, out)
+        files = _write_texts(analysis, tables, wrong, record, out)
         drawn = []
         for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
@@ -151,7 +156,9 @@ def _unwritten(out: Path, error: OSError) -> BadInput:
     return BadInput(f"The report cannot be written to {out} ({error.strerror or error}); name another --out.")
 
 
-def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, Any], out: Path) -> list[Path]:
+def _write_texts(
+    analysis: Analysis, tables: Sequence[Table], wrong: Sequence[Mistakes], record: dict[str, Any], out: Path
+) -> list[Path]:
     origin = one_line(record)
     contents = {
         "report.md": _markdown(analysis, tables, origin),
@@ -164,6 +171,11 @@ def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, 
     }
     if analysis.groups:
         contents["by.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(analysis.groups))
+    if analysis.flips:
+        depths = [group for flips in analysis.flips for group in (*flips.patterns, *flips.zones)]
+        contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(depths))
+    if wrong:
+        contents["errors.csv"] = render.csv_text(MISTAKE_COLUMNS, mistake_rows(wrong))
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [out / name for name in contents]

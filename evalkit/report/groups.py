@@ -41,19 +41,21 @@ def tag_groups(panels: Sequence[Panel], arms: Sequence[Arm], tag: str) -> tuple[
         assert panel.tags is not None
         for value, members in _values([str(text) for text in panel.tags]):
             part = panel.only(np.isin(panel.tags.astype(str), members))
-            present = [arm for arm in arms if any(part.asked_cells(rows) for rows in part.rows(arm.name).values())]
-            cells = [c for arm in present for c in _whole(part, arm)]
-            others = [arm for arm in present[1:] if not arm.control]
-            compared = [compare_arms(part, arm, present[0], arms) for arm in others]
-            group = Group(
-                task=panel.task,
-                tag=tag,
-                value=value,
-                cells=tuple(cells),
-                comparisons=tuple(c for c in compared if c is not None),
-            )
-            found.append(group)
+            found.append(group_of(part, arms, tag, value))
     return tuple(found)
+
+
+def group_of(part: Panel, arms: Sequence[Arm], tag: str, value: str) -> Group:
+    """Return scores and differences of some samples; the first arm that was asked them is the baseline."""
+    present = [arm for arm in arms if any(part.asked_cells(rows) for rows in part.rows(arm.name).values())]
+    compared = [compare_arms(part, arm, present[0], arms) for arm in present[1:] if not arm.control]
+    return Group(
+        task=part.task,
+        tag=tag,
+        value=value,
+        cells=tuple(c for arm in present for c in _whole(part, arm)),
+        comparisons=tuple(c for c in compared if c is not None),
+    )
 
 
 def refuse_unknown_tag(loaded: Loaded, tag: str) -> None:

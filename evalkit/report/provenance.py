@@ -26,7 +26,7 @@ def provenance(
     words = ["evalkit", "report", *sorted(path.as_posix() for path in paths)]
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", str(each)]
+            words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
     record = {
         "command": shlex.join(words),
         "evalkit": __version__,
