@@ -22,6 +22,7 @@ from evalkit.errors import EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 from evalkit.report.arms import Arm, length_name
+from evalkit.report.panel import natural
 from evalkit.report.tables import NOT_RUN, Entry, Row, Table, task_title
 from evalkit.runs.config import recorded_config
 from evalkit.types import Prediction
@@ -68,14 +69,14 @@ class Mistakes:
 
 
 def mistakes(arms: Sequence[Arm]) -> list[Mistakes]:
-    """Read every answer of the runs and count; cells in the order of the records, arm by arm."""
+    """Read every answer of the runs and count; arm by arm, subsets in natural order, lengths from short to long."""
     found: dict[tuple[str, ...], Mistakes] = {}
     for arm in arms:
         for run in arm.runs:
             folder = RunFolder.open(run.path)
             answered = [p for p in folder.recorded().values() if p.output is not None]
             needles = _needles(folder, answered) if run.config.get("task") == "mrcr" else {}
-            for p in sorted(answered, key=lambda p: p.key):
+            for p in sorted(answered, key=lambda p: (p.task, natural(p.subset), parse_length(p.length))):
                 key = (arm.name, p.task, p.subset, p.length)
                 cell = found.setdefault(key, Mistakes(arm=arm.name, task=p.task, subset=p.subset, length=p.length))
                 cell.answers += 1
@@ -194,8 +195,8 @@ _CAPTIONS = {
     "babilong": (
         "Counts of answers, of wrong ones (corrected rule), and of those that name one label, none or several. "
         "Evenness: entropy of the labels wrongly named over that of an even spread, in percent; low by chance where "
-        "few answers are wrong. Last mentioned: wrong answers that are the last label in the facts, of those where that is "
-        "not the right one."
+        "few answers are wrong. Last mentioned: wrong answers that are the last label in the facts, of those where "
+        "that is not the right one."
     ),
     "mrcr": (
         "Counts of answers. Wrong: not the asked text came back (a text comes back where it holds half of the reply's "
