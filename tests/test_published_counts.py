@@ -271,6 +271,14 @@ def test_a_report_on_nothing_and_a_source_that_is_not_there_are_refused(tmp_path
         read_published([str(tmp_path / "nothing.csv")])
 
 
+def test_who_imports_a_table_of_counts_is_told_how_it_is_shown(tmp_path):
+    table = tmp_path / "counts.csv"
+    table.write_text(HEAD + "babilong,qa3,x,1k,50,25,s\n")
+    result = CliRunner().invoke(main, ["import", str(table)])
+    assert result.exit_code == 2
+    assert f"evalkit report --published {table}" in result.output
+
+
 def test_published_arms_of_one_name_are_told_apart_by_what_differs(paper):
     drawings = {d.name: d for d in published_drawings(paper, compare_pairs(paper.pairs))}
     assert list(drawings) == [

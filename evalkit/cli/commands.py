@@ -407,7 +407,7 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
 
 
 @main.command("import")
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
 @click.option("--arm", help="Name in tables and figures; default: the model's, from its folders.")
 def import_(folder: Path, out: Path, arm: str | None) -> None:
@@ -421,10 +421,13 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
     Example:
       evalkit import babilong_evals/microsoft/Phi-3-mini-128k-instruct && evalkit report results/
     """
-    from evalkit.errors import BadInput
     from evalkit.records.imports import import_folder
     from evalkit.records.scoring import score_folder
 
+    if folder.is_file():
+        raise BadInput(
+            f"{folder} is no folder of answers; a table of counts needs no import: evalkit report --published {folder}"
+        )
     imported, faults = 0, 0
     for found in import_folder(folder, out, arm=arm):
         if isinstance(found, BadInput):
