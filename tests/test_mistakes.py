@@ -90,7 +90,7 @@ def mrcr_config(tmp_path: Path) -> RunConfig:
     )
 
 
-def test_the_needle_that_came_back_is_named_though_the_record_holds_only_the_asked_one(tmp_path):
+def test_the_text_that_came_back_is_named_though_the_record_holds_only_the_asked_one(tmp_path):
     config = mrcr_config(tmp_path)
     benchmark = open_benchmark("mrcr", config.data, seed=config.seed, count_tokens=None)
     samples = list(benchmark.samples("4needle", "8k", 6))
@@ -99,7 +99,15 @@ def test_the_needle_that_came_back_is_named_though_the_record_holds_only_the_ask
         sample = samples[index]
         prefix, wanted = sample.metadata["prefix"], sample.supporting[0]
         another = sample.facts[(wanted + 1) % 4]
-        replies = [sample.target, prefix + another, another, "Sorry, I cannot find it anywhere.", prefix, sample.target]
+        distractor = next(benchmark.distractor_texts(sample))
+        replies = [
+            sample.target,
+            prefix + another,
+            another,
+            "Sorry, I cannot find it anywhere.",
+            prefix,
+            prefix + distractor,
+        ]
         return replace(p, target=sample.target, output=replies[index], metadata=dict(sample.metadata))
 
     run = rewritten(
@@ -113,14 +121,14 @@ def test_the_needle_that_came_back_is_named_though_the_record_holds_only_the_ask
         samples=6,
     )
     (cell,) = counted(run)
-    assert (cell.answers, cell.wrong, cell.prefix_hit) == (6, 4, 4)
-    assert (cell.another_needle, cell.other_text, cell.needles_unknown) == (2, 2, 0)
+    assert (cell.answers, cell.wrong, cell.prefix_hit) == (6, 5, 4)
+    assert (cell.another_needle, cell.distractor, cell.other_text, cell.unknown_texts) == (2, 1, 2, 0)
 
 
 def test_without_the_other_needles_a_wrong_text_is_only_another_text(tmp_path):
     run = rewritten(tmp_path, lambda p, i: p, arm="a", task="mrcr", subsets=("2needle",), lengths=("32k",), samples=10)
     (cell,) = counted(run)
-    assert cell.needles_unknown == 10
+    assert cell.unknown_texts == 10
     assert cell.another_needle == 0
     assert cell.wrong == cell.other_text > 0
 

@@ -1,15 +1,15 @@
 """What wrong answers are made of: which labels are named instead, and which text of a conversation comes back.
 
-Everything is told from the record: reply, target, facts, prefix. Needles of a generated MRCR conversation that are not
-in the record are made again from the run's own settings, and count only if the target is one of them. Not told: whether
-a text that is no needle is another one of the conversation or the model's own, since those texts are in no record; and
-the needles of published rows.
+Everything is told from the record: reply, target, facts, prefix. The texts of a generated MRCR conversation are made again
+from the run's own settings, and count only if the target is one of its needles. Not told: which other text of a published
+row came back, since the record does not hold its conversation, and the last distractor of a prompt, which is cut to fit.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from evalkit.benchmarks import open_benchmark
 from evalkit.benchmarks.babilong.scorers import corrected, corrected_labels
 from evalkit.benchmarks.cards import load_card
 from evalkit.benchmarks.mrcr.scorers import corrected as graded
+from evalkit.benchmarks.mrcr.task import MRCR
 from evalkit.benchmarks.reasoning import without_reasoning
 from evalkit.errors import EvalkitError
 from evalkit.lengths import parse_length
@@ -25,10 +26,12 @@ from evalkit.report.arms import Arm, length_name
 from evalkit.report.panel import natural
 from evalkit.report.tables import NOT_RUN, Entry, Row, Table, task_title
 from evalkit.runs.config import recorded_config
-from evalkit.types import Prediction
+from evalkit.types import Prediction, Sample
 
+Words: TypeAlias = frozenset[tuple[str, ...]]
 SAME_TEXT = 0.5
 """Share of a reply's runs of three words that a text must hold to be the one that came back."""
+_MOST_CHARS_PER_TOKEN = 8
 
 
 @dataclass(kw_only=True)
@@ -54,9 +57,11 @@ class Mistakes:
     """Wrong answers that name one label, where the last one mentioned is not the target."""
     prefix_hit: int = 0
     another_needle: int = 0
+    distractor: int = 0
     other_text: int = 0
-    needles_unknown: int = 0
-    """Answers whose conversation's other needles are not known, so that a wrong one is told only as another text."""
+    """Nothing that is known of the conversation."""
+    unknown_texts: int = 0
+    """Answers of whose conversation only the asked text is known."""
 
     @property
     def evenness(self) -> float | None:
@@ -75,7 +80,7 @@ def mistakes(arms: Sequence[Arm]) -> list[Mistakes]:
         for run in arm.runs:
             folder = RunFolder.open(run.path)
             answered = [p for p in folder.recorded().values() if p.output is not None]
-            needles = _needles(folder, answered) if run.config.get("task") == "mrcr" else {}
+            conversations = _conversations(folder, answered) if run.config.get("task") == "mrcr" else {}
             for p in sorted(answered, key=lambda p: (p.task, natural(p.subset), parse_length(p.length))):
                 key = (arm.name, p.task, p.subset, p.length)
                 cell = found.setdefault(key, Mistakes(arm=arm.name, task=p.task, subset=p.subset, length=p.length))
@@ -83,7 +88,7 @@ def mistakes(arms: Sequence[Arm]) -> list[Mistakes]:
                 if p.task == "babilong":
                     _count_labels(cell, p)
                 elif p.task == "mrcr":
-                    _count_texts(cell, p, needles.get((p.subset, p.sample_id)))
+                    _count_texts(cell, p, conversations.get((p.subset, p.sample_id)))
     return list(found.values())
 
 
@@ -117,48 +122,79 @@ def _last_mentioned(facts: Sequence[str], labels: Iterable[str]) -> str | None:
     return None
 
 
-def _count_texts(cell: Mistakes, p: Prediction, needles: Sequence[str] | None) -> None:
+class _Conversation(NamedTuple):
+    """The texts that a generated conversation holds."""
+
+    sample: Sample
+    benchmark: MRCR
+
+    def has_distractor(self, reply: Words, prompt_tokens: int) -> bool:
+        """Tell whether a reply is one of the distractors that a prompt of so many tokens can hold."""
+        left = prompt_tokens * _MOST_CHARS_PER_TOKEN
+        for text in self.benchmark.distractor_texts(self.sample):
+            if _share(reply, text) >= SAME_TEXT:
+                return True
+            left -= len(text)
+            if left < 0:
+                return False
+        return False
+
+
+def _count_texts(cell: Mistakes, p: Prediction, conversation: _Conversation | None) -> None:
     prefix, rule = str(p.metadata["prefix"]), str(p.metadata["rule"])
     output = p.output or ""
     cell.prefix_hit += graded(output, p.target, prefix, rule).prefix_hit
-    cell.needles_unknown += needles is None
+    cell.unknown_texts += conversation is None
     asked = p.target.removeprefix(prefix)
     reply = _runs_of_words(without_reasoning(output).rpartition(prefix)[2])
-    texts = [asked, *(text for text in needles or () if text != asked)]
-    shares = [len(reply & _runs_of_words(text)) / max(len(reply), 1) for text in texts]
+    needles = conversation.sample.facts if conversation else ()
+    shares = [_share(reply, text) for text in (asked, *(text for text in needles if text != asked))]
     best = int(np.argmax(shares))
-    if shares[best] < SAME_TEXT:
+    if shares[best] >= SAME_TEXT:
+        cell.another_needle += best > 0
+        cell.wrong += best > 0
+        return
+    cell.wrong += 1
+    if reply and conversation and conversation.has_distractor(reply, p.prompt_tokens):
+        cell.distractor += 1
+    else:
         cell.other_text += 1
-    elif best > 0:
-        cell.another_needle += 1
-    cell.wrong += shares[best] < SAME_TEXT or best > 0
 
 
-def _runs_of_words(text: str) -> set[tuple[str, ...]]:
+def _share(reply: Words, text: str) -> float:
+    """Share of a reply's runs of three words that a text holds; 0 for an empty reply."""
+    return len(reply & _runs_of_words(text)) / max(len(reply), 1)
+
+
+@functools.lru_cache(maxsize=4096)  # distractors are shared by the samples of a run
+def _runs_of_words(text: str) -> Words:
     words = text.split()
-    return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, min(len(words), 1)))}
+    return frozenset(tuple(words[i : i + 3]) for i in range(max(len(words) - 2, min(len(words), 1))))
 
 
-def _needles(folder: RunFolder, answered: Sequence[Prediction]) -> dict[tuple[str, str], Sequence[str]]:
-    """Return the needles of each sample of a run: from the record, or made again; only where they hold the target."""
-    needles = {(p.subset, p.sample_id): p.metadata["facts"] for p in answered if p.metadata.get("facts")}
+def _conversations(folder: RunFolder, answered: Sequence[Prediction]) -> dict[tuple[str, str], _Conversation]:
+    """Make the conversations of a generated run again; only those of which the target is a needle."""
+    targets = {(p.subset, p.sample_id): p.target.removeprefix(str(p.metadata["prefix"])) for p in answered}
     try:
         config = recorded_config(folder)
         benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=None)
-        if benchmark.generated:
-            for subset in {p.subset for p in answered}:
-                for sample in benchmark.samples(subset, config.lengths[0], config.samples or len(answered)):
-                    needles.setdefault((subset, sample.sample_id), sample.facts)
     except EvalkitError:
-        pass  # an older or imported run, or one whose rows are gone: what the record holds is what there is
-    targets = {(p.subset, p.sample_id): p.target.removeprefix(str(p.metadata["prefix"])) for p in answered}
-    return {key: texts for key, texts in needles.items() if key in targets and targets[key] in texts}
+        return {}  # an older or an imported run, or one whose rows are gone
+    if not isinstance(benchmark, MRCR) or not benchmark.generated:
+        return {}
+    samples = (
+        sample
+        for subset in {p.subset for p in answered}
+        for sample in benchmark.samples(subset, config.lengths[0], config.samples or len(answered))
+    )
+    made = {(sample.subset, sample.sample_id): _Conversation(sample, benchmark) for sample in samples}
+    return {key: found for key, found in made.items() if targets.get(key) in found.sample.facts}
 
 
 MISTAKE_COLUMNS = (
     "arm", "task", "subset", "length", "answers", "wrong", "one_label", "no_label", "several_labels", "evenness",
     "first_label", "first_count", "second_label", "second_count", "last_mentioned", "could_be_last", "prefix_hit",
-    "another_needle", "other_text", "needles_unknown",
+    "another_needle", "distractor", "other_text", "unknown_texts",
 )  # fmt: skip
 
 
@@ -176,7 +212,8 @@ def mistake_rows(found: Iterable[Mistakes]) -> Iterable[Mapping[str, Any]]:
                 row |= {f"{word}_label": label, f"{word}_count": count}
         if m.task == "mrcr":
             row |= {
-                name: getattr(m, name) for name in ("prefix_hit", "another_needle", "other_text", "needles_unknown")
+                name: getattr(m, name)
+                for name in ("prefix_hit", "another_needle", "distractor", "other_text", "unknown_texts")
             }
         yield row
 
@@ -189,7 +226,7 @@ def top_labels(m: Mistakes) -> list[tuple[str, int]]:
 _TABLE_COLUMNS = {
     "babilong": ("Answers", "Wrong", "One label", "No label", "Several", "Evenness", "Most named", "Next",
                  "Last mentioned"),
-    "mrcr": ("Answers", "Wrong", "Prefix hit", "Another needle", "Other text", "Needles unknown"),
+    "mrcr": ("Answers", "Wrong", "Prefix hit", "Another needle", "Distractor", "Other text", "Texts unknown"),
 }  # fmt: skip
 _CAPTIONS = {
     "babilong": (
@@ -200,9 +237,9 @@ _CAPTIONS = {
     ),
     "mrcr": (
         "Counts of answers. Wrong: not the asked text came back (a text comes back where it holds half of the reply's "
-        "runs of three words). Prefix hit: by the corrected rule. Other text: no needle of the conversation; the "
-        "record does not tell whether another text of it or the model's own. Needles unknown: answers of which only "
-        "the asked text is known."
+        "runs of three words). Prefix hit: by the corrected rule. Distractor: a text of the conversation that is no "
+        "needle. Other text: none that is known of it. Texts unknown: answers of whose conversation the record holds "
+        "only the asked text."
     ),
 }
 
@@ -230,7 +267,7 @@ def _entries(m: Mistakes) -> Iterable[Entry]:
     tokens = parse_length(m.length)
     yield from (Entry(m.arm), Entry(m.subset), Entry(length_name(tokens), number=tokens))
     if m.task == "mrcr":
-        counts = [m.answers, m.wrong, m.prefix_hit, m.another_needle, m.other_text, m.needles_unknown]
+        counts = [m.answers, m.wrong, m.prefix_hit, m.another_needle, m.distractor, m.other_text, m.unknown_texts]
     else:
         counts = [m.answers, m.wrong, sum(m.labels.values()), m.no_label, m.several_labels]
     yield from (Entry(str(count), number=count) for count in counts)
