@@ -271,6 +271,14 @@ def test_a_report_on_nothing_and_a_source_that_is_not_there_are_refused(tmp_path
         read_published([str(tmp_path / "nothing.csv")])
 
 
+@pytest.mark.parametrize("num_arms", [1, 2, 8])
+def test_a_table_of_one_length_is_drawn_too(tmp_path, num_arms):
+    table = tmp_path / "mine.csv"
+    table.write_text(HEAD + "".join(f"babilong,qa1,arm {i},4k,20,{i},me\n" for i in range(num_arms)))
+    built = build([], tmp_path / "plots", published=[str(table)])
+    assert {path.suffix for path in built.files} >= {".svg", ".png", ".pdf", ".md", ".csv"}
+
+
 def test_who_imports_a_table_of_counts_is_told_how_it_is_shown(tmp_path):
     table = tmp_path / "counts.csv"
     table.write_text(HEAD + "babilong,qa3,x,1k,50,25,s\n")

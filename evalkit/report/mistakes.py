@@ -1,8 +1,9 @@
 """What wrong answers are made of: which labels are named instead, and which text of a conversation comes back.
 
-Everything is told from the record: reply, target, facts, prefix. The texts of a generated MRCR conversation are made again
-from the run's own settings, and count only if the target is one of its needles. Not told: which other text of a published
-row came back, since the record does not hold its conversation, and the last distractor of a prompt, which is cut to fit.
+Everything is told from the record: reply, target, facts, prefix. The texts of a generated MRCR conversation are made
+again from the run's own settings, and count only if the target is one of its needles. Not told: which other text of a
+published row came back, since the record does not hold its conversation, and the last distractor of a prompt, which is
+cut to fit.
 """
 
 import functools

@@ -140,7 +140,7 @@ def _families(counts: Sequence[Count], names: Mapping[str, str]) -> Drawing:
     """One panel for each method, with or without YaRN at inference: all settings in grey, the best and the quoted."""
     arms = by_name(counts, names)
     lengths = list(dict.fromkeys(c.length for c in counts))
-    beyond = lengths[1:]
+    beyond = lengths[1:] or lengths
     families: dict[str, list[str]] = {}
     for name, own in arms.items():
         families.setdefault(own[0].arm.removesuffix(" + YaRN"), []).append(name)
@@ -166,7 +166,8 @@ def _families(counts: Sequence[Count], names: Mapping[str, str]) -> Drawing:
                     word = "best and quoted" if len(members) > 1 else "quoted"
                 elif len(members) == 1:
                     word = "only"
-                label = f"{word}: {_setting(arms[name][0])} ({100 * mean(name):.1f})"
+                known = f" ({100 * mean(name):.1f})" if mean(name) else ""
+                label = f"{word}: {_setting(arms[name][0])}{known}"
                 look = Look(colour, "o" if colour == _BEST else "s", "-", label)
                 _draw(place, arms[name], [c.interval for c in arms[name]], places, look)
             _score_axis(place, label=i % across == 0)
@@ -277,7 +278,10 @@ def _draw(
     xs = [places[c.length] for c in counts]
     mean, low, high = ([100 * (getattr(i, end) or 0.0) for i in intervals] for end in ("mean", "low", "high"))
     axes.plot(xs, mean, color=look.colour, marker=look.marker, markersize=4, linewidth=1.6, label=look.label)
-    axes.fill_between(xs, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    if len(xs) > 1:
+        axes.fill_between(xs, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    else:
+        axes.vlines(xs, low, high, color=look.colour, linewidth=1)
 
 
 def _score_axis(axes: "Axes", *, label: bool = True) -> None:
