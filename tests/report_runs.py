@@ -77,7 +77,10 @@ def write_run(
     if reply is not None:
         predictions = [_with_reply(p, reply(p)) for p in predictions]
     provenance = {"command": "evalkit run ...", "versions": {"evalkit": "0"}}
+    engine = {name.removeprefix("engine."): parts.pop(name) for name in list(parts) if name.startswith("engine.")}
     with RunFolder.start(folder, arm=arm, config=settings, fingerprint=parts, provenance=provenance) as run:
+        if engine:  # found after loading, as in a run
+            run.identify(engine)
         run.extend(predictions)
     return folder
 

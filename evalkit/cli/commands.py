@@ -18,7 +18,7 @@ from evalkit.cli.options import (
     token_count,
     train_classes,
 )
-from evalkit.errors import EvalkitError
+from evalkit.errors import BadInput, EvalkitError
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
@@ -181,24 +181,55 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
 @click.option("--baseline", help="Arm that the others are compared with; default: plain training, or the first arm.")
 @click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
 @margin_option
-def report(runs: tuple[Path, ...], out: Path, baseline: str | None, trained_length: int | None, margin: float) -> None:
+@click.option(
+    "--published",
+    multiple=True,
+    metavar="paper|FILE.csv",
+    help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
+)
+@click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
+@click.option("--full", is_flag=True, help="Read every answer again and count kinds of errors (errors.csv).")
+def report(
+    runs: tuple[Path, ...],
+    out: Path,
+    baseline: str | None,
+    trained_length: int | None,
+    margin: float,
+    published: tuple[str, ...],
+    by: str | None,
+    full: bool,
+) -> None:
     """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
 
-    RUNS are run folders, or folders that contain some.
+    RUNS are run folders, or folders that contain some; none for a report on --published alone. A table of counts has
+    the columns task, subset, arm, length, n, correct (or mean, 0 to 1) and source.
 
     \b
     Examples:
       evalkit report results/
+      evalkit report results/ --published paper
+      evalkit report results/ --by entries
       evalkit report results/plain-babilong-1a2b3c4d results/yarn-babilong-5e6f7a8b --out plots/yarn/
     """
     from evalkit.report.build import build
 
-    built = build(runs, out, baseline=baseline, trained_length=trained_length, margin=margin)
+    if not runs and not published:
+        raise BadInput("There is nothing to report: name run folders, or --published paper.")
+    built = build(
+        runs,
+        out,
+        baseline=baseline,
+        trained_length=trained_length,
+        margin=margin,
+        published=list(published),
+        by=by,
+        full=full,
+    )
     click.echo(built.text)
     for notice in built.notices:
         click.echo(f"note: {notice}", err=True)
@@ -388,7 +419,7 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
 
 
 @main.command("import")
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
 @click.option("--arm", help="Name in tables and figures; default: the model's, from its folders.")
 def import_(folder: Path, out: Path, arm: str | None) -> None:
@@ -396,14 +427,19 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
 
     A file that cannot be used is named, and the others are imported.
 
+    A table of counts needs no import: evalkit report --published FILE.csv shows it.
+
     \b
     Example:
       evalkit import babilong_evals/microsoft/Phi-3-mini-128k-instruct && evalkit report results/
     """
-    from evalkit.errors import BadInput
     from evalkit.records.imports import import_folder
     from evalkit.records.scoring import score_folder
 
+    if folder.is_file():
+        raise BadInput(
+            f"{folder} is no folder of answers; a table of counts needs no import: evalkit report --published {folder}"
+        )
     imported, faults = 0, 0
     for found in import_folder(folder, out, arm=arm):
         if isinstance(found, BadInput):

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evalkit.report.arms import Arm, disagreements, make_arms
+from evalkit.report.beside import Beside, beside
 from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
 from evalkit.report.estimates import ArmSummary, CellScore, cell_scores, run_scores, study_length, summary
+from evalkit.report.flips import Flips, position_flips
+from evalkit.report.groups import Group, refuse_unknown_tag, tag_groups
 from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
+from evalkit.report.published import Published, PublishedMean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +23,19 @@ class Analysis:
     panels: tuple[Panel, ...]
     cells: tuple[CellScore, ...]
     """By arm."""
+    beside: tuple[CellScore, ...]
+    """Published counts; their arms stand last in ``arms``."""
+    published_means: tuple[PublishedMean, ...]
     run_cells: tuple[CellScore, ...]
     summaries: tuple[ArmSummary, ...]
     comparisons: tuple[Comparison, ...]
     """Every arm against the baseline, with its cells."""
     pairs: tuple[Comparison, ...]
     """Other pairs of arms."""
+    groups: tuple[Group, ...]
+    """By the values of a tag, where one was asked for."""
+    flips: tuple[Flips, ...]
+    """Of runs that were asked at fixed depths."""
     margin: float
     """Points: see ``Verdict``."""
     notes: tuple[str, ...]
@@ -48,8 +59,8 @@ class Analysis:
         return study_length(next(a for a in self.arms if a.name == arm), self.arms)
 
     def select(self, task: str, scorer: str) -> list[CellScore]:
-        """Return the estimates by arm of one task under one scorer."""
-        return [cell for cell in self.cells if (cell.task, cell.scorer) == (task, scorer)]
+        """Return the estimates by arm of one task under one scorer, published counts last."""
+        return [cell for cell in (*self.cells, *self.beside) if (cell.task, cell.scorer) == (task, scorer)]
 
 
 def analyse(
@@ -59,6 +70,8 @@ def analyse(
     trained_length: int | None = None,
     margin: float = MARGIN,
     seed: int = 0,
+    published: Published | None = None,
+    by: str | None = None,
 ) -> Analysis:
     """Estimate, summarise and compare.
 
@@ -68,10 +81,15 @@ def analyse(
         trained_length: tokens; overrides what the checkpoints say.
         margin: points; arms that differ by less are equivalent.
         seed: of the resampling; the same seed gives the same numbers.
+        published: figures of others, to show beside.
+        by: the tag that ``loaded`` was loaded with, to group samples by.
 
     Raises:
-        BadInput: no arm has the name of the baseline.
+        BadInput: no arm has the name of the baseline, nothing published can stand beside these runs, or
+            no answer has the tag.
     """
+    if by is not None:
+        refuse_unknown_tag(loaded, by)
     arms = make_arms(loaded.runs, baseline=baseline, trained_length=trained_length)
     panels = tuple(make_panels(loaded.frame, loaded.runs))
     notes = list(loaded.left_out)
@@ -99,17 +117,22 @@ def analyse(
             pairs += others
             if panel.scorer == "official":
                 notes += why_not + [floor for arm in present for floor in repeat_floor(panel, arm)]
+    shown = beside(published, panels, arms) if published else Beside()
     return Analysis(
         loaded=loaded,
-        arms=arms,
+        arms=(*arms, *shown.arms),
         panels=panels,
         cells=tuple(cells),
+        beside=shown.cells,
+        published_means=published.means if published else (),
         run_cells=tuple(run_cells),
         summaries=tuple(summaries),
         comparisons=tuple(comparisons),
         pairs=tuple(pairs),
+        groups=tag_groups(panels, arms, by) if by is not None else (),
+        flips=position_flips(panels, arms),
         margin=margin,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *shown.notes])),
     )
 
 

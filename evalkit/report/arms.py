@@ -17,28 +17,30 @@ _RECIPES = ("", *RECIPES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """Runs that are compared under one name."""
+    """Runs that are compared under one name; none where others published counts."""
 
     name: str
     runs: tuple[Run, ...]
     trained_length: int | None
     """Tokens; None where no checkpoint of the arm says."""
+    published_recipe: str = ""
+    """Of published counts: the recipe, where the table names it."""
 
     @property
     def recipe(self) -> str:
         """Name of the training recipe; "" without training, or where runs disagree."""
-        recipes = {run.recipe for run in self.runs}
+        recipes = {run.recipe for run in self.runs} or {self.published_recipe}
         return recipes.pop() if len(recipes) == 1 else ""
 
     @property
     def published(self) -> bool:
-        """Answers made by others."""
+        """Answers, or counts of them, made by others."""
         return all(run.published for run in self.runs)
 
     @property
     def control(self) -> str:
         """ "no-context" or "facts-only" where the arm only bounds the others."""
-        return self.runs[0].control
+        return self.runs[0].control if self.runs else ""
 
     @property
     def num_models(self) -> int:

@@ -1,8 +1,5 @@
 """Runs in, report out: tables, figures and one page, in one folder."""
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +12,13 @@ from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
+from evalkit.report.groups import GROUP_COLUMNS, group_rows
 from evalkit.report.load import Loaded, load_runs
+from evalkit.report.mistakes import MISTAKE_COLUMNS, Mistakes, mistake_rows, mistake_tables, mistakes
 from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
+from evalkit.report.published import Published, read_published
+from evalkit.report.published_report import write_published
 from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
@@ -26,6 +27,7 @@ from evalkit.report.tables import (
     all_tables,
     comparison_table,
     effective_text,
+    group_tables,
     score_table,
     summary_table,
 )
@@ -65,7 +67,8 @@ class Report:
     notices: tuple[str, ...]
     """What was left out or should be known, one sentence each."""
     files: tuple[Path, ...]
-    analysis: Analysis
+    analysis: Analysis | None
+    """None for a report on published tables alone."""
 
 
 def build(
@@ -76,34 +79,57 @@ def build(
     trained_length: int | None = None,
     margin: float = MARGIN,
     seed: int = 0,
+    published: Sequence[str] = (),
+    by: str | None = None,
+    full: bool = False,
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
 
     Args:
-        paths: run folders, or folders that contain some.
+        paths: run folders, or folders that contain some; none for a report on ``published`` alone, without a page.
         out: created where it does not exist; files of an earlier report are replaced.
         baseline: the arm that others are compared with; None takes plain training, or else the first arm.
         trained_length: tokens; overrides what the checkpoints say.
         margin: points; arms that differ by less are equivalent.
         seed: of the resampling.
+        published: tables of others' figures to show beside; see ``read_published``.
+        by: a tag of the samples, to group them by.
+        full: read every answer and count kinds of errors as well.
 
     Raises:
-        BadInput: no usable run, no arm of the baseline's name, or ``out`` cannot be written.
+        BadInput: no usable run, no arm of the baseline's name, a published table that cannot be right or stand beside
+            these runs, or ``out`` cannot be written.
     """
     given, out = [Path(path) for path in paths], Path(out)
-    loaded = load_runs(given)
-    analysis = analyse(loaded, baseline=baseline, trained_length=trained_length, margin=margin, seed=seed)
+    tables_of_others = read_published(published) if published else None
+    if tables_of_others and not given:
+        return _build_published(tables_of_others, out, published)
+    loaded = load_runs(given, tag=by)
+    analysis = analyse(
+        loaded,
+        baseline=baseline,
+        trained_length=trained_length,
+        margin=margin,
+        seed=seed,
+        published=tables_of_others,
+        by=by,
+    )
     options = {
         "baseline": baseline,
         "trained_length": trained_length,
         "margin": None if margin == MARGIN else margin,
         "seed": seed or None,
+        "published": list(published) or None,
+        "by": by,
+        "full": full or None,
     }
-    record = provenance(loaded.runs, given, {name: value for name, value in options.items() if value is not None})
-    tables = all_tables(analysis)
+    known = {name: value for name, value in options.items() if value is not None}
+    record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
+    wrong = mistakes(analysis.arms) if full else []
+    tables = [*all_tables(analysis), *mistake_tables(wrong)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = _write_texts(analysis, tables, record, out)
+        files = _write_texts(analysis, tables, wrong, record, out)
         drawn = []
         for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
@@ -112,24 +138,44 @@ def build(
         page = out / "report.html"
         page.write_text(render_page(analysis, tables, drawn, samples, record), encoding="utf-8", newline="\n")
     except OSError as error:
-        raise BadInput(
-            f"The report cannot be written to {out} ({error.strerror or error}); name another --out."
-        ) from error
+        raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
     return Report(text=_terminal(analysis), notices=notices, files=(page, *files), analysis=analysis)
 
 
-def _write_texts(analysis: Analysis, tables: Sequence[Table], record: dict[str, Any], out: Path) -> list[Path]:
+def _build_published(published: Published, out: Path, sources: Sequence[str]) -> Report:
+    record = provenance((), (), {"published": list(sources)}, published.files)
+    try:
+        text, files = write_published(published, out, record)
+    except OSError as error:
+        raise _unwritten(out, error) from error
+    return Report(text=text, notices=(), files=tuple(files), analysis=None)
+
+
+def _unwritten(out: Path, error: OSError) -> BadInput:
+    return BadInput(f"The report cannot be written to {out} ({error.strerror or error}); name another --out.")
+
+
+def _write_texts(
+    analysis: Analysis, tables: Sequence[Table], wrong: Sequence[Mistakes], record: dict[str, Any], out: Path
+) -> list[Path]:
     origin = one_line(record)
     contents = {
         "report.md": _markdown(analysis, tables, origin),
         "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
-        "summary.csv": _csv(SUMMARY_COLUMNS, _summary_rows(analysis)),
-        "curves.csv": _csv(_CURVE_COLUMNS, _curve_rows(analysis)),
-        "comparisons.csv": _csv(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
-        "arms.csv": _csv(_ARM_COLUMNS, _arm_rows(analysis)),
-        "report.json": json.dumps(record | {"notes": analysis.notes}, indent=1, ensure_ascii=False) + "\n",
+        "summary.csv": render.csv_text(SUMMARY_COLUMNS, _summary_rows(analysis)),
+        "curves.csv": render.csv_text(_CURVE_COLUMNS, _curve_rows(analysis)),
+        "comparisons.csv": render.csv_text(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
+        "arms.csv": render.csv_text(_ARM_COLUMNS, _arm_rows(analysis)),
+        "report.json": render.json_text(record | {"notes": analysis.notes}),
     }
+    if analysis.groups:
+        contents["by.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(analysis.groups))
+    if analysis.flips:
+        depths = [group for flips in analysis.flips for group in (*flips.patterns, *flips.zones)]
+        contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(depths))
+    if wrong:
+        contents["errors.csv"] = render.csv_text(MISTAKE_COLUMNS, mistake_rows(wrong))
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [out / name for name in contents]
@@ -174,22 +220,11 @@ def _terminal(analysis: Analysis) -> str:
                 rows=averages,
             )
         parts.append(render.terminal(scores))
+        parts += [render.terminal(table) for table in group_tables(analysis, task)]
     return "\n\n".join(parts)
 
 
-# -- CSV: long form, 0 to 100, twelve digits (further ones hang on the order in which a processor sums) -------------
-
-
-def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _twelve_digits(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def _twelve_digits(value: Any) -> Any:
-    return float(f"{value:.12g}") if isinstance(value, float) else value
+# -- CSV: long form, 0 to 100 ----------------------------------------------------------------------------------------
 
 
 def _summary_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:

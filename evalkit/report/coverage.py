@@ -29,7 +29,7 @@ def coverage(arm: Arm) -> Coverage | None:
         pose         the first chunk in place, the second pushed back by a uniform skip, cut anywhere
         mixed        the ratio itself is log-uniform from 1 to the stage's
     """
-    record = arm.runs[0].training
+    record = arm.runs[0].training if arm.runs else None
     if record is None or record.positions is None:
         return None
     rule, length = record.positions, record.trained_length

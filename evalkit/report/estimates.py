@@ -37,6 +37,8 @@ class CellScore:
     interval: Interval
     """0 to 1."""
     chance: float | None
+    source: str = ""
+    """Of published counts: whose they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

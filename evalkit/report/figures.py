@@ -3,9 +3,10 @@
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Grid: TypeAlias = NDArray[np.float64]
 DEPTH_BINS = 10
+_THIN = 10
+"""Samples of a heat map's cell, below which it is faded."""
 _MAX_PANELS = 12
 
 
@@ -177,16 +181,19 @@ def depth_heatmap(analysis: Analysis, task: str, scorer: str) -> Drawing:
     ]
     lengths = [n for n in analysis.panel(task, scorer).lengths if parse_length(n)]
     bins = np.minimum((part["depth"].to_numpy() * DEPTH_BINS).astype(int), DEPTH_BINS - 1)
-    values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
+    values: dict[str, Grid] = {}
+    numbers: dict[str, Grid] = {}
     for arm in analysis.arms:
         own = (part["arm"] == arm.name).to_numpy()
         if not own.any():
             continue
         grid = np.full((DEPTH_BINS, len(lengths)), np.nan)
+        numbers[arm.name] = np.zeros(grid.shape)
         for column, length in enumerate(lengths):
             inside = own & (part["length"] == length).to_numpy()
             sums = np.bincount(bins[inside], part["value"].to_numpy()[inside], minlength=DEPTH_BINS)
             counts = np.bincount(bins[inside], minlength=DEPTH_BINS)
+            numbers[arm.name][:, column] = counts
             grid[:, column] = np.where(counts > 0, 100 * sums / np.maximum(counts, 1), np.nan)
         values[arm.name] = grid
     return _heatmaps(
@@ -196,9 +203,10 @@ def depth_heatmap(analysis: Analysis, task: str, scorer: str) -> Drawing:
         title=f"{task_title(task)}: score by depth of the earliest needed fact",
         description=(
             f"{_words(scorer).capitalize()} score (0 to 100) by where the earliest fact that the answer needs stands "
-            "in the prompt (0 % top, 100 % just before the question) and by context length, over all subsets. A blank "
-            "cell has no sample."
+            "in the prompt (0 % top, 100 % just before the question) and by context length, over all subsets. "
+            f"Small: number of samples; faded: fewer than {_THIN}. A blank cell has no sample."
         ),
+        numbers=numbers,
         rows=[f"{100 * i // DEPTH_BINS}–{100 * (i + 1) // DEPTH_BINS} %" for i in range(DEPTH_BINS)],
         columns=[length_name(parse_length(n)) for n in lengths],
         row_label="depth",
@@ -368,7 +376,7 @@ def _line(
 
 def _heatmaps(
     analysis: Analysis,
-    values: Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"],
+    values: Mapping[str, Grid],
     *,
     name: str,
     title: str,
@@ -376,30 +384,48 @@ def _heatmaps(
     rows: Sequence[str],
     columns: Sequence[str],
     row_label: str,
+    numbers: Mapping[str, Grid] | None = None,
 ) -> Drawing:
-    """One panel per arm, at most twelve; whole numbers inside; dark is low, so that what holds stands out."""
+    """One panel per arm, at most twelve; whole numbers inside; dark is low, so that what holds stands out.
+
+    ``numbers``: samples to a cell, shown below the value; a cell of few is faded.
+    """
     style = looks(analysis.arms)
     shown = list(values)[:_MAX_PANELS]
     left_out = f" Only the first {_MAX_PANELS} of {len(values)} arms are drawn." if len(values) > len(shown) else ""
 
     def draw() -> "Figure":
+        from matplotlib.cm import ScalarMappable
+
         across = min(len(shown), 3)
         width = 0.42 * len(columns) + 0.3
-        figure, axes = _panels(len(shown), across, width, 0.24 * len(rows) + 0.5)
+        figure, axes = _panels(len(shown), across, width, (0.32 if numbers else 0.24) * len(rows) + 0.5)
         _title(figure, title)
         for i, (place, arm) in enumerate(zip(axes, shown, strict=True)):
-            image = place.imshow(values[arm], cmap="cividis", vmin=0, vmax=100, aspect="auto")
+            is_thin = numbers[arm] < _THIN if numbers else np.zeros(values[arm].shape, dtype=bool)
+            image = place.imshow(
+                values[arm],
+                cmap="cividis",
+                vmin=0,
+                vmax=100,
+                aspect="auto",
+                alpha=np.where(is_thin, 0.35, 1.0) if numbers else None,
+            )
             for (row, column), value in np.ndenumerate(values[arm]):
                 if not np.isnan(value):
-                    colour = "black" if value > 55 else "white"
-                    place.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+                    colour = "black" if value > 55 or is_thin[row, column] else "white"
+                    middle = row - 0.12 if numbers else row
+                    place.text(column, middle, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+                    if numbers:
+                        n = f"{numbers[arm][row, column]:.0f}"
+                        place.text(column, row + 0.28, n, ha="center", va="center", fontsize=4.5, color=colour)
             place.set_title(textwrap.fill(style[arm].label, round(11 * width)), fontsize=9)  # 11 letters to an inch
             place.set_xticks(range(len(columns)), columns, rotation=45, fontsize=7.5)
             place.set_yticks(range(len(rows)), rows, fontsize=7.5)
             place.tick_params(length=0)
             place.spines[:].set_visible(False)
             place.set_ylabel(row_label if i % across == 0 else "")
-        figure.colorbar(image, ax=axes, shrink=0.8, label="score")
+        figure.colorbar(ScalarMappable(image.norm, image.cmap), ax=axes, shrink=0.8, label="score")
         return figure
 
     return Drawing(name=name, title=title, description=description + left_out, draw=draw)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # In JSON text a quotation mark inside a string follows a backslash, so no fact can be taken for a name.
 _NEEDED = re.compile(r'(?<!\\)"(wanted|supporting)": (\d+|\[[\d, ]*\])')
+_TAGS = re.compile(r'(?<!\\)"tags": (\{[^{}]*\})')
 _NAMES_SINCE = {"backend": "engine.name", "dtype": "engine.dtype", "script": "engine.script"}
 """Parts of the fingerprint that folders of schema 1 know by another name."""
 _COLUMNS = (
@@ -118,10 +119,16 @@ class Loaded(NamedTuple):
     runs: tuple[Run, ...]
     left_out: tuple[str, ...]
     """What was not used, or is not complete, and why: one sentence each."""
+    tags: tuple[str, ...] = ()
+    """Names of the tags that some answer has, where they were asked for."""
 
 
-def load_runs(paths: Iterable[Path | str]) -> Loaded:
+def load_runs(paths: Iterable[Path | str], *, tag: str | None = None) -> Loaded:
     """Load every sound run folder at or below ``paths``; the result does not depend on their order.
+
+    Args:
+        paths: run folders, or folders that contain some.
+        tag: name of a tag, whose values become the column ``tag``, as text ("" where a sample has none).
 
     Raises:
         BadInput: there is no run folder, or none with a single answer; the message says what was wrong with each.
@@ -137,9 +144,10 @@ def load_runs(paths: Iterable[Path | str]) -> Loaded:
     runs: list[Run] = []
     tables: list[pa.Table] = []
     left_out: list[str] = []
+    tags: set[str] = set()
     for folder in folders:
         try:
-            run, table = _load(folder, names[folder], left_out)
+            run, table = _load(folder, names[folder], left_out, tag, tags)
         except EvalkitError as error:
             left_out.append(f"{names[folder]} is left out: {error}")
             continue
@@ -149,10 +157,10 @@ def load_runs(paths: Iterable[Path | str]) -> Loaded:
         raise BadInput(f"No run folder can be used. {' '.join(left_out)}")
     frame = pa.concat_tables(tables).unify_dictionaries().to_pandas(self_destruct=True, split_blocks=True)
     frame["length_tokens"] = _by_category(frame["length"], parse_length).astype(np.int32)
-    return Loaded(frame, tuple(runs), tuple(left_out))
+    return Loaded(frame, tuple(runs), tuple(left_out), tuple(sorted(tags)))
 
 
-def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
+def _load(path: Path, name: str, left_out: list[str], tag: str | None, tags: set[str]) -> "tuple[Run, pa.Table]":
     import pyarrow as pa
 
     folder = RunFolder.open(path)
@@ -180,6 +188,8 @@ def _load(path: Path, name: str, left_out: list[str]) -> "tuple[Run, pa.Table]":
     }
     columns |= {label: table[label].combine_chunks() for label in _COLUMNS}
     columns["depth"] = pa.array(_depths(table), pa.float32())
+    if tag is not None:
+        columns["tag"] = _tag_values(table, tag, tags)
     return run, pa.table(columns)
 
 
@@ -241,6 +251,20 @@ def _depths(table: "pa.Table") -> NDArray[np.float32]:
     depths = np.full(len(tokens), np.nan, dtype=np.float32)
     depths[known] = flat[starts[:-1][known] + index[known]] / tokens[known]
     return depths
+
+
+def _tag_values(table: "pa.Table", tag: str, names: set[str]) -> "pa.DictionaryArray":
+    """Each sample's value of a tag, as text; ``names`` takes the tags that there are."""
+    import pyarrow as pa
+
+    metadata = table["metadata"].combine_chunks()
+    values = []
+    for text in metadata.dictionary.to_pylist():
+        match = _TAGS.search(text)
+        found = json.loads(match[1]) if match else {}
+        names.update(found)
+        values.append(str(found.get(tag, "")))
+    return pa.array([values[i] for i in metadata.indices.to_pylist()]).dictionary_encode()
 
 
 def _small_part(metadata: str) -> dict[str, Any]:

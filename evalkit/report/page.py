@@ -44,7 +44,7 @@ def render_page(
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    arms = [arm.name for arm in analysis.arms]
+    arms = [arm.name for arm in analysis.arms if arm.runs]
     return environment.get_template("report.html").render(
         policy=policy,
         style=Markup(style),

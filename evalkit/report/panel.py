@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -57,6 +57,21 @@ class Panel:
     """Shape (runs, samples): NaN where there is no score."""
     asked: NDArray[np.bool_]
     """Shape (runs, samples)."""
+    tags: NDArray[np.object_] | None = None
+    """Shape (samples,): value of the tag that was loaded, as text, "" for none."""
+
+    def only(self, samples: NDArray[np.bool_]) -> "Panel":
+        """Return the panel of some samples, a mask of shape (samples,); cells may be empty then."""
+        return replace(
+            self,
+            cell=self.cell[samples],
+            cluster=self.cluster[samples],
+            sample_ids=self.sample_ids[samples],
+            data=self.data[samples],
+            values=self.values[:, samples],
+            asked=self.asked[:, samples],
+            tags=None if self.tags is None else self.tags[samples],
+        )
 
     @cached_property
     def lengths(self) -> tuple[str, ...]:
@@ -300,6 +315,7 @@ def _panel(part: "pd.DataFrame", task: str, scorer: str, runs: Sequence[Run]) ->
         data_of_run=data_of_run,
         values=values,
         asked=asked,
+        tags=part["tag"].to_numpy(dtype=object)[first] if "tag" in part else None,
     )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,38 @@ from evalkit.report.load import Run
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels")
 
 
-def provenance(runs: Sequence[Run], paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
+def provenance(
+    runs: Sequence[Run], paths: Sequence[Path], options: dict[str, Any], published: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return command, versions, and each run's identity, data and origin, as JSON values without any date of today.
+
+    ``published``: SHA-256 of each table of others' figures.
 
     The output folder and the order of the paths are left out on purpose: the same runs give the same bytes.
     """
     words = ["evalkit", "report", *sorted(path.as_posix() for path in paths)]
     for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return {
+        for each in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+    record = {
         "command": shlex.join(words),
         "evalkit": __version__,
         "libraries": {name: version(name) for name in _LIBRARIES},
         "runs": [_of_run(run) for run in runs],
     }
+    return record | ({"published": dict(published)} if published else {})
 
 
 def digest(record: dict[str, Any]) -> str:
-    """Return one hash over the identities of all runs: two reports on the same runs share it."""
-    identities = sorted(run["fingerprint"] for run in record["runs"])
+    """Return one hash over the identities of all runs and published tables: reports on the same ones share it."""
+    identities = sorted([*(run["fingerprint"] for run in record["runs"]), *record.get("published", {}).values()])
     return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
 
 
 def one_line(record: dict[str, Any]) -> str:
     """Return it in the form that fits the metadata of a figure and the head of a table."""
-    runs = ", ".join(f"{run['name']} {run['fingerprint'][:12]}" for run in record["runs"])
+    named = [(run["name"], run["fingerprint"]) for run in record["runs"]] + [*record.get("published", {}).items()]
+    runs = ", ".join(f"{name} {identity[:12]}" for name, identity in named)
     return f"evalkit {record['evalkit']}; {record['command']}; runs {digest(record)[:12]}: {runs}"
 
 

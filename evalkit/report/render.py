@@ -1,9 +1,13 @@
-"""One table, printed for a terminal, as Markdown, as LaTeX (booktabs)."""
+"""One table, printed for a terminal, as Markdown, as LaTeX (booktabs); rows of figures as CSV, records as JSON."""
 
+import csv
+import io
 import itertools
+import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from evalkit.report.tables import Entry, Row, Table
 
@@ -125,6 +129,24 @@ def latex(table: Table) -> str:
 def _groups(table: Table) -> Iterator[tuple[str, list[Row]]]:
     for group, rows in itertools.groupby(table.rows, key=lambda row: row.group):
         yield group, list(rows)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a CSV table; twelve digits, since further ones hang on the order in which a processor sums."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _twelve_digits(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _twelve_digits(value: Any) -> Any:
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def json_text(record: Mapping[str, Any]) -> str:
+    """Return a record as the text of a JSON file."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def _plain(text: str) -> str:

@@ -78,7 +78,7 @@ def collect_samples(analysis: Analysis) -> Samples:
             }
             for run in analysis.loaded.runs
         ],
-        "arms": [arm.name for arm in analysis.arms],
+        "arms": [arm.name for arm in analysis.arms if arm.runs],
         "scorers": {task: [panel.scorer for panel in _panels(analysis, task)] for task in analysis.tasks},
         "cells": cells,
     }

@@ -1,18 +1,18 @@
 """The tables of a report, once, for every form they are printed in (see ``render.py``)."""
 
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
-from evalkit.lengths import parse_length, parse_lengths
+from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
 from evalkit.report.comparison import Comparison
 from evalkit.report.estimates import AVERAGE, CellScore, effective
+from evalkit.report.flips import Flips
+from evalkit.report.groups import Group
 from evalkit.report.stats import SIGNIFICANT, Contrast, EffectiveLength, Interval
 
 NOT_RUN = "-"
@@ -67,6 +67,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
                 tables.append(comparison_table(analysis, task, scorer))
         tables.append(summary_table(analysis, task, scorers[0]))
         tables += [score_table(analysis, task, scorer) for scorer in scorers]
+        tables += group_tables(analysis, task)
         if {"official", "corrected"} <= set(scorers):
             tables += scorer_differences(analysis, task)
     return tables
@@ -108,7 +109,7 @@ def _score_rows(analysis: Analysis, cells: Sequence[CellScore], lengths: Sequenc
     found = {(cell.arm, cell.length): cell for cell in cells}
     arms = [arm for arm in analysis.arms if any(cell.arm == arm.name for cell in cells)]
     lines = {arm.name: [found.get((arm.name, n)) for n in lengths] for arm in arms}
-    ranked = [arm.name for arm in arms if not arm.control]
+    ranked = [arm.name for arm in arms if arm.runs and not arm.control]
     best: list[float | None] = [None] * len(lengths)
     best_mean: float | None = None
     if len(ranked) > 1:
@@ -198,15 +199,13 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
         )
         rows.append(Row(group="", entries=entries, kind="published" if arm.published else "arm"))
     asked = set(analysis.panel(task, scorer).lengths)
-    for mean in published_means(task):
-        if not asked & set(parse_lengths(mean["lengths"])):
+    for mean in analysis.published_means:
+        if mean.task != task or not asked & set(mean.lengths):
             continue  # a report on other lengths has nothing to compare it with
-        name = f"{mean['arm']}, {mean['model']} (published, {mean['source']})"
+        name = f"{', '.join(filter(None, (mean.arm, mean.model)))} (published, {mean.source})"
         dash = Entry(NOT_RUN)
-        score = Entry(
-            f"{mean['score']:.1f}", span(parse_length(n) for n in parse_lengths(mean["lengths"])), number=mean["score"]
-        )
-        trained = Entry(length_name(parse_length(mean["trained_length"])))
+        score = Entry(_points(mean.mean), span(parse_length(n) for n in mean.lengths), number=100 * mean.mean)
+        trained = Entry(length_name(mean.trained_length) if mean.trained_length else NOT_RUN)
         rows.append(
             Row(group="published", entries=(Entry(name), trained, dash, dash, score, *[dash] * 5), kind="published")
         )
@@ -234,6 +233,96 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
         num_labels=1,
         rows=tuple(rows),
     )
+
+
+def group_tables(analysis: Analysis, task: str) -> list[Table]:
+    """Scores by the value of a tag, where one was asked for; flips between depths, where runs were asked at several."""
+    tables = []
+    groups = [group for group in analysis.groups if group.task == task]
+    if groups:
+        tag = groups[0].tag
+        tables.append(
+            _group_table(
+                groups,
+                name=f"by-{tag}-{task}",
+                title=f"{task_title(task)}: official score by {tag}",
+                what=f"0 to 100 on the samples with each value of their tag {tag}; samples without it are left out",
+            )
+        )
+    for flips in (f for f in analysis.flips if f.task == task):
+        depths = ", ".join(f"{d:g}" for d in flips.depths)
+        tables.append(
+            _group_table(
+                flips.patterns,
+                name=f"flips-{task}",
+                title=f"{task_title(task)}: the same story at all depths",
+                what=f"Percent of the stories asked at each depth ({depths}; 0 top, 1 end), by where they are right",
+            )
+        )
+        tables.append(
+            _group_table(
+                flips.zones,
+                name=f"depths-{task}",
+                title=f"{task_title(task)}: official score by depth",
+                what="0 to 100 by the depth that the facts stand at (0 the top, 1 the end)",
+            )
+        )
+        tables += _retention_table(flips)
+    return tables
+
+
+def _group_table(groups: Sequence[Group], *, name: str, title: str, what: str) -> Table:
+    """Scores of each arm in each group, then points above the baseline."""
+    lengths = sorted({c.length for group in groups for c in group.cells}, key=parse_length)
+    tag = groups[0].tag
+    rows = []
+    for group in groups:
+        label = Entry(group.value if " " in group.value else f"{tag} {group.value}")
+        for arm in dict.fromkeys(c.arm for c in group.cells):
+            own = {c.length: c for c in group.cells if c.arm == arm}
+            n = Entry(_range(c.n for c in own.values()), number=max(c.n for c in own.values()))
+            scores = [_score(own.get(length), best=False, is_listed=False) for length in lengths]
+            rows.append(Row(group=group.value, entries=(label, Entry(arm), n, *scores)))
+        for c in group.comparisons:
+            cells = [_difference(c.by_length.get(length), c.by_length_p_holm.get(length)) for length in lengths]
+            n = Entry(_range(d.n for d in c.by_length.values()))
+            entries = (label, Entry(f"{c.arm} − {c.baseline}"), n, *cells)
+            rows.append(Row(group=group.value, entries=entries, kind="detail"))
+    return Table(
+        name=name,
+        title=title,
+        caption=(
+            f"{what}. Averaged over the subsets that have such samples, with 95 % intervals; below, paired differences "
+            "in points, * marks p < 0.05 after Holm's correction over the lengths of a row. n: scored samples, or "
+            "pairs, of a length."
+        ),
+        columns=("Samples", "Arm", "n", *(length_name(parse_length(n)) for n in lengths)),
+        num_labels=2,
+        rows=tuple(rows),
+    )
+
+
+def _retention_table(flips: Flips) -> list[Table]:
+    if all(interval.mean is None for _, _, interval in flips.retention):
+        return []
+    found = {(arm, depth): interval for arm, depth, interval in flips.retention}
+    rows = [
+        Row(group="", entries=(Entry(arm), *(_interval(found[arm, d]) for d in flips.depths)))
+        for arm in dict.fromkeys(arm for arm, _, _ in flips.retention)
+    ]
+    return [
+        Table(
+            name=f"depth-retention-{flips.task}",
+            title=f"{task_title(flips.task)}: retention by depth",
+            caption=(
+                "Score at lengths beyond the trained one, in percent of that up to it, by the depth that the facts "
+                "stand at, with Fieller's 95 % intervals."
+            ),
+            columns=("Arm", *(f"Depth {d:g}" for d in flips.depths)),
+            num_labels=1,
+            rows=tuple(rows),
+        )
+    ]
 
 
 def scorer_differences(analysis: Analysis, task: str) -> list[Table]:
@@ -281,12 +370,6 @@ def endpoint(compared: Sequence[Comparison]) -> str:
     return where + (f" (trained length {length_name(trained)})" if trained else " (no trained length is recorded)")
 
 
-def published_means(task: str) -> list[Mapping[str, Any]]:
-    """Return the published means of a task, from ``published.toml``."""
-    content = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
-    return [mean for mean in content["mean"] if mean["task"] == task]
-
-
 def effective_text(length: EffectiveLength | None) -> str:
     """Return "32K", ">=128K", "<4K", or "undecided" where too few samples tell."""
     if length is None:
@@ -314,7 +397,8 @@ def _cut_off_thoughts(analysis: Analysis, cell: CellScore) -> int:
     return int(frame[[*wanted]].eq(list(wanted.values())).all(axis=1).sum())
 
 
-def _score(cell: CellScore | None, best: bool) -> Entry:
+def _score(cell: CellScore | None, best: bool, *, is_listed: bool = True) -> Entry:
+    """Entry of a score; ``is_listed``: the page has its samples under subset and length."""
     if cell is None:
         return Entry(NOT_RUN)
     if cell.interval.mean is None:
@@ -324,8 +408,10 @@ def _score(cell: CellScore | None, best: bool) -> Entry:
         interval_text(cell.interval),
         best,
         100 * cell.interval.mean,
-        explanation=f"n = {cell.n}, {cell.n_unscored} unscored, {cell.interval.method}",
-        samples=(cell.task, cell.subset, cell.length, cell.arm) if cell.subset != AVERAGE else None,
+        explanation=f"n = {cell.n}, {cell.source or f'{cell.n_unscored} unscored'}, {cell.interval.method}",
+        samples=None
+        if not is_listed or cell.source or cell.subset == AVERAGE
+        else (cell.task, cell.subset, cell.length, cell.arm),
     )
 
 

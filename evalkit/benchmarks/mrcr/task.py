@@ -245,6 +245,11 @@ class MRCR:
                 chosen.append(Turn(turn.request, reply))
         return chosen
 
+    def distractor_texts(self, sample: Sample) -> Iterator[str]:
+        """Yield what a generated conversation may hold besides its needles, without end: longer prompts take more."""
+        for form, topic, variant in self._distractors(sample):
+            yield self._pooled(form, topic, variant).reply
+
     def _distractors(self, sample: Sample) -> Iterator[tuple[str, str, int]]:
         """Yield (format, topic, how often this pair came before) without end, never the needles' own pair."""
         settings = self.card.settings

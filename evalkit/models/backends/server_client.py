@@ -234,7 +234,8 @@ class Client:
     def _completion(self, answer: "Answer", prompt: Prompt) -> Completion:
         """Return an answer, or why what came is none: a prompt that was cut, reasoning without an answer.
 
-        Reasoning that was cut off is the answer as far as it came, opened and never closed. The ids are the server's; where it gives none, those of its text.
+        Reasoning that was cut off is the answer as far as it came, opened and never closed. The ids are the server's;
+        where it gives none, those of its text.
 
         Raises:
             Trouble: another attempt may bring an answer.
