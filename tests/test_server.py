@@ -539,5 +539,11 @@ def test_no_reply_made_of_json_gets_past_the_types(data):
         assert all(count is None or 0 <= count < 2**31 for count in (answer.num_read, answer.num_written))
 
 
+def test_of_a_million_wrong_things_in_a_reply_the_first_is_enough():
+    with pytest.raises(Trouble) as raised:
+        read_completion(b'{"choices": [' + b"[]," * 10**6 + b"[]]}")
+    assert raised.value.__cause__.error_count() <= 2, "a record of each would take a kilobyte"
+
+
 NAMES = ("text", "message", "content", "reasoning", "token_ids", "logprobs", "token_logprobs", "logprob")
 NAMES += ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens")

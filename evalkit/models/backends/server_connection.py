@@ -12,8 +12,11 @@ from urllib.parse import quote, unquote, urlsplit
 from evalkit.errors import BadInput
 
 KEY_VARIABLES = ("EVALKIT_API_KEY", "OPENAI_API_KEY")
-LARGEST_REPLY_BYTES = 64 * 2**20
-"""Of a reply, unpacked: an answer of 100,000 tokens with log-probabilities has less."""
+LARGEST_REPLY_BYTES = 16 * 2**20
+"""Of a reply, unpacked: an answer of 50,000 tokens with log-probabilities has less. Reading JSON takes up to some 53
+times as much memory (32 MiB of empty lists: 1.7 GiB)."""
+_LARGEST_ERROR_BYTES = 2**16
+"""Of an error reply that is read as JSON; longer ones are somebody's page."""
 _CONNECT_SECONDS = 10.0
 _PASSING_STATUS = (404, 408, 409, 425, 429)
 """Errors of a request that may be gone on another attempt, besides all from 500 on. (404: a gateway whose server is
@@ -195,15 +198,16 @@ def _message(content: bytes) -> str:
     """Return what an error reply says: the message in its JSON, else all of it."""
     from pydantic_core import from_json
 
+    text = content[:_LARGEST_ERROR_BYTES].decode("utf-8", "replace")
     try:
-        said = from_json(content)
+        said = from_json(content) if len(content) <= _LARGEST_ERROR_BYTES else text
     except ValueError:
-        return content.decode("utf-8", "replace")
+        return text
     while isinstance(said, dict) and (
         inner := next((said[k] for k in ("error", "message", "detail") if said.get(k)), "")
     ):
         said = inner
-    return said if isinstance(said, str) else content.decode("utf-8", "replace")
+    return said if isinstance(said, str) else text
 
 
 def _secrets(address: ServerAddress, key: str | None) -> list[str]:

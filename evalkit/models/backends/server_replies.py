@@ -4,7 +4,7 @@ A server is a stranger. What it says is recorded for good and scored later, so a
 """
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,11 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 LogProbability = Annotated[float, Field(le=1e-3)]
 """Natural logarithm; a rounding error above 0 is forgiven."""
+
+
+_T = TypeVar("_T")
+_Many: TypeAlias = Annotated[tuple[_T, ...], Field(fail_fast=True)]
+"""Of many wrong ones the first is enough: a record of each would take gigabytes."""
 
 
 class _Reply(BaseModel):
@@ -35,7 +40,7 @@ class ServedModel(_Reply):
 
 
 class _Models(_Reply):
-    data: tuple[ServedModel, ...]
+    data: _Many[ServedModel]
 
 
 class _Version(_Reply):
@@ -43,7 +48,7 @@ class _Version(_Reply):
 
 
 class _Tokens(_Reply):
-    tokens: tuple[Count, ...]
+    tokens: _Many[Count]
 
 
 class _Cached(_Reply):
@@ -57,20 +62,20 @@ class _Usage(_Reply):
 
 
 class _TokenLogprobs(_Reply):
-    token_logprobs: tuple[LogProbability, ...] | None = None
+    token_logprobs: _Many[LogProbability] | None = None
 
 
 class _Choice(_Reply):
     text: str
     finish_reason: str | None
-    token_ids: tuple[Count, ...] | None = None
+    token_ids: _Many[Count] | None = None
     logprobs: _TokenLogprobs | None = None
 
 
 class _Completion(_Reply):
     """Of /completions."""
 
-    choices: Annotated[tuple[_Choice, ...], Field(min_length=1)]
+    choices: Annotated[_Many[_Choice], Field(min_length=1)]
     usage: _Usage | None = None
 
 
@@ -87,7 +92,7 @@ class _Logprob(_Reply):
 
 
 class _ContentLogprobs(_Reply):
-    content: tuple[_Logprob, ...] | None = None
+    content: _Many[_Logprob] | None = None
 
 
 class _ChatChoice(_Reply):
@@ -99,7 +104,7 @@ class _ChatChoice(_Reply):
 class _ChatCompletion(_Reply):
     """Of /chat/completions."""
 
-    choices: Annotated[tuple[_ChatChoice, ...], Field(min_length=1)]
+    choices: Annotated[_Many[_ChatChoice], Field(min_length=1)]
     usage: _Usage | None = None
 
 
