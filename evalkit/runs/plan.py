@@ -91,6 +91,21 @@ class Plan:
         """Build one prompt. Raises ContextOverflow when it cannot fit."""
         return self.benchmark.prompt(sample, length, self.encoder, self.rope_for(length).window)
 
+    def attempt(self, sample: Sample, length: str) -> Prompt | EvalkitError:
+        """Build one prompt, or say why it cannot be one.
+
+        Raises:
+            BadInput: no prompt can be built with this tokenizer or these data.
+        """
+        try:
+            return self.build(sample, length)
+        except ContextOverflow as overflow:
+            return overflow
+        except BadInput as error:
+            if self.benchmark.generated:
+                raise
+            return error  # a published row that this chat template refuses; others may pass
+
     def first_prompts(self) -> Iterator[tuple[Cell, Prompt | EvalkitError]]:
         """Build the first prompt of each cell, or say why it cannot be one; it is checked against its whole text.
 
@@ -101,14 +116,7 @@ class Plan:
             sample = next(iter(self.samples_of(cell)), None)
             if sample is None:
                 raise BadInput(f"There are no samples for {self.card.task} {cell.subset} at {cell.length}.")
-            try:
-                yield cell, self.build(sample, cell.length)
-            except ContextOverflow as overflow:
-                yield cell, overflow
-            except BadInput as error:
-                if self.benchmark.generated:
-                    raise
-                yield cell, error  # a published row that this chat template refuses; others may pass
+            yield cell, self.attempt(sample, cell.length)
 
     def open_backend(self, *, logprobs: bool = False) -> Backend:
         """Return the backend that will answer, with nothing loaded yet.
@@ -239,29 +247,3 @@ def _arm(config: RunConfig, checkpoint: Checkpoint) -> str:
     rule = "" if config.rope.rule == "checkpoint" else f" {config.rope.label()}"
     rehearsal = f" ({config.engine.rehearsal})" if config.engine.rehearsal else ""  # never one arm with real answers
     return f"{checkpoint.name}{rule}{rehearsal}"
-
-
-def describe(plan: Plan) -> str:
-    """Return what a run would ask, as a table: one line per cell, with the size of its first prompt, and the sums.
-
-    Raises:
-        BadInput: as ``Plan.first_prompts``.
-    """
-    lines = [
-        f"{plan.arm}: {plan.card.task} (card v{plan.card.version}), backend {plan.config.backend}, into {plan.out}",
-        f"{'length':>8} {'subset':>10} {'samples':>8} {'prompt tokens':>14} {'answer':>7} {'KV/request':>11}  rope",
-    ]
-    total_tokens = 0
-    for cell, prompt in plan.first_prompts():
-        samples = plan.num_samples[cell]
-        row = f"{cell.length:>8} {cell.subset:>10} {samples:>8}"
-        if isinstance(prompt, EvalkitError):
-            lines.append(f"{row}  cannot be asked: {prompt}")
-            continue
-        tokens = len(prompt.token_ids)
-        total_tokens += tokens * samples
-        kv_mib = plan.checkpoint.kv_bytes(tokens + prompt.max_new_tokens) / 2**20
-        rope = plan.rope_for(cell.length).label
-        lines.append(f"{row} {tokens:>14,} {prompt.max_new_tokens:>7} {kv_mib:>7,.0f} MiB  {rope}")
-    lines.append(f"In all {sum(plan.num_samples.values()):,} samples and about {total_tokens:,} prompt tokens.")
-    return "\n".join(lines)

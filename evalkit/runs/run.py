@@ -15,6 +15,7 @@ from evalkit.models.encoder import Thinking
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import score_folder
 from evalkit.runs.config import recorded_config
+from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import provenance
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
@@ -86,20 +87,25 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
             _refuse_other_settings(plan, folder)
             folder.accept()
         read_back: dict[str, Any] = {}
+        pace = Pace()
         with closing(backend):
             for group, samples in zip(plan.groups, todo, strict=True):
                 if not samples:
                     continue
+                pace.loads()
                 found = backend.serve(group.rope, group.lengths, group.positions)
                 folder.identify(backend.identity())
                 read_back |= dict.fromkeys(group.lengths, found)
                 folder.add_provenance({"rope": read_back, "engine": backend.settings()})
+                pace.is_loaded()
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
                     completion = _with_status(completion, plan.encoder.thinking)
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
                     folder.append(prediction)
                     asked += 1
+                    pace.answered(prediction)
                     observer.answered(prediction)
+                folder.add_provenance({"pace": pace.to_json()})
         score_folder(folder)
         return _result(plan, folder, asked, backend.warnings)
 
