@@ -19,6 +19,7 @@ from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.runs.check import budget_problems, prompt_problems
 from evalkit.runs.config import RunConfig
+from evalkit.runs.shards import part_of
 from evalkit.types import Benchmark, Message, Prompt, Sample
 
 
@@ -72,7 +73,7 @@ class Plan:
     @cached_property
     def num_samples(self) -> Mapping[Cell, int]:
         """How many samples each cell has: the one count that says when a run is finished."""
-        return count_samples(self.benchmark, self.subsets, self.config.lengths, self.samples)
+        return count_samples(self.benchmark, self.subsets, self.config.lengths, self.samples, self.config.shard)
 
     def cells(self, lengths: Sequence[str]) -> list[Cell]:
         """Return the cells of some lengths, longest first: what does not fit into memory shows at once."""
@@ -85,11 +86,16 @@ class Plan:
 
     def samples_of(self, cell: Cell) -> Iterator[Sample]:
         """Yield the samples of one cell."""
-        return self.benchmark.samples(cell.subset, cell.length, self.samples)
+        return part_of(self.benchmark.samples(cell.subset, cell.length, self.samples), self.config.shard)
 
     def build(self, sample: Sample, length: str) -> Prompt:
         """Build one prompt. Raises ContextOverflow when it cannot fit."""
         return self.benchmark.prompt(sample, length, self.encoder, self.rope_for(length).window)
+
+    def no_samples(self, cell: Cell) -> BadInput:
+        """Return the error of a cell that has nothing to ask."""
+        part = f" in shard {self.config.shard}; ask fewer parts, or more samples" if self.config.shard else ""
+        return BadInput(f"There are no samples for {self.card.task} {cell.subset} at {cell.length}{part}.")
 
     def attempt(self, sample: Sample, length: str) -> Prompt | EvalkitError:
         """Build one prompt, or say why it cannot be one.
@@ -115,7 +121,7 @@ class Plan:
         for cell in self.cells(self.config.lengths):
             sample = next(iter(self.samples_of(cell)), None)
             if sample is None:
-                raise BadInput(f"There are no samples for {self.card.task} {cell.subset} at {cell.length}.")
+                raise self.no_samples(cell)
             yield cell, self.attempt(sample, cell.length)
 
     def open_backend(self, *, logprobs: bool = False) -> Backend:
@@ -168,7 +174,7 @@ def make_plan(config: RunConfig) -> Plan:
         groups=_groups(config, checkpoint, benchmark),
         fingerprint=fingerprint,
         arm=arm,
-        out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}",
+        out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}{_suffix(config)}",
     )
 
 
@@ -196,7 +202,7 @@ def chosen_subsets(config: RunConfig) -> tuple[str, ...]:
 
 
 def count_samples(
-    benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int
+    benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int, shard: str | None
 ) -> dict[Cell, int]:
     """Return how many samples each cell has: fewer than asked for where published rows run out, more with depths."""
     counted: dict[Cell, int] = {}
@@ -205,14 +211,16 @@ def count_samples(
             if benchmark.generated and length != lengths[0]:  # the same questions at every length
                 counted[Cell(subset, length)] = counted[Cell(subset, lengths[0])]
             else:
-                counted[Cell(subset, length)] = sum(1 for _ in benchmark.samples(subset, length, samples))
+                counted[Cell(subset, length)] = sum(
+                    1 for _ in part_of(benchmark.samples(subset, length, samples), shard)
+                )
     return counted
 
 
 def expected_samples(config: RunConfig) -> dict[Cell, int]:
     """Return how many samples each cell of a run has, without opening its checkpoint; see ``count_samples``."""
     samples = config.samples or load_card(config.task).default_samples
-    return count_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples)
+    return count_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples, config.shard)
 
 
 def asked_samples(config: RunConfig) -> Iterator[Sample]:
@@ -220,7 +228,8 @@ def asked_samples(config: RunConfig) -> Iterator[Sample]:
     benchmark = _data_alone(config)
     for length in config.lengths[:1] if benchmark.generated else config.lengths:
         for subset in chosen_subsets(config):
-            yield from benchmark.samples(subset, length, config.samples or load_card(config.task).default_samples)
+            samples = benchmark.samples(subset, length, config.samples or load_card(config.task).default_samples)
+            yield from part_of(samples, config.shard)
 
 
 def _data_alone(config: RunConfig) -> Benchmark:
@@ -241,6 +250,10 @@ def _groups(config: RunConfig, checkpoint: Checkpoint, benchmark: Benchmark) -> 
         fills = benchmark.generated and 0 not in tokens  # else a prompt is as long as its row or its facts
         groups.append(RopeGroup(rope, tuple(lengths), min(rope.window, max(tokens)) if fills else rope.window))
     return tuple(groups)
+
+
+def _suffix(config: RunConfig) -> str:
+    return f"-shard{config.shard.replace('/', 'of')}" if config.shard else ""
 
 
 def _arm(config: RunConfig, checkpoint: Checkpoint) -> str:

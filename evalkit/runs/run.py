@@ -72,6 +72,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
     """
     observer = observer or Observer()
+    _refuse_another_shard(plan)
     backend = plan.open_backend()
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
     asked = 0
@@ -108,6 +109,22 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.add_provenance({"pace": pace.to_json()})
         score_folder(folder)
         return _result(plan, folder, asked, backend.warnings)
+
+
+def _refuse_another_shard(plan: Plan) -> None:
+    """Shards of a run have one fingerprint, so that a report can join them; a folder holds one of them.
+
+    Raises:
+        RunFolderError: the folder holds another part of the run.
+    """
+    if not (plan.out / "run.json").exists():
+        return
+    held, asked = RunFolder.open(plan.out).config.get("shard"), plan.config.shard
+    if held != asked:
+        raise RunFolderError(
+            f"Run folder {plan.out} holds {f'shard {held}' if held else 'the whole'} of a run, and "
+            f"{f'shard {asked}' if asked else 'the whole of it'} is asked for; use another --out, or none."
+        )
 
 
 def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.folder import read_json
@@ -179,7 +178,7 @@ def _cell_cost(
     """Return the cost of a cell, and the story of each sample that will be asked."""
     samples = list(plan.samples_of(cell))
     if not samples:
-        raise BadInput(f"There are no samples for {plan.card.task} {cell.subset} at {cell.length}.")
+        raise plan.no_samples(cell)
     until, sizes, answers, disk = time.monotonic() + building_seconds, list[int](), list[int](), 0
     stories, example, num_tried = list[str](), "", 0
     for sample in samples:
