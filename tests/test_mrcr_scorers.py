@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evalkit.benchmarks import task
+from evalkit.benchmarks.mrcr import scorers
 from evalkit.benchmarks.mrcr.task import SCORERS
 from evalkit.benchmarks.reasoning import without_reasoning
 from evalkit.types import Prediction
@@ -65,6 +68,25 @@ def test_a_copy_behind_the_prefix_scores_one_everywhere():
 )
 def test_the_official_value_is_difflibs_ratio_of_reply_and_text(output, expected):
     assert values(output)["official"] == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.text("abc é.", max_size=400), st.text("abc é.", min_size=1, max_size=400))
+def test_the_official_value_is_difflibs_to_the_last_digit(reply, text):
+    assert values(PREFIX + reply, text=text)["official"] == SequenceMatcher(None, reply, text).ratio()
+
+
+def test_the_scorers_of_one_answer_compare_its_text_once(monkeypatch):
+    compared = []
+
+    class Counted(SequenceMatcher):
+        def ratio(self):
+            compared.append((self.a, self.b))
+            return super().ratio()
+
+    monkeypatch.setattr(scorers, "SequenceMatcher", Counted)
+    reply = "A reply that no other test has."
+    values(PREFIX + reply)
+    assert compared == [(reply, TRUTH)]
 
 
 @pytest.mark.skipif(not NOVEL.is_file(), reason="needs the novel in shared/data/books beside the project")

@@ -342,6 +342,16 @@ def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
     assert stats.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
+@given(st.integers(0, 500), st.floats(0.5, 500))
+@settings(max_examples=100, deadline=None)
+def test_wilson_agrees_with_statsmodels(right: int, n: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    mean = right / 500
+    expected = proportion_confint(mean * n, n, alpha=0.05, method="wilson")
+    assert stats.wilson(mean, n) == pytest.approx(expected, rel=1e-11, abs=1e-14)
+
+
 def test_holm_multiplies_the_smallest_p_value_by_the_number_of_cells() -> None:
     assert stats.holm([0.01, 0.2, 0.04]) == pytest.approx([0.03, 0.2, 0.08])
     assert stats.holm([]) == []

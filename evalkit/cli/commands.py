@@ -63,9 +63,10 @@ def main() -> None:
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
-@click.option("--dry-run", is_flag=True, help="Plan, build one prompt per cell, print what it would cost, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
 @click.option("--print-config", is_flag=True, help="Print these settings as TOML, for 'train --against', and stop.")
-def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
+def run(dry_run: bool, as_json: bool, print_config: bool, values: dict[str, Any]) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
     Killed or interrupted, the same command goes on where it was. Nothing is downloaded but a model or a data set of the
@@ -79,8 +80,11 @@ def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
       evalkit run --model ckpt/ --task babilong --subsets qa3 --lengths 1k,2k \\
           --facts babi/ --noise novel.txt --depth 0,0.5,1
     """
+    import json
+
     from evalkit import options
     from evalkit.cli.progress import Progress
+    from evalkit.errors import BadInput
     from evalkit.runs import plan as planning
     from evalkit.runs import run as running
     from evalkit.runs.config import run_config
@@ -94,8 +98,13 @@ def run(dry_run: bool, print_config: bool, values: dict[str, Any]) -> None:
         config.engine.require_reachable()
     plan = planning.make_plan(config)
     if dry_run:
-        click.echo(planning.describe(plan))
+        from evalkit.study.cost import run_cost
+
+        cost = run_cost(plan)
+        click.echo(json.dumps(cost.to_json(), indent=1) if as_json else cost.to_text())
         return
+    if as_json:
+        raise BadInput("--json prints a plan; add --dry-run, or leave it out.")
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from evalkit.models.training_record import TrainingRecord
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders
 from evalkit.records.scoring import scored
+from evalkit.report.shards import Shard, join_shards
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,8 +53,15 @@ class Run:
     config: Mapping[str, Any]
     fingerprint: Mapping[str, Any]
     provenance: Sequence[Mapping[str, Any]]
+    more_paths: tuple[Path, ...] = ()
+    """The folders of the other shards, where it was asked in parts; ``path`` is the first one's."""
     training: TrainingRecord | None = None
     """The checkpoint's training record, where it has one."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of its folders."""
+        return (self.path, *self.more_paths)
 
     @property
     def sha256(self) -> str:
@@ -110,6 +118,11 @@ class Run:
         return fingerprint_sha(self.weights) if self.weights else "the only one"
 
 
+class _Part(NamedTuple):
+    run: Run
+    table: "pa.Table"
+
+
 class Loaded(NamedTuple):
     """What ``load_runs`` returns."""
 
@@ -141,26 +154,27 @@ def load_runs(paths: Iterable[Path | str], *, tag: str | None = None) -> Loaded:
         where = ", ".join(map(str, given)) or "the paths given"
         raise BadInput(f"There is no run folder (one with a run.json) at or below {where}; make one with evalkit run.")
     names = _short_names(folders)
-    runs: list[Run] = []
-    tables: list[pa.Table] = []
+    parts: list[_Part] = []
     left_out: list[str] = []
     tags: set[str] = set()
     for folder in folders:
         try:
-            run, table = _load(folder, names[folder], left_out, tag, tags)
+            parts.append(_load(folder, names[folder], left_out, tag, tags))
         except EvalkitError as error:
             left_out.append(f"{names[folder]} is left out: {error}")
-            continue
-        runs.append(run)
-        tables.append(table)
-    if not tables:
+    if not parts:
         raise BadInput(f"No run folder can be used. {' '.join(left_out)}")
-    frame = pa.concat_tables(tables).unify_dictionaries().to_pandas(self_destruct=True, split_blocks=True)
+    parts = _whole_runs(parts, left_out)
+    frame = (
+        pa.concat_tables(part.table for part in parts)
+        .unify_dictionaries()
+        .to_pandas(self_destruct=True, split_blocks=True)
+    )
     frame["length_tokens"] = _by_category(frame["length"], parse_length).astype(np.int32)
-    return Loaded(frame, tuple(runs), tuple(left_out), tuple(sorted(tags)))
+    return Loaded(frame, tuple(part.run for part in parts), tuple(left_out), tuple(sorted(tags)))
 
 
-def _load(path: Path, name: str, left_out: list[str], tag: str | None, tags: set[str]) -> "tuple[Run, pa.Table]":
+def _load(path: Path, name: str, left_out: list[str], tag: str | None, tags: set[str]) -> _Part:
     import pyarrow as pa
 
     folder = RunFolder.open(path)
@@ -182,15 +196,50 @@ def _load(path: Path, name: str, left_out: list[str], tag: str | None, tags: set
     table, wrong = _only_sound(table)
     left_out.extend(f"{name}: {notice}" for notice in [*rescored, *folder.notices, *wrong, *_unfinished(folder, table)])
     fixed = {"run": name, "arm": run.arm}
-    columns = {
-        label: pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), [text])
-        for label, text in fixed.items()
-    }
+    columns = {label: _constant(text, table.num_rows) for label, text in fixed.items()}
     columns |= {label: table[label].combine_chunks() for label in _COLUMNS}
     columns["depth"] = pa.array(_depths(table), pa.float32())
     if tag is not None:
         columns["tag"] = _tag_values(table, tag, tags)
-    return run, pa.table(columns)
+    return _Part(run, pa.table(columns))
+
+
+def _whole_runs(parts: Sequence[_Part], left_out: list[str]) -> list[_Part]:
+    """Join what was asked in shards; see ``shards.join_shards``."""
+    by_name = {part.run.name: part for part in parts}
+    shards = [
+        Shard(
+            name=run.name,
+            shard=run.config["shard"],
+            run=(run.arm, run.sha256),
+            asked={name: run.config["scope"][name] for name in ("lengths", "subsets", "samples")},
+            num_rows=table.num_rows,
+        )
+        for run, table in parts
+        if run.config.get("shard")
+    ]
+    whole = [part for part in parts if not part.run.config.get("shard")]
+    return whole + [_as_one([by_name[name] for name in names]) for names in join_shards(shards, left_out)]
+
+
+def _as_one(shards: Sequence[_Part]) -> _Part:
+    import pyarrow as pa
+
+    first = shards[0].run
+    run = replace(
+        first,
+        name=first.name if len(shards) == 1 else f"{first.name} and {len(shards) - 1} more shards",
+        more_paths=tuple(part.run.path for part in shards[1:]),
+        provenance=[entry for part in shards for entry in part.run.provenance],
+    )
+    table = pa.concat_tables(part.table for part in shards).unify_dictionaries().combine_chunks()
+    return _Part(run, table.set_column(table.column_names.index("run"), "run", _constant(run.name, table.num_rows)))
+
+
+def _constant(text: str, num_rows: int) -> "pa.DictionaryArray":
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), [text])
 
 
 def _arm(folder: RunFolder) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from evalkit import __version__
 from evalkit.report.load import Run
 
-_LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels")
+_LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy")
 
 
 def provenance(

@@ -104,7 +104,7 @@ def _samples_per_cell(analysis: Analysis) -> int:
         for asked in panel.asked
     ]
     flat = np.concatenate(counts)
-    size = sum((run.path / "predictions.jsonl").stat().st_size for run in analysis.loaded.runs)
+    size = sum((p / "predictions.jsonl").stat().st_size for run in analysis.loaded.runs for p in run.paths)
     most = min(MAX_PREDICTIONS, int(MAX_BYTES * flat.sum() / max(size, 1)))
     round_numbers = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     sizes = [n for n in round_numbers if n < flat.max()] + [int(flat.max())]
@@ -154,12 +154,12 @@ def _head(task: str, subset: str, length: str, sample_id: str) -> bytes:
 
 
 def _lines(run: Run) -> Iterable[bytes]:
-    path = run.path / "predictions.jsonl"
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error.strerror}).") from error
+    for path in (folder / "predictions.jsonl" for folder in run.paths):
+        try:
+            with path.open("rb") as file:
+                yield from file
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _pack(

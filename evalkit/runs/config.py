@@ -15,6 +15,7 @@ from evalkit.models.encoder import template_arguments
 from evalkit.models.rope.served import RopeRequest
 from evalkit.options import option
 from evalkit.records.folder import RunFolder
+from evalkit.runs.shards import parse_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class RunConfig:
     samples: int | None = option("--samples", "Questions per subset and length; default: the card's.", default=None)
     seed: int = option("--seed", "Draws data; same for all arms [0].", default=0)
     """Draws questions, background and placement. Evaluate all arms with the same one."""
+    shard: str | None = option("--shard", "Ask one part, such as 3/8; 'report' joins.", default=None, parse=parse_shard)
     data: TaskOptions
     """Of the task's own class."""
 

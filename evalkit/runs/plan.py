@@ -19,6 +19,7 @@ from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.runs.check import budget_problems, prompt_problems
 from evalkit.runs.config import RunConfig
+from evalkit.runs.shards import part_of
 from evalkit.types import Benchmark, Message, Prompt, Sample
 
 
@@ -72,7 +73,7 @@ class Plan:
     @cached_property
     def num_samples(self) -> Mapping[Cell, int]:
         """How many samples each cell has: the one count that says when a run is finished."""
-        return count_samples(self.benchmark, self.subsets, self.config.lengths, self.samples)
+        return count_samples(self.benchmark, self.subsets, self.config.lengths, self.samples, self.config.shard)
 
     def cells(self, lengths: Sequence[str]) -> list[Cell]:
         """Return the cells of some lengths, longest first: what does not fit into memory shows at once."""
@@ -85,11 +86,31 @@ class Plan:
 
     def samples_of(self, cell: Cell) -> Iterator[Sample]:
         """Yield the samples of one cell."""
-        return self.benchmark.samples(cell.subset, cell.length, self.samples)
+        return part_of(self.benchmark.samples(cell.subset, cell.length, self.samples), self.config.shard)
 
     def build(self, sample: Sample, length: str) -> Prompt:
         """Build one prompt. Raises ContextOverflow when it cannot fit."""
         return self.benchmark.prompt(sample, length, self.encoder, self.rope_for(length).window)
+
+    def no_samples(self, cell: Cell) -> BadInput:
+        """Return the error of a cell that has nothing to ask."""
+        part = f" in shard {self.config.shard}; ask fewer parts, or more samples" if self.config.shard else ""
+        return BadInput(f"There are no samples for {self.card.task} {cell.subset} at {cell.length}{part}.")
+
+    def attempt(self, sample: Sample, length: str) -> Prompt | EvalkitError:
+        """Build one prompt, or say why it cannot be one.
+
+        Raises:
+            BadInput: no prompt can be built with this tokenizer or these data.
+        """
+        try:
+            return self.build(sample, length)
+        except ContextOverflow as overflow:
+            return overflow
+        except BadInput as error:
+            if self.benchmark.generated:
+                raise
+            return error  # a published row that this chat template refuses; others may pass
 
     def first_prompts(self) -> Iterator[tuple[Cell, Prompt | EvalkitError]]:
         """Build the first prompt of each cell, or say why it cannot be one; it is checked against its whole text.
@@ -100,15 +121,8 @@ class Plan:
         for cell in self.cells(self.config.lengths):
             sample = next(iter(self.samples_of(cell)), None)
             if sample is None:
-                raise BadInput(f"There are no samples for {self.card.task} {cell.subset} at {cell.length}.")
-            try:
-                yield cell, self.build(sample, cell.length)
-            except ContextOverflow as overflow:
-                yield cell, overflow
-            except BadInput as error:
-                if self.benchmark.generated:
-                    raise
-                yield cell, error  # a published row that this chat template refuses; others may pass
+                raise self.no_samples(cell)
+            yield cell, self.attempt(sample, cell.length)
 
     def open_backend(self, *, logprobs: bool = False) -> Backend:
         """Return the backend that will answer, with nothing loaded yet.
@@ -160,7 +174,7 @@ def make_plan(config: RunConfig) -> Plan:
         groups=_groups(config, checkpoint, benchmark),
         fingerprint=fingerprint,
         arm=arm,
-        out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}",
+        out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}{_suffix(config)}",
     )
 
 
@@ -188,7 +202,7 @@ def chosen_subsets(config: RunConfig) -> tuple[str, ...]:
 
 
 def count_samples(
-    benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int
+    benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int, shard: str | None
 ) -> dict[Cell, int]:
     """Return how many samples each cell has: fewer than asked for where published rows run out, more with depths."""
     counted: dict[Cell, int] = {}
@@ -197,14 +211,16 @@ def count_samples(
             if benchmark.generated and length != lengths[0]:  # the same questions at every length
                 counted[Cell(subset, length)] = counted[Cell(subset, lengths[0])]
             else:
-                counted[Cell(subset, length)] = sum(1 for _ in benchmark.samples(subset, length, samples))
+                counted[Cell(subset, length)] = sum(
+                    1 for _ in part_of(benchmark.samples(subset, length, samples), shard)
+                )
     return counted
 
 
 def expected_samples(config: RunConfig) -> dict[Cell, int]:
     """Return how many samples each cell of a run has, without opening its checkpoint; see ``count_samples``."""
     samples = config.samples or load_card(config.task).default_samples
-    return count_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples)
+    return count_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples, config.shard)
 
 
 def asked_samples(config: RunConfig) -> Iterator[Sample]:
@@ -212,7 +228,8 @@ def asked_samples(config: RunConfig) -> Iterator[Sample]:
     benchmark = _data_alone(config)
     for length in config.lengths[:1] if benchmark.generated else config.lengths:
         for subset in chosen_subsets(config):
-            yield from benchmark.samples(subset, length, config.samples or load_card(config.task).default_samples)
+            samples = benchmark.samples(subset, length, config.samples or load_card(config.task).default_samples)
+            yield from part_of(samples, config.shard)
 
 
 def _data_alone(config: RunConfig) -> Benchmark:
@@ -235,33 +252,11 @@ def _groups(config: RunConfig, checkpoint: Checkpoint, benchmark: Benchmark) -> 
     return tuple(groups)
 
 
+def _suffix(config: RunConfig) -> str:
+    return f"-shard{config.shard.replace('/', 'of')}" if config.shard else ""
+
+
 def _arm(config: RunConfig, checkpoint: Checkpoint) -> str:
     rule = "" if config.rope.rule == "checkpoint" else f" {config.rope.label()}"
     rehearsal = f" ({config.engine.rehearsal})" if config.engine.rehearsal else ""  # never one arm with real answers
     return f"{checkpoint.name}{rule}{rehearsal}"
-
-
-def describe(plan: Plan) -> str:
-    """Return what a run would ask, as a table: one line per cell, with the size of its first prompt, and the sums.
-
-    Raises:
-        BadInput: as ``Plan.first_prompts``.
-    """
-    lines = [
-        f"{plan.arm}: {plan.card.task} (card v{plan.card.version}), backend {plan.config.backend}, into {plan.out}",
-        f"{'length':>8} {'subset':>10} {'samples':>8} {'prompt tokens':>14} {'answer':>7} {'KV/request':>11}  rope",
-    ]
-    total_tokens = 0
-    for cell, prompt in plan.first_prompts():
-        samples = plan.num_samples[cell]
-        row = f"{cell.length:>8} {cell.subset:>10} {samples:>8}"
-        if isinstance(prompt, EvalkitError):
-            lines.append(f"{row}  cannot be asked: {prompt}")
-            continue
-        tokens = len(prompt.token_ids)
-        total_tokens += tokens * samples
-        kv_mib = plan.checkpoint.kv_bytes(tokens + prompt.max_new_tokens) / 2**20
-        rope = plan.rope_for(cell.length).label
-        lines.append(f"{row} {tokens:>14,} {prompt.max_new_tokens:>7} {kv_mib:>7,.0f} MiB  {rope}")
-    lines.append(f"In all {sum(plan.num_samples.values()):,} samples and about {total_tokens:,} prompt tokens.")
-    return "\n".join(lines)

@@ -15,6 +15,7 @@ from evalkit.models.encoder import Thinking
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import score_folder
 from evalkit.runs.config import recorded_config
+from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import provenance
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
@@ -71,6 +72,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
     """
     observer = observer or Observer()
+    _refuse_another_shard(plan)
     backend = plan.open_backend()
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
     asked = 0
@@ -86,22 +88,43 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
             _refuse_other_settings(plan, folder)
             folder.accept()
         read_back: dict[str, Any] = {}
+        pace = Pace()
         with closing(backend):
             for group, samples in zip(plan.groups, todo, strict=True):
                 if not samples:
                     continue
+                pace.loads()
                 found = backend.serve(group.rope, group.lengths, group.positions)
                 folder.identify(backend.identity())
                 read_back |= dict.fromkeys(group.lengths, found)
                 folder.add_provenance({"rope": read_back, "engine": backend.settings()})
+                pace.is_loaded()
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
                     completion = _with_status(completion, plan.encoder.thinking)
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
                     folder.append(prediction)
                     asked += 1
+                    pace.answered(prediction)
                     observer.answered(prediction)
+                folder.add_provenance({"pace": pace.to_json()})
         score_folder(folder)
         return _result(plan, folder, asked, backend.warnings)
+
+
+def _refuse_another_shard(plan: Plan) -> None:
+    """Shards of a run have one fingerprint, so that a report can join them; a folder holds one of them.
+
+    Raises:
+        RunFolderError: the folder holds another part of the run.
+    """
+    if not (plan.out / "run.json").exists():
+        return
+    held, asked = RunFolder.open(plan.out).config.get("shard"), plan.config.shard
+    if held != asked:
+        raise RunFolderError(
+            f"Run folder {plan.out} holds {f'shard {held}' if held else 'the whole'} of a run, and "
+            f"{f'shard {asked}' if asked else 'the whole of it'} is asked for; use another --out, or none."
+        )
 
 
 def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:

@@ -14,6 +14,7 @@ Two rules are published. ``metadata["rule"]`` of a prediction says which is the 
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
 
 from evalkit.benchmarks.reasoning import answer_of, unscored, without_reasoning
 from evalkit.types import Prediction, Score
@@ -40,10 +41,10 @@ def official(output: str, target: str, prefix: str, rule: str) -> Grade:
         _, found, reply = output.rpartition(prefix)
         if not found:
             return Grade(False, 0.0)
-        return Grade(True, SequenceMatcher(None, target.removeprefix(prefix).strip(), reply.strip()).ratio())
+        return Grade(True, _ratio(target.removeprefix(prefix).strip(), reply.strip()))
     if not output.startswith(prefix):
         return Grade(False, 0.0)
-    return Grade(True, SequenceMatcher(None, output.removeprefix(prefix), target.removeprefix(prefix)).ratio())
+    return Grade(True, _ratio(output.removeprefix(prefix), target.removeprefix(prefix)))
 
 
 def corrected(output: str, target: str, prefix: str, rule: str) -> Grade:
@@ -62,7 +63,7 @@ def corrected(output: str, target: str, prefix: str, rule: str) -> Grade:
     reply = answer[place + len(prefix) :].strip(_MARKERS)
     text = target.strip().removeprefix(prefix).strip(_MARKERS)
     first, second = (text, reply) if rule == "google" else (reply, text)
-    return Grade(True, SequenceMatcher(None, first, second).ratio())
+    return Grade(True, _ratio(first, second))
 
 
 def score_official(prediction: Prediction) -> Score:
@@ -91,6 +92,12 @@ SCORERS: dict[str, Callable[[Prediction], Score]] = {
     "prefix_hit": score_prefix_hit,
     "ratio_given_prefix": score_ratio_given_prefix,
 }
+
+
+@lru_cache(maxsize=4)
+def _ratio(first: str, second: str) -> float:
+    """Return the likeness of two texts; the four scorers of one prediction ask for the same one up to four times."""
+    return SequenceMatcher(None, first, second).ratio()
 
 
 def _score(

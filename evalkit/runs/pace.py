@@ -1,0 +1,78 @@
+"""How fast answers came: recorded with every run, so that the next plan on the same machine knows its time."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import EvalkitError
+from evalkit.machine import describe
+from evalkit.records.folder import RunFolder
+from evalkit.runs.plan import Plan
+from evalkit.types import Prediction
+
+
+@dataclass
+class Pace:
+    """Measures one invocation. Requests overlap, so the time between two answers belongs to the later one's length."""
+
+    loading_seconds: float = 0.0
+    by_length: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per length: ``samples`` answered, their ``prompt_tokens``, and the ``seconds`` that passed."""
+    _since: float = field(default_factory=time.monotonic)
+
+    def loads(self) -> None:
+        """An engine begins to load, or to switch its rule."""
+        self._since = time.monotonic()
+
+    def is_loaded(self) -> None:
+        """It is ready to answer."""
+        self.loading_seconds = round(self.loading_seconds + self._lap(), 3)
+
+    def answered(self, prediction: Prediction) -> None:
+        """One more answer is on disk; a failed one costs time and counts for nothing."""
+        own = self.by_length.setdefault(prediction.length, {"samples": 0, "prompt_tokens": 0, "seconds": 0.0})
+        own["seconds"] = round(own["seconds"] + self._lap(), 4)
+        if prediction.error is None:
+            own["samples"] += 1
+            own["prompt_tokens"] += prediction.prompt_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is recorded."""
+        return {"loading_seconds": self.loading_seconds, "by_length": self.by_length}
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.monotonic()
+        return self._since - before
+
+
+def measured_pace(plan: Plan, folders: list[Path]) -> tuple[Path, Mapping[str, Any]] | None:
+    """Return the latest pace that these weights were answered at by this backend on this machine, and its folder.
+
+    None where no folder holds one. A folder that cannot be read is passed over: this is only an estimate's source.
+    """
+    found: list[tuple[str, Path, Mapping[str, Any]]] = []
+    machine = describe()
+    same = {name: value for name, value in plan.fingerprint.items() if name.startswith("checkpoint.")}
+    same |= {"backend": plan.config.backend}
+    for path in folders:
+        try:
+            folder = RunFolder.open(path)
+        except EvalkitError:
+            continue
+        if any(folder.fingerprint.get(name) != value for name, value in same.items()):
+            continue
+        found += [
+            (str(entry["started"]), path, entry["pace"])
+            for entry in folder.provenance
+            if entry.get("machine") == machine and any(one["samples"] for one in _by_length(entry))
+        ]
+    if not found:
+        return None
+    _, path, pace = max(found, key=lambda one: one[0])
+    return path, pace
+
+
+def _by_length(entry: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    return list(entry.get("pace", {}).get("by_length", {}).values())

@@ -1,0 +1,335 @@
+"""What a planned run will cost, and whether its answers can decide anything: known before a model is loaded."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from evalkit.lengths import parse_length
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.folder import read_json
+from evalkit.records.folder import find_run_folders
+from evalkit.report.resampling import Observations
+from evalkit.report.stats import contrast
+from evalkit.runs.pace import measured_pace
+from evalkit.runs.plan import Cell, Plan
+from evalkit.runs.run import MAX_FACT_CHARS
+from evalkit.types import Prompt, Sample
+
+BUILDING_SECONDS = 60.0
+"""Prompts are built one and all for about so long; of those left over the size is estimated."""
+DISCORDANT = 0.3
+"""Assumed share of questions that two arms answer differently (one right, one wrong). Between pairs of arms of the
+tiny study (results/reference/tiny) the median is 22, 26 and 33 % at 1k, 2k and 4k, trained at 128 tokens."""
+COARSE = 0.20
+"""A plan that can only show larger differences than this between two arms hardly answers its question."""
+_LINE_BYTES = 700
+"""Of a line of predictions.jsonl and its rows of scores.parquet, without the texts in them."""
+_TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellCost:
+    """One (subset, length) of a plan."""
+
+    subset: str
+    length: str
+    rope: str
+    samples: int
+    stories: int
+    unfitting: int
+    """Samples that do not fit, or that the chat template refuses: recorded as such, never asked."""
+    unfitting_example: str
+    prompt_tokens: int
+    """Of all samples together."""
+    estimated: bool
+    """Not all prompts were built; tokens and unfitting samples are scaled up from those that were."""
+    answer_tokens: int
+    """At most, of all samples together."""
+    prefill_flops: float
+    kv_bytes: int
+    """Of the longest request, prompt and answer, as vLLM keeps it in the weights' dtype."""
+    disk_bytes: int
+    seconds: float | None
+    """Without loading the engine; None where no earlier run on this machine tells."""
+    detectable_difference: float
+    """Smallest paired difference (0 to 1) between two arms that this cell shows with 80 % power; see DISCORDANT."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """A whole plan."""
+
+    arm: str
+    task: str
+    backend: str
+    out: str
+    parameters: int
+    weight_bytes: int
+    engines: tuple[dict[str, Any], ...]
+    """One per rope rule: ``rope``, ``lengths``, ``positions``."""
+    cells: tuple[CellCost, ...]
+    detectable_by_length: dict[str, float]
+    """Of the mean over subsets."""
+    rate_from: str | None
+    """The run folder whose pace ``seconds`` are taken from."""
+    loading_seconds: float | None
+    """Of all engines, as that run measured it."""
+    warnings: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all cells, without loading; None where it is not known."""
+        known = [cell.seconds for cell in self.cells if cell.seconds is not None]
+        return sum(known) if len(known) == len(self.cells) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**asdict(self), "seconds": self.seconds}
+
+    def to_text(self) -> str:
+        """Return a table, one line per cell, and the sums."""
+        return "\n".join([*self._table(), *self._sums(), *(f"warning: {text}" for text in self.warnings)])
+
+    def _table(self) -> list[str]:
+        lines = [
+            f"{self.arm}: {self.task}, backend {self.backend}, into {self.out}",
+            f"{'length':>8} {'subset':>10} {'samples':>8} {'prompt tokens':>15} {'answer':>9} {'prefill':>12} "
+            f"{'KV/request':>11} {'time':>8} {'detectable':>10}  rope",
+        ]
+        for cell in self.cells:
+            seconds = "" if cell.seconds is None else duration(cell.seconds)
+            lines.append(
+                f"{cell.length:>8} {cell.subset:>10} {cell.samples:>8,} "
+                f"{'~' * cell.estimated + f'{cell.prompt_tokens:,}':>15} {cell.answer_tokens:>9,} "
+                f"{cell.prefill_flops:>6.1e} FLOP {cell.kv_bytes / 2**20:>7,.0f} MiB {seconds:>8} "
+                f"{100 * cell.detectable_difference:>10.1f}  {cell.rope}"
+            )
+        return lines
+
+    def _sums(self) -> list[str]:
+        cells = self.cells
+        about = "about " if any(cell.estimated for cell in cells) else ""
+        engines = "; ".join(f"{one['rope']} for {', '.join(one['lengths'])}" for one in self.engines)
+        lines = [
+            f"In all {sum(cell.samples for cell in cells):,} samples, {about}{sum(c.prompt_tokens for c in cells):,} "
+            f"prompt tokens, at most {sum(c.answer_tokens for c in cells):,} answer tokens, "
+            f"{sum(c.prefill_flops for c in cells):.2e} FLOP of prefill, about "
+            f"{sum(c.disk_bytes for c in cells) / 2**20:,.1f} MiB on disk.",
+            f"Engine loads, one per rope rule: {len(self.engines)} ({engines}).",
+        ]
+        if self.seconds is None:
+            lines.append("Time: not known; no run of this checkpoint and backend on this machine recorded its pace.")
+        else:
+            loading = f" and {duration(self.loading_seconds)} of loading" if self.loading_seconds else ""
+            lines.append(f"Time: about {duration(self.seconds)}{loading}, by the pace of {self.rate_from}.")
+        by_length = ", ".join(f"{length} {100 * value:.1f}" for length, value in self.detectable_by_length.items())
+        lines.append(
+            f"Smallest difference of the mean over subsets, in points, that two arms show with 80 % power if they "
+            f"disagree on {100 * DISCORDANT:.0f} % of the questions: {by_length}."
+        )
+        return lines
+
+
+def run_cost(plan: Plan) -> RunCost:
+    """Build the prompts of a plan and count what they cost.
+
+    Raises:
+        BadInput: the data do not suffice for a length, or this tokenizer does not split where prompts are joined.
+    """
+    folders = {*find_run_folders("results"), *(run.parent for run in plan.out.parent.glob("*/run.json"))}
+    paced = measured_pace(plan, sorted(folders))
+    by_length = paced[1]["by_length"] if paced else {}
+    cells, stories = [], dict[Cell, list[str]]()
+    planned, deadline = plan.cells(plan.config.lengths), time.monotonic() + BUILDING_SECONDS
+    for number, cell in enumerate(planned):
+        share = max(0.0, deadline - time.monotonic()) / (len(planned) - number)
+        cost, stories[cell] = _cell_cost(plan, cell, by_length, share)
+        cells.append(cost)
+    lengths = dict.fromkeys(cell.length for cell in planned)
+    detectable = {
+        length: detectable_difference([own for cell, own in stories.items() if cell.length == length])
+        for length in lengths
+    }
+    return RunCost(
+        arm=plan.arm,
+        task=f"{plan.card.task} (card v{plan.card.version})",
+        backend=plan.config.backend,
+        out=str(plan.out),
+        parameters=plan.checkpoint.num_parameters,
+        weight_bytes=plan.checkpoint.weight_bytes,
+        engines=tuple(
+            {"rope": group.rope.label, "lengths": list(group.lengths), "positions": group.positions}
+            for group in plan.groups
+        ),
+        cells=tuple(cells),
+        detectable_by_length=detectable,
+        rate_from=str(paced[0]) if paced else None,
+        loading_seconds=paced[1]["loading_seconds"] if paced else None,
+        warnings=(*plan.warnings, *_cannot_answer(plan, detectable), *_unfitting(cells)),
+    )
+
+
+def _cell_cost(
+    plan: Plan, cell: Cell, pace: dict[str, dict[str, float]], building_seconds: float
+) -> tuple[CellCost, list[str]]:
+    """Return the cost of a cell, and the story of each sample that will be asked."""
+    samples = list(plan.samples_of(cell))
+    if not samples:
+        raise plan.no_samples(cell)
+    until, sizes, answers, disk = time.monotonic() + building_seconds, list[int](), list[int](), 0
+    stories, example, num_tried = list[str](), "", 0
+    for sample in samples:
+        if num_tried and time.monotonic() > until:
+            break
+        num_tried += 1
+        prompt = plan.attempt(sample, cell.length)
+        disk += _disk_bytes(sample)
+        if not isinstance(prompt, Prompt):
+            example = example or str(prompt)
+            continue
+        stories.append(sample.story_id)
+        sizes.append(len(prompt.token_ids))
+        answers.append(prompt.max_new_tokens)
+    scale = len(samples) / num_tried
+    if num_tried < len(samples) and sizes:
+        stories += [sample.story_id for sample in samples[num_tried:]]
+    flops = scale * sum(prefill_flops(plan.checkpoint, size) for size in sizes)
+    cost = CellCost(
+        subset=cell.subset,
+        length=cell.length,
+        rope=plan.rope_for(cell.length).label,
+        samples=len(samples),
+        stories=len(set(stories)),
+        unfitting=round(scale * (num_tried - len(sizes))),
+        unfitting_example=example,
+        prompt_tokens=round(scale * sum(sizes)),
+        estimated=num_tried < len(samples),
+        answer_tokens=round(scale * sum(answers)),
+        prefill_flops=flops,
+        kv_bytes=plan.checkpoint.kv_bytes(max(map(sum, zip(sizes, answers, strict=True)), default=0)),
+        disk_bytes=round(scale * (disk + _TOKEN_BYTES * sum(answers))),
+        seconds=_seconds(plan.checkpoint, cell.length, flops, pace),
+        detectable_difference=detectable_difference([stories]),
+    )
+    return cost, stories
+
+
+def prefill_flops(checkpoint: Checkpoint, num_tokens: int) -> float:
+    """Return the floating-point operations of computing one prompt, without its answer.
+
+    Two per weight that a token passes through, of a mixture of experts only those that are chosen; the embedding is
+    looked up, the output head is needed once. Attention: four per dimension of all heads and pair of query and visible
+    key (two for the scores, two for the values). Kaplan et al. 2020 (arXiv 2001.08361), section 2.1, with the causal
+    half counted exactly.
+    """
+    pairs = 0
+    for layer in checkpoint.cache:
+        seen = min(num_tokens, layer.window or num_tokens)
+        pairs += (seen * (seen + 1) // 2 + (num_tokens - seen) * seen) if layer.values_per_token else 0
+    attention = 4.0 * checkpoint.num_heads * checkpoint.head_dim * pairs
+    return 2.0 * _weights_per_token(checkpoint) * num_tokens + attention
+
+
+def _weights_per_token(checkpoint: Checkpoint) -> float:
+    config = read_json(checkpoint.path / "config.json") or {}
+    text = config.get("text_config") or config
+    experts = next((text[n] for n in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(n)), None)
+    chosen = (text.get("num_experts_per_tok") or experts) / experts if experts else 1.0
+    tables = (checkpoint.vocab_size, checkpoint.hidden_size)
+    return sum(
+        float(np.prod(tensor.shape)) * (chosen if ".experts." in tensor.name else 1.0)
+        for tensor in checkpoint.tensors.values()
+        if tuple(tensor.shape) != tables
+    )
+
+
+def detectable_difference(cells: Sequence[Sequence[str]]) -> float:
+    """Return the smallest paired difference of the mean over cells that two arms would show with 80 % power.
+
+    It is what the report calls so (``stats.contrast``), of two arms that disagree on ``DISCORDANT`` of the stories, as
+    often in one direction as in the other; questions about one story fall together, so they count as one. Scores
+    between right and wrong vary less: for them it is an upper bound.
+
+    Args:
+        cells: the story of each sample, per cell. Cells do not share stories.
+    """
+    cells = [own for own in cells if own]
+    if not cells:
+        return 1.0
+    values, places, clusters, num_clusters = [], [], [], 0
+    for place, own in enumerate(cells):
+        index = np.unique(np.asarray(own), return_inverse=True)[1]
+        num_stories = int(index.max()) + 1
+        num_differ = round(DISCORDANT * num_stories)
+        values.append(np.where(index < num_differ, np.where(index % 2, -1.0, 1.0), 0.0))
+        places.append(np.full(len(own), place))
+        clusters.append(index + num_clusters)
+        num_clusters += num_stories
+    observed = Observations(
+        parts=(np.concatenate(values)[None, :],),
+        cell=np.concatenate(places),
+        cluster=np.concatenate(clusters),
+        lowest=-1.0,
+    )
+    return contrast(observed, np.full(len(cells), 1 / len(cells))).detectable
+
+
+def samples_needed(num_cells: int, difference: float) -> int:
+    """Return about how many samples of each cell show a difference of the mean over cells with 80 % power."""
+
+    def suffice(samples: int) -> bool:
+        return detectable_difference([[str(i) for i in range(samples)]] * num_cells) <= difference
+
+    high = 2
+    while not suffice(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffice(middle) else (middle, high)
+    return high
+
+
+def _seconds(checkpoint: Checkpoint, length: str, flops: float, pace: dict[str, dict[str, float]]) -> float | None:
+    """Scale the measured time of the same length, else of the one nearest to it, by what is computed."""
+    measured = [name for name, own in pace.items() if own["samples"] and own["prompt_tokens"]]
+    if not measured:
+        return None
+    own = pace[min(measured, key=lambda name: abs(parse_length(name) - parse_length(length)))]
+    mean = round(own["prompt_tokens"] / own["samples"])
+    return flops * own["seconds"] / (own["samples"] * prefill_flops(checkpoint, mean))
+
+
+def _disk_bytes(sample: Sample) -> int:
+    facts = sum(map(len, sample.facts))
+    texts = len(sample.question) + len(sample.target) + len(str(dict(sample.metadata)))
+    return _LINE_BYTES + texts + (facts if facts <= MAX_FACT_CHARS else 0)
+
+
+def _cannot_answer(plan: Plan, detectable: dict[str, float]) -> list[str]:
+    coarse = [length for length, value in detectable.items() if value > COARSE]
+    if not coarse:
+        return []
+    fair, fine = (samples_needed(len(plan.subsets), goal) for goal in (COARSE, COARSE / 2))
+    return [
+        f"At {', '.join(coarse)} two arms must differ by up to {100 * max(detectable.values()):.0f} points to be told "
+        f"apart; --samples {fair} would show {100 * COARSE:.0f} points, --samples {fine} half of that."
+    ]
+
+
+def _unfitting(cells: Sequence[CellCost]) -> list[str]:
+    return [
+        f"{cell.unfitting:,} of {cell.samples:,} samples of {cell.subset} at {cell.length} cannot be asked: "
+        f"{cell.unfitting_example}"
+        for cell in cells
+        if cell.unfitting
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.0f} h"

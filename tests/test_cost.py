@@ -1,0 +1,105 @@
+"""What a plan says beforehand: the tokens of the run to the last one, its shape, its time, and what it can show."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from evalkit.cli.commands import main
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.study.cost import COARSE, detectable_difference, prefill_flops, samples_needed
+
+
+def evalkit(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def planned(*arguments: object) -> dict:
+    return json.loads(evalkit("run", *arguments, "--dry-run", "--json"))
+
+
+def answers(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def asked(checkpoint, tmp_path, monkeypatch) -> list[object]:
+    monkeypatch.chdir(tmp_path)
+    return ["--model", checkpoint, "--backend", "scripted", "--out", tmp_path / "r"]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ("--task", "babilong", "--subsets", "qa1,qa3", "--lengths", "0k,1k,2k"),
+        ("--task", "mrcr", "--needles", "2", "--lengths", "1k,2k"),
+    ],
+)
+def test_the_plans_tokens_are_those_of_the_run(asked, task, tmp_path):
+    plan = planned(*asked, *task, "--samples", 3)
+    evalkit("run", *asked, *task, "--samples", 3)
+    for cell in plan["cells"]:
+        own = [a for a in answers(tmp_path / "r") if (a["subset"], a["length"]) == (cell["subset"], cell["length"])]
+        assert not cell["estimated"]
+        assert cell["samples"] == len(own) == 3
+        assert cell["prompt_tokens"] == sum(a["prompt_tokens"] for a in own)
+        assert cell["answer_tokens"] == sum(a["max_new_tokens"] for a in own)
+        longest = max(a["prompt_tokens"] + a["max_new_tokens"] for a in own)
+        assert cell["kv_bytes"] == Checkpoint.open(asked[1]).kv_bytes(longest)
+
+
+def test_samples_that_do_not_fit_are_counted_and_not_asked(asked, tmp_path):
+    facts = ("--task", "babilong", "--subsets", "qa3", "--lengths", "512", "--samples", 12)
+    plan = planned(*asked, *facts)
+    evalkit("run", *asked, *facts)
+    unasked = [a for a in answers(tmp_path / "r") if (a["error"] or "").startswith("context_overflow")]
+    assert 0 < plan["cells"][0]["unfitting"] == len(unasked)
+    assert any("cannot be asked" in warning for warning in plan["warnings"])
+
+
+def test_time_comes_from_an_earlier_run_on_this_machine_and_is_not_made_up_without(asked, tmp_path):
+    one = ("--task", "babilong", "--subsets", "qa1", "--script", "slow")
+    unknown = planned(*asked, *one, "--lengths", "1k,2k", "--samples", 10)
+    assert unknown["seconds"] is None
+    assert "Time: not known" in evalkit("run", *asked, *one, "--lengths", "1k", "--samples", 2, "--dry-run")
+    evalkit("run", *asked, *one, "--lengths", "1k,2k", "--samples", 5)
+    known = planned(*asked, *one, "--lengths", "1k,2k", "--samples", 10)
+    assert known["rate_from"] == str(tmp_path / "r")
+    assert 20 * 0.05 < known["seconds"] < 20 * 0.05 * 4  # that script waits a twentieth of a second
+    assert all(cell["seconds"] > 0 for cell in known["cells"])
+
+
+def test_prefill_is_two_operations_per_weight_and_four_per_pair_and_dimension(checkpoint):
+    found = Checkpoint.open(checkpoint)
+    table = found.vocab_size * found.hidden_size
+    tables = sum(tensor.shape == (found.vocab_size, found.hidden_size) for tensor in found.tensors.values())
+    weights = found.num_parameters - tables * table
+    attention = 4 * found.num_layers * found.num_heads * found.head_dim * (1 + 2 + 3)
+    assert prefill_flops(found, 3) == 2 * weights * 3 + attention
+
+
+def test_a_plan_that_cannot_answer_its_question_says_how_many_samples_would(asked):
+    one = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k")
+    few = planned(*asked, *one, "--samples", 10)
+    assert few["cells"][0]["detectable_difference"] > COARSE
+    needed = samples_needed(1, COARSE)
+    assert any(f"--samples {needed} " in warning for warning in few["warnings"])
+    enough = planned(*asked, *one, "--samples", needed)
+    assert enough["cells"][0]["detectable_difference"] <= COARSE
+    assert not any("told apart" in warning for warning in enough["warnings"])
+
+
+def test_more_stories_show_smaller_differences_and_more_questions_about_one_story_do_not():
+    stories = [str(i) for i in range(100)]
+    one = detectable_difference([stories])
+    assert detectable_difference([stories * 4]) == pytest.approx(one)
+    assert detectable_difference([stories] * 4) == pytest.approx(one / 2, rel=0.05)
+
+
+def test_json_without_a_dry_run_is_refused(asked):
+    refused = CliRunner().invoke(main, ["run", *map(str, asked), "--task", "babilong", "--lengths", "1k", "--json"])
+    assert refused.exit_code == 2
+    assert "--dry-run" in refused.output
