@@ -35,6 +35,7 @@ def test_olmo3_keeps_plain_rope_in_its_sliding_layers_and_is_read_back_there_too
     try:
         assert sorted(entry["attention_factor"] for entry in backend.read_back) == pytest.approx([1.0, 1.1386294])
         assert not backend.can_switch_to(served_rope(olmo, yarn, 1024), 1024), "there is no table to rewrite"
+        assert backend.identity()["attention"] == ["CPU_ATTN"]
         prompts = [random_prompt(n, length) for n, length in enumerate([60, 300, 900])]
         report = crosscheck(backend, hf(olmo.path, yarn, 1024), prompts)
     finally:

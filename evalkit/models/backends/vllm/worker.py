@@ -93,7 +93,7 @@ class WorkerExtension:
 
     def evalkit_attention(self) -> list[str]:
         """Return vLLM's names of the attention backends that its layers use."""
-        layers = self.get_model().modules()  # type: ignore[attr-defined]  # vLLM's worker has it
+        layers = self.vllm_config.compilation_config.static_forward_context.values()  # type: ignore[attr-defined]
         return sorted({str(layer.attn_backend.get_name()) for layer in layers if hasattr(layer, "attn_backend")})
 
     def evalkit_write_rope(self, inv_freq: list[float], attention_factor: float) -> int:
