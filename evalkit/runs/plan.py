@@ -42,7 +42,7 @@ class RopeGroup(NamedTuple):
     """Prompt plus answer of the longest request, tokens."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """Everything decided: what is asked, of whom, and under which name it is recorded."""
 
@@ -58,6 +58,10 @@ class Plan:
     """All that decides the answers and is known before a model is loaded; ``Backend.identity`` adds the rest."""
     arm: str
     out: Path
+
+    def __repr__(self) -> str:
+        asked = f"{', '.join(self.subsets)} at {', '.join(self.config.lengths)}, {self.samples} samples a cell"
+        return f"<Plan: {self.arm!r}, {self.card.task} {asked}, backend {self.config.backend}, into {self.out}>"
 
     @property
     def warnings(self) -> tuple[str, ...]:
