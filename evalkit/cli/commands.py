@@ -31,6 +31,7 @@ margin_option = click.option(
     show_default=True,
     help="Points: arms that are shown to differ by less are equivalent.",
 )
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but warnings and failures.")
 
 
 class _Group(click.Group):
@@ -66,7 +67,8 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
 @click.option("--print-config", is_flag=True, help="Print these settings as TOML, for 'train --against', and stop.")
-def run(dry_run: bool, as_json: bool, print_config: bool, values: dict[str, Any]) -> None:
+@quiet_option
+def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: dict[str, Any]) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
     Killed or interrupted, the same command goes on where it was. Nothing is downloaded but a model or a data set of the
@@ -107,13 +109,17 @@ def run(dry_run: bool, as_json: bool, print_config: bool, values: dict[str, Any]
         raise BadInput("--json prints a plan; add --dry-run, or leave it out.")
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
-    with Progress() as progress:
-        result = running.run(plan, progress)
+    if quiet:
+        result = running.run(plan)
+    else:
+        click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
+        with Progress() as progress:
+            result = running.run(plan, progress)
     for notice in result.notices:
         click.echo(f"note: {notice}", err=True)
-    _print_tables([result.folder])
-    click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
+    if not quiet:
+        _print_tables([result.folder])
+        click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
     if result.unfitting:
         example = result.unfitting_example.rstrip(".")
         click.echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
@@ -187,6 +193,34 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
     values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
     report = crosscheck_plans([run_config(of_backend(values, backend)) for backend in backends])
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+
+
+@main.command()
+@click.argument("folder", type=FOLDER, default=Path("results"))
+@click.option("--watch", is_flag=True, help="Show it again and again, until nothing runs any more.")
+def status(folder: Path, watch: bool) -> None:
+    """Say of each run at or below FOLDER how much is done, how fast, how much is left, and whether it is alive.
+
+    'stopped' means that samples are left which the same 'run' command asks. FOLDER is results/ unless it is named.
+
+    \b
+    Examples:
+      evalkit status
+      evalkit status results/paper --watch
+    """
+    import time
+
+    from evalkit.runs.status import all_status, describe
+
+    is_terminal = sys.stdout.isatty()
+    while True:
+        statuses = all_status(folder)
+        if watch and is_terminal:
+            click.clear()
+        click.echo(describe(statuses, folder))
+        if not watch or not any(one.state == "running" for one in statuses):
+            return
+        time.sleep(2 if is_terminal else 60)
 
 
 @main.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from evalkit.lengths import parse_length
 from evalkit.runs.run import Observer
+from evalkit.runs.status import duration
 from evalkit.types import Prediction
 
 if TYPE_CHECKING:
@@ -29,35 +30,68 @@ class _Bar:
 
 
 class Progress(_Bar, Observer):
-    """Shows samples done, tokens and samples per second, and the time left. Silent where there is no terminal."""
+    """Names what the run is doing; then samples done, samples and tokens per second, and the time left.
 
-    def __init__(self) -> None:
+    In a terminal a bar; elsewhere, as in a log, one plain line every ``every`` seconds.
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
         from tqdm import tqdm
 
         self._samples = self._total_samples = 0
-        self._started = time.monotonic()
+        self._tokens = self._total_tokens = 0
+        self._started = self._told = time.monotonic()
+        self._every = every
+        self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=0,
             unit="tok",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}, {remaining} left",
+            disable=not self._is_terminal,
+            bar_format="{desc}",
         )
+
+    def phase(self, name: str) -> None:
+        """Show what the run is doing."""
+        if name == "answering" and not self._samples:  # what came before says nothing about the time that is left
+            self._started = self._told = time.monotonic()
+            self._bar.start_t = self._bar.last_print_t = time.time()
+        self._bar.bar_format = "{desc}"
+        self._bar.set_description_str(name)
+
+    def resumes(self, recorded: int, to_ask: int) -> None:
+        """Say how much is there already."""
+        with self._bar.external_write_mode():
+            print(f"{recorded} recorded, {to_ask} to ask", file=sys.stderr)
 
     def starts(self, lengths: Sequence[str]) -> None:
         """Set what is to be done: one length label per sample."""
         self._total_samples = len(lengths)
-        self._bar.reset(total=sum(max(1, parse_length(length)) for length in lengths))
-        self._started = time.monotonic()
+        self._total_tokens = sum(map(_tokens, lengths))
+        self._bar.reset(total=self._total_tokens)
 
     def answered(self, prediction: Prediction) -> None:
         """Count one recorded prediction."""
         self._samples += 1
-        rate = self._samples / max(1e-9, time.monotonic() - self._started)
-        self._bar.set_description_str(f"{prediction.length} {self._samples}/{self._total_samples}", refresh=False)
-        self._bar.set_postfix_str(f"{rate:.2f} samples/s", refresh=False)
-        self._bar.update(max(1, parse_length(prediction.length)))
+        self._tokens += _tokens(prediction.length)
+        now = time.monotonic()
+        seconds = max(1e-9, now - self._started)
+        done, rate = f"{prediction.length} {self._samples}/{self._total_samples}", f"{self._samples / seconds:.2f}"
+        if not self._is_terminal:
+            if now - self._told >= self._every:
+                left = duration((self._total_tokens - self._tokens) * seconds / self._tokens)
+                print(f"{done}, {rate} samples/s, {left} left", file=sys.stderr, flush=True)
+                self._told = now
+            return
+        self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}, {remaining} left"
+        self._bar.set_description_str(done, refresh=False)
+        self._bar.set_postfix_str(f"{rate} samples/s", refresh=False)
+        self._bar.update(_tokens(prediction.length))
+
+
+def _tokens(length: str) -> int:
+    return max(1, parse_length(length))
 
 
 class StudyProgress(_Bar):

@@ -122,7 +122,7 @@ class RunFolder:
             draft.unlink()
         for draft in path.glob(f"{_RUN}.*.tmp"):  # of a writer that was killed
             draft.unlink(missing_ok=True)
-        (path / _WRITER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        (path / _WRITER).write_text(this_process(), encoding="utf-8")
         run: dict[str, Any] = {"schema": SCHEMA, "arm": arm, "config": config, "provenance": [provenance]}
         run["fingerprint"] = {"sha256": fingerprint_sha(parts), "parts": parts}
         if (path / _RUN).exists():
@@ -213,6 +213,22 @@ class RunFolder:
         """How many samples the run has in all, by its own count; None where it was not made by ``evalkit run``."""
         cells = self.config.get("scope", {}).get("cells")
         return sum(cells.values()) if cells else None
+
+    def writer(self) -> str | None:
+        """Return who is writing the folder now, such as "process 12 on node3"; None where nobody is.
+
+        A writer's name that lies there is believed only while the lock is held: a killed process leaves its name.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            name = (self.path / _WRITER).read_text(encoding="utf-8")
+            with FileLock(self.path / _LOCK).acquire(timeout=0):
+                return None
+        except Timeout:
+            return name
+        except OSError:  # nobody has begun to write, or the folder may only be read
+            return None
 
     @property
     def published(self) -> bool:
@@ -346,6 +362,11 @@ class RunFolder:
                 write_whole(path, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise _not_written(path, error) from error
+
+
+def this_process() -> str:
+    """Return the name under which this process writes a folder."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def find_run_folders(root: Path | str) -> list[Path]:

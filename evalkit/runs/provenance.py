@@ -29,12 +29,17 @@ def provenance() -> dict[str, Any]:
     """Return command (without passwords), time, versions and machine."""
     return {
         "command": without_credentials(" ".join(["evalkit", *sys.argv[1:]])),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": now(),
         "python": platform.python_version(),
         "versions": versions(_VERSIONED),
         "git": _git_revision(),
         "machine": describe(),
     }
+
+
+def now() -> str:
+    """Return the time as it is recorded."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git_revision() -> str | None:

@@ -12,12 +12,12 @@ from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput, ContextOverflow, RunFolderError
 from evalkit.lengths import parse_length
 from evalkit.models.encoder import Thinking
-from evalkit.records.folder import RunFolder
+from evalkit.records.folder import RunFolder, this_process
 from evalkit.records.scoring import score_folder
 from evalkit.runs.config import recorded_config
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
-from evalkit.runs.provenance import provenance
+from evalkit.runs.provenance import now, provenance
 from evalkit.types import Completion, Key, Prediction, Prompt, Sample
 
 _OVERFLOW = "context_overflow"
@@ -52,6 +52,12 @@ class RunResult:
 class Observer:
     """Told what happens during a run; does nothing with it. ``cli.progress.Progress`` draws it."""
 
+    def phase(self, name: str) -> None:
+        """The run now does what this says: "building prompts", "loading the model", "answering"."""
+
+    def resumes(self, recorded: int, to_ask: int) -> None:
+        """Of the plan's samples so many were recorded earlier, and so many are asked now."""
+
     def starts(self, lengths: Sequence[str]) -> None:
         """Samples will be asked: one length label each."""
 
@@ -74,6 +80,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
     observer = observer or Observer()
     _refuse_another_shard(plan)
     backend = plan.open_backend()
+    observer.phase("building prompts")
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
     asked = 0
     with RunFolder.start(
@@ -83,22 +90,29 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
             if isinstance(prompt, Prompt):
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
         todo = [list(_unanswered(plan, folder, group.lengths)) for group in plan.groups]
+        to_ask = sum(map(len, todo))
+        if recorded := sum(plan.num_samples.values()) - to_ask:
+            observer.resumes(recorded, to_ask)
         observer.starts([length for samples in todo for _, length in samples])
         if not any(todo):
             _refuse_other_settings(plan, folder)
             folder.accept()
         read_back: dict[str, Any] = {}
         pace = Pace()
+        since: dict[str, Any] = {}  # for ``runs/status.py``
         with closing(backend):
             for group, samples in zip(plan.groups, todo, strict=True):
                 if not samples:
                     continue
+                observer.phase("loading the model")
                 pace.loads()
                 found = backend.serve(group.rope, group.lengths, group.positions)
                 folder.identify(backend.identity())
+                since = since or _answering(folder)
                 read_back |= dict.fromkeys(group.lengths, found)
-                folder.add_provenance({"rope": read_back, "engine": backend.settings()})
+                folder.add_provenance({"rope": read_back, "engine": backend.settings(), "answering": since})
                 pace.is_loaded()
+                observer.phase("answering")
                 for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
                     completion = _with_status(completion, plan.encoder.thinking)
                     prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
@@ -125,6 +139,12 @@ def _refuse_another_shard(plan: Plan) -> None:
             f"Run folder {plan.out} holds {f'shard {held}' if held else 'the whole'} of a run, and "
             f"{f'shard {asked}' if asked else 'the whole of it'} is asked for; use another --out, or none."
         )
+
+
+def _answering(folder: RunFolder) -> dict[str, Any]:
+    """Return since when, after how many attempts, and by whom answers are being recorded."""
+    attempts = sum(prediction.attempt for prediction in folder.recorded().values())
+    return {"since": now(), "after": attempts, "writer": this_process()}
 
 
 def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:

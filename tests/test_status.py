@@ -1,0 +1,149 @@
+"""How far a run is: while it runs, after it was killed, and when it is done."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from evalkit.cli.commands import main
+from evalkit.cli.progress import Progress
+from evalkit.runs.status import duration, run_status
+from tests.report_runs import holds_to, write_run
+
+
+def command(checkpoint: Path, out: Path, script: str = "oracle", *more: str) -> list[str]:
+    words = f"run --model {checkpoint} --task babilong --subsets qa1 --lengths 1k --backend scripted --script {script}"
+    return [*words.split(), "--out", str(out), *more]
+
+
+def asked(checkpoint: Path, out: Path, script: str = "oracle", *more: str):
+    return CliRunner().invoke(main, command(checkpoint, out, script, *more), catch_exceptions=False)
+
+
+def status(*arguments: object) -> str:
+    shown = CliRunner().invoke(main, ["status", *map(str, arguments)])
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
+def test_a_run_is_seen_running_then_killed_then_resumed(checkpoint, tmp_path):
+    out = tmp_path / "r"
+    words = command(checkpoint, out, "slow", "--samples", "400")
+    process = subprocess.Popen([sys.executable, "-m", "evalkit", *words], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "predictions.jsonl").exists() or run_status(out).done < 5:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        seen = run_status(out)
+        assert (seen.state, seen.expected, seen.failed) == ("running", 400, 0)
+        assert seen.writer.startswith(f"process {process.pid} on ")
+        assert 0 < seen.rate <= 20.5  # the script takes a twentieth of a second for each
+        assert seen.seconds_left == pytest.approx((400 - seen.done) / seen.rate, rel=0.2)
+        line = status(tmp_path)
+        assert line.startswith("r  running  ")
+        assert "samples/s" in line
+        assert " left" in line
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    seen = run_status(out)
+    assert (seen.state, seen.writer, seen.rate, seen.seconds_left) == ("stopped", None, None, None)
+    assert 5 <= seen.done < 400
+    assert status(out) == f"r  stopped  {seen.done}/400\n"
+
+
+def test_a_resumed_run_begins_with_what_is_recorded_and_what_is_to_ask(checkpoint, tmp_path):
+    first = asked(checkpoint, tmp_path / "r", "oracle", "--samples", "3")
+    assert "to ask" not in first.stderr
+    again = asked(checkpoint, tmp_path / "r", "oracle", "--samples", "5")
+    assert "3 recorded, 2 to ask\n" in again.stderr
+    assert status(tmp_path) == "r  finished  5/5\n"
+
+
+def test_failures_are_counted_and_samples_that_may_still_be_answered_are_not_done(checkpoint, tmp_path):
+    asked(checkpoint, tmp_path / "r", "failing", "--samples", "6")
+    assert status(tmp_path) == "r  stopped  4/6  2 failed\n"
+
+
+def test_every_folder_has_a_line_also_a_damaged_one_and_watching_ends_when_nothing_runs(checkpoint, tmp_path):
+    asked(checkpoint, tmp_path / "good", "oracle", "--samples", "2")
+    write_run(tmp_path / "other", arm="other", accuracy=holds_to(8192), lengths=("4k",), samples=3)
+    asked(checkpoint, tmp_path / "torn", "oracle", "--samples", "2")
+    (tmp_path / "torn" / "run.json").write_text("{}")
+    lines = status(tmp_path, "--watch").splitlines()
+    assert lines[:2] == ["good   finished  2/2", "other  idle      6"]
+    assert lines[2].startswith("torn   damaged   ")
+    assert "restore it from a backup" in lines[2]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    shown = CliRunner().invoke(main, ["status", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert f"no run folder (one with a run.json) at or below {tmp_path}" in shown.output
+
+
+def test_a_quiet_run_prints_nothing_but_what_failed(checkpoint, tmp_path):
+    assert asked(checkpoint, tmp_path / "r", "oracle", "--samples", "2", "--quiet").output == ""
+    failing = asked(checkpoint, tmp_path / "f", "failing", "--samples", "3", "--quiet")
+    assert failing.exit_code == 1
+    assert failing.output.startswith("1 samples failed")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def prediction(tmp_path):
+    from evalkit.records.folder import RunFolder
+
+    folder = write_run(tmp_path / "r", arm="a", accuracy=holds_to(8192), lengths=("4k",), samples=1)
+    return next(RunFolder.open(folder).predictions())
+
+
+def test_a_log_gets_plain_lines_at_intervals(monkeypatch, prediction):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with Progress(every=0) as often:
+        often.starts(["4k"] * 4)
+        often.phase("answering")
+        often.answered(prediction)
+    (line,) = log.getvalue().splitlines()
+    assert line.startswith("4k 1/4, ")
+    assert line.endswith(" left")
+    with Progress() as seldom:
+        seldom.starts(["4k"] * 4)
+        seldom.answered(prediction)
+    assert len(log.getvalue().splitlines()) == 1
+
+
+def test_a_terminal_names_the_phase_and_never_an_unknown_time(monkeypatch, prediction):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Progress() as progress:
+        progress.phase("building prompts")
+        progress.resumes(2, 4)
+        progress.starts(["4k"] * 4)
+        progress.phase("loading the model")
+        progress.phase("answering")
+        progress._bar.mininterval = 0
+        progress.answered(prediction)
+    text = screen.getvalue()
+    order = [text.index(part) for part in ("building prompts", "2 recorded, 4 to ask", "loading the model", "4k 1/4")]
+    assert order == sorted(order)
+    assert "?" not in text
+
+
+def test_times_are_told_in_two_parts_at_most():
+    assert [duration(s) for s in (0, 45, 60, 59 * 60, 3600, 11100)] == [
+        "0 s", "45 s", "1 min", "59 min", "1 h 00 min", "3 h 05 min"
+    ]  # fmt: skip
