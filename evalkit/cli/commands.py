@@ -498,6 +498,31 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
         raise BadInput(f"Nothing in {folder} could be imported: all of its {faults} files of answers are faulty.")
 
 
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=FOLDER)
+@click.argument("out", type=ANY_PATH)
+@click.option("--to", required=True, metavar="LAYOUT", help="lm-eval, inspect, babilong or csv.")
+def export(run_folder: Path, out: Path, to: str) -> None:
+    """Write a run's answers and scores into the folder OUT, in the layout of another tool.
+
+    lm-eval: results and samples as lm-evaluation-harness writes them. inspect: a log for 'inspect view'. babilong: the
+    CSV files of BABILong's authors. csv: a row per answer and scorer. Prompts are in none of them; questions are.
+
+    \b
+    Examples:
+      evalkit export results/ckpt-babilong-1a2b3c4d --to inspect logs/
+      evalkit export results/ckpt-babilong-1a2b3c4d --to csv tables/
+    """
+    from evalkit.errors import BadInput
+    from evalkit.runs.export import LAYOUTS
+    from evalkit.runs.export import export as write
+
+    if to not in LAYOUTS:
+        raise BadInput(f"--to is {to!r}; the layouts are {', '.join(LAYOUTS)}.")
+    for path in write(run_folder, to, out):
+        click.echo(path)
+
+
 def _print_tables(folders: list[Path]) -> None:
     from evalkit.report.build import load_runs, terminal_tables
 
