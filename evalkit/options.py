@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,8 @@ class Option:
     """Of several values each has its own flag, instead of one list with commas."""
     secret: bool = False
     """An address that may hold a password: it is written down without, and no repr shows it."""
+    group: str = ""
+    """The heading in --help under which it stands; "": that of its class, its ``GROUP``."""
 
     @property
     def key(self) -> str:
@@ -52,6 +55,8 @@ class Setting(NamedTuple):
     """Its type."""
     default: Any
     """``MISSING`` where it must be given."""
+    group: str = ""
+    """Heading in --help."""
 
 
 def option(
@@ -62,9 +67,10 @@ def option(
     parse: Callable[[str], Any] | None = None,
     repeat: bool = False,
     secret: bool = False,
+    group: str = "",
 ) -> Any:
     """Return a dataclass field that can be written; see ``Option``."""
-    metadata = {"option": Option(flag=flag, help=help, parse=parse, repeat=repeat, secret=secret)}
+    metadata = {"option": Option(flag=flag, help=help, parse=parse, repeat=repeat, secret=secret, group=group)}
     return field(default=default, metadata=metadata, repr=not secret)
 
 
@@ -80,7 +86,7 @@ def _settings(cls: Any) -> Mapping[str, Setting]:
     for one in fields(cls):
         if "option" in one.metadata:
             how: Option = one.metadata["option"]
-            found[how.key] = Setting(one.name, how, hints[one.name], _default(one))
+            found[how.key] = Setting(one.name, how, hints[one.name], _default(one), how.group or _group(cls, one.name))
         elif is_dataclass(hints[one.name]) and one.init:
             found |= settings(hints[one.name])
     return found
@@ -226,6 +232,12 @@ def _values(config: Any) -> list[tuple[Setting, Any]]:
 def _chosen(config: Any) -> list[tuple[Setting, Any]]:
     """Return the settings that are not the default."""
     return [(how, value) for how, value in _values(config) if how.default is MISSING or value != how.default]
+
+
+def _group(cls: type, name: str) -> str:
+    """Return the heading that the class which declares a field gives to its options."""
+    declaring = next(one for one in cls.__mro__ if name in get_annotations(one))
+    return str(getattr(declaring, "GROUP", ""))
 
 
 def _default(one: "Field[Any]") -> Any:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evalkit.errors import RunFolderError
+from evalkit.errors import BadInput, RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
 from evalkit.records.folder import MAX_ATTEMPTS, RunFolder, find_run_folders
@@ -161,7 +161,8 @@ def test_run_folders_are_found_at_and_below_a_folder(tmp_path: Path) -> None:
     filled(tmp_path / "a", 0)
     assert find_run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"]
     assert find_run_folders(tmp_path / "a") == [tmp_path / "a"]
-    assert find_run_folders(tmp_path / "nowhere") == []
+    with pytest.raises(BadInput, match=r"There is no folder .*nowhere"):
+        find_run_folders(tmp_path / "nowhere")
 
 
 # Damage

@@ -1,7 +1,7 @@
 """What can be chosen about the questions of any benchmark; each adds its own in ``benchmarks/NAME/options.py``."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from evalkit.errors import BadInput
 from evalkit.options import option
@@ -19,6 +19,8 @@ class TaskOptions:
     Raises:
         BadInput: choices that contradict each other.
     """
+
+    GROUP: ClassVar[str] = "Data"
 
     source: str = option("--source", "'generated', 'hub', or published rows' folder.", default=GENERATED)
     """"generated", a data set named in the card, or a local copy of published rows."""

@@ -40,6 +40,11 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the whole first sentence of each."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=10**6)) for name, one in self.commands.items()])
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -320,7 +325,8 @@ def score(runs: tuple[Path, ...]) -> None:
 
 
 @main.command(cls=SettingsCommand, classes=train_classes)
-def train(values: dict[str, Any]) -> None:
+@quiet_option
+def train(quiet: bool, values: dict[str, Any]) -> None:
     """Fine-tune a checkpoint under one recipe: how positions are drawn, and which rope rule is on.
 
     Interrupted, the same command goes on from its last checkpoint. What is trained carries its rope rule in its config
@@ -337,14 +343,15 @@ def train(values: dict[str, Any]) -> None:
 
     refuse_missing(values, "base", "out", "recipe")
     config = train_config(values)
-    with tqdm(unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(unit="step", dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         folder = finetune(config, on_step=show, on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr))
-    click.echo(describe(folder), err=True)
+    if not quiet:
+        click.echo(describe(folder), err=True)
 
 
 @main.command()
@@ -431,16 +438,44 @@ def tasks(task: str | None) -> None:
     if task is None:
         for name in card_names():
             card = load_card(name)
-            about = " ".join(card.description.split())
-            click.echo(f"{name:10} {card.title}: {about} ({len(card.subsets)} subsets, card v{card.version})")
+            about = f"{card.title}: {' '.join(card.description.split())}"
+            _echo_wrapped(f"{name:10} {about} ({len(card.subsets)} subsets, card v{card.version})", indent=11)
         return
     card = load_card(task)
-    click.echo(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}\n{card.paper}")
+    _echo_wrapped(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}")
+    click.echo(card.paper)
     default = ", ".join(card.default_subsets)
-    click.echo(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    _echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
     for name, subset in card.subsets.items():
-        labels = ", ".join(subset.labels)
-        click.echo(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{': ' + labels if labels else ''}")
+        labels = f": {', '.join(subset.labels)}" if subset.labels else ""
+        _echo_wrapped(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{labels}", indent=25)
+
+
+def _echo_wrapped(text: str, indent: int = 0) -> None:
+    """Print a text in lines that are no wider than the terminal."""
+    import shutil
+    import textwrap
+
+    width = max(shutil.get_terminal_size().columns, indent + 20)
+    click.echo("\n".join(textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options when the tab key is pressed.
+
+    \b
+    Examples:
+      eval "$(evalkit completion bash)"                               in ~/.bashrc
+      eval "$(evalkit completion zsh)"                                in ~/.zshrc
+      evalkit completion fish > ~/.config/fish/completions/evalkit.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows the shells that are offered"
+    click.echo(kind(main, {}, "evalkit", "_EVALKIT_COMPLETE").source())
 
 
 @main.command("new-checkpoint")

@@ -33,6 +33,9 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+_LAST = "Output"
+
+
 class _Typed(click.ParamType[Any]):
     """What is typed behind the flag of a setting."""
 
@@ -63,6 +66,19 @@ class SettingsCommand(click.Command):
         given = {key: ctx.params.pop(key) for key in self._settings()}
         ctx.params["values"] = {key: value for key, value in given.items() if value is not None and value != ()}
         return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their settings; the command's own come last."""
+        settings = self._settings()
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                own = settings.get(param.name or "")
+                groups.setdefault((own.group if own else _LAST) or "Options", []).append(record)
+        for title in sorted(groups, key=_LAST.__eq__):  # stable: the others stay as they are declared
+            with formatter.section(title):
+                formatter.write_dl(groups[title])
 
     def _settings(self) -> dict[str, Setting]:
         return {key: setting for cls in self._classes() for key, setting in options.settings(cls).items()}

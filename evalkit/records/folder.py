@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from evalkit.errors import RunFolderError
+from evalkit.errors import BadInput, RunFolderError
 from evalkit.files import write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
@@ -370,7 +370,13 @@ def this_process() -> str:
 
 
 def find_run_folders(root: Path | str) -> list[Path]:
-    """Return the run folders at or below ``root``, sorted by path."""
+    """Return the run folders at or below ``root``, sorted by path.
+
+    Raises:
+        BadInput: there is no such folder.
+    """
+    if not Path(root).is_dir():
+        raise BadInput(f"There is no folder {root}.")
     return sorted(path.parent for path in Path(root).rglob(_RUN))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from evalkit import options
 from evalkit.benchmarks import TASKS, task
@@ -22,6 +22,8 @@ from evalkit.runs.shards import parse_shard
 class RunConfig:
     """One task, one checkpoint, one arm. Made by ``run_config``, which finds the classes of ``data`` and ``engine``."""
 
+    GROUP: ClassVar[str] = "What is asked"
+
     model: str = option("--model", "Checkpoint folder, or a name on the Hugging Face hub, such as Qwen/Qwen3-8B.")
     revision: str | None = option("--revision", "Branch, tag or commit of a hub name [main].", default=None)
     task: str = option("--task", "A task card; see 'evalkit tasks'.")
@@ -39,24 +41,39 @@ class RunConfig:
     data: TaskOptions
     """Of the task's own class."""
 
-    system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
-    chat: bool | None = option("--chat-template", "Use it; default: if the checkpoint has one.", default=None)
+    system_prompt: str | None = option(
+        "--system-prompt", "System message in front of every prompt.", default=None, group="Wording"
+    )
+    chat: bool | None = option(
+        "--chat-template", "Use it; default: if the checkpoint has one.", default=None, group="Wording"
+    )
     template_args: tuple[str, ...] = option(
-        "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
+        "--template-arg",
+        "Variable of the chat template, such as enable_thinking=false.",
+        default=(),
+        repeat=True,
+        group="Wording",
     )
     """NAME=VALUE each; see ``encoder.template_arguments``."""
 
     rope: RopeRequest = field(default_factory=RopeRequest)
     adapter: str | None = option("--adapter", "LoRA adapter to serve on top: a folder, or a hub name.", default=None)
     adapter_revision: str | None = option("--adapter-revision", "Of the adapter's hub name [main].", default=None)
-    backend: str = option("--backend", f"One of {', '.join(BACKENDS)}; default: vllm beside a GPU, else hf.")
+    backend: str = option(
+        "--backend", f"One of {', '.join(BACKENDS)}; default: vllm beside a GPU, else hf.", group="Backend"
+    )
     engine: Any
     """Of the backend's own class."""
 
     arm: str | None = option(
-        "--arm", "Name in tables and figures; default: the checkpoint's and a named rope rule.", default=None
+        "--arm",
+        "Name in tables and figures; default: the checkpoint's and a named rope rule.",
+        default=None,
+        group="Output",
     )
-    out: Path | None = option("--out", "Run folder; default: results/<arm>-<task>-<fingerprint>.", default=None)
+    out: Path | None = option(
+        "--out", "Run folder; default: results/<arm>-<task>-<fingerprint>.", default=None, group="Output"
+    )
 
     def __post_init__(self) -> None:
         if not self.lengths:

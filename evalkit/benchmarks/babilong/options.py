@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from evalkit.benchmarks.babilong.structure import Condition
 from evalkit.benchmarks.options import GENERATED, TaskOptions
@@ -13,6 +14,8 @@ from evalkit.options import option
 class BABILongOptions(TaskOptions):
     """Facts, background, placement and wording."""
 
+    GROUP: ClassVar[str] = "Data of BABILong"
+
     facts: Path | None = option("--facts", "Folder of bAbI v1.2 text files instead of generated worlds.", default=None)
     noise: tuple[Path, ...] = option("--noise", "Background text file (repeatable).", default=(), repeat=True)
     """Text files that replace the built-in prose."""
@@ -22,10 +25,12 @@ class BABILongOptions(TaskOptions):
         "--only", "Only stories of this structure, such as 'entries>=2' (repeatable).", default=(), repeat=True
     )
     """Conditions on the tags of ``structure.py``; a sample meets all of them."""
-    prompts: str = option("--prompts", "Wording: 'own', 'official' (hub), or a local path.", default="own")
-    instruction: bool = option("--instruction", "The instruction in front.", default=True)
-    examples: bool = option("--examples", "The worked examples.", default=True)
-    post_prompt: bool = option("--post-prompt", "The sentence on how to answer.", default=True)
+    prompts: str = option(
+        "--prompts", "Wording: 'own', 'official' (hub), or a local path.", default="own", group="Wording"
+    )
+    instruction: bool = option("--instruction", "The instruction in front.", default=True, group="Wording")
+    examples: bool = option("--examples", "The worked examples.", default=True, group="Wording")
+    post_prompt: bool = option("--post-prompt", "The sentence on how to answer.", default=True, group="Wording")
 
     def __post_init__(self) -> None:
         super().__post_init__()

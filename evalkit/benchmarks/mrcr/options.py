@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Split(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class MRCROptions(TaskOptions):
     """How many needles, and which part of published rows."""
+
+    GROUP: ClassVar[str] = "Data of MRCR"
 
     needles: tuple[int, ...] = option("--needles", "2,4,8: the same as --subsets 2needle,4needle,8needle.", default=())
     bins: Literal["published", "prompt"] = option(

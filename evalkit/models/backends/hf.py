@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line, versions
@@ -35,6 +35,8 @@ _SHORT = 512
 @dataclass(frozen=True, kw_only=True)
 class HFOptions(ModelOptions):
     """How transformers runs."""
+
+    GROUP: ClassVar[str] = "Backend hf"
 
     device: Literal["auto", "cpu", "cuda"] = option("--device", "[auto: a GPU where there is one]", default="auto")
     batch_tokens: int | None = option(

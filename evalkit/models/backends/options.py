@@ -1,7 +1,7 @@
 """What every backend's options have in common."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from evalkit.options import option
 
@@ -36,6 +36,8 @@ class BackendOptions:
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(BackendOptions):
     """Of a backend that loads the weights itself."""
+
+    GROUP: ClassVar[str] = "Backend"
 
     dtype: DType = option(
         "--dtype", "Of weights and arithmetic [auto: the checkpoint's; float32 on a CPU].", default="auto"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from evalkit.models.backends.flight import failed
 from evalkit.models.backends.options import BackendOptions
@@ -19,6 +19,8 @@ Script: TypeAlias = Literal["oracle", "wrong", "empty", "slow", "failing"]
 @dataclass(frozen=True, kw_only=True)
 class ScriptOptions(BackendOptions):
     """Which script."""
+
+    GROUP: ClassVar[str] = "Backend scripted"
 
     script: Script = option("--script", "How the scripted backend answers.", default="oracle")
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
@@ -34,6 +34,8 @@ _GREETING_SECONDS = 5.0
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions(BackendOptions):
     """Which servers, and how they are asked."""
+
+    GROUP: ClassVar[str] = "Backend server"
 
     base_url: tuple[str, ...] = option(
         "--base-url",

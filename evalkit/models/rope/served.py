@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
@@ -41,6 +41,8 @@ class RopeRequest:
     Raises:
         BadInput: settings that the rule does not have.
     """
+
+    GROUP: ClassVar[str] = "Rope"
 
     rule: RuleName = option(
         "--rope", "Rule to serve: the checkpoint's own, or another one in its place.", default="checkpoint"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line
@@ -42,6 +42,8 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, kw_only=True)
 class VLLMOptions(ModelOptions):
     """How an engine runs."""
+
+    GROUP: ClassVar[str] = "Backend vllm"
 
     quantization: str | None = option(
         "--quantization", "Quantize the weights while loading (fp8, bitsandbytes).", default=None
