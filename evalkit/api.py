@@ -16,13 +16,15 @@ Several values are a list, a tuple, or one text with commas; a length is a text 
 
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
 
 from evalkit import options
+from evalkit.cli.options import run_classes
+from evalkit.cli.progress import Progress
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis, analyse
@@ -75,8 +77,9 @@ def run(planned: Plan | None = None, /, *, quiet: bool = False, **settings: Any)
     if planned is not None and settings:
         raise BadInput(f"A plan has its settings already; give {min(settings)} to evalkit.plan.")
     chosen = plan(**settings) if planned is None else planned
-    with ExitStack() as stack:
-        result = carry_out(chosen, Observer() if quiet else _progress(stack))
+    showing: AbstractContextManager[Observer] = nullcontext(Observer()) if quiet else Progress()
+    with showing as observer:
+        result = carry_out(chosen, observer)
     for notice in (*chosen.warnings, *result.notices):
         warnings.warn(notice, stacklevel=2)
     return result
@@ -228,16 +231,8 @@ def _one_of(name: str | None, known: tuple[str, ...], what: str) -> str:
     return name or known[0]
 
 
-def _progress(stack: ExitStack) -> Observer:
-    from evalkit.cli.progress import Progress
-
-    return stack.enter_context(Progress())
-
-
 def _written(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as a TOML file would have them: texts taken apart as on the command line, one value as a list."""
-    from evalkit.cli.options import run_classes
-
     known = {key: setting for cls in run_classes() for key, setting in options.settings(cls).items()}
     return {key: _plain(known.get(key), value) for key, value in values.items() if value is not None}
 

@@ -25,9 +25,7 @@ class BABILongOptions(TaskOptions):
         "--only", "Only stories of this structure, such as 'entries>=2' (repeatable).", default=(), repeat=True
     )
     """Conditions on the tags of ``structure.py``; a sample meets all of them."""
-    prompts: str = option(
-        "--prompts", "Wording: 'own', 'official' (hub), or a local path.", default="own", group="Wording"
-    )
+    prompts: str = option("--prompts", "'own', 'official' (hub), or a local path.", default="own", group="Wording")
     instruction: bool = option("--instruction", "The instruction in front.", default=True, group="Wording")
     examples: bool = option("--examples", "The worked examples.", default=True, group="Wording")
     post_prompt: bool = option("--post-prompt", "The sentence on how to answer.", default=True, group="Wording")
