@@ -49,7 +49,7 @@ def plan(**settings: Any) -> Plan:
     """Decide everything that can be decided without a model in memory.
 
     Args:
-        settings: the options of ``evalkit run``: ``model`` (a checkpoint folder), ``task`` and ``lengths`` must be
+        settings: the options of ``evalkit run``: ``model``, ``task`` and ``lengths`` must be
             given; ``evalkit run --help`` lists the others. None leaves an option at its default.
 
     Raises:
