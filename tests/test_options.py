@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,7 @@ def typed(arguments: list[str]) -> dict[str, object]:
 name = st.text("abcqa123_-.", min_size=1, max_size=5)
 
 
+@hypothesis.settings(deadline=None)
 @given(
     config=st.builds(
         Config,

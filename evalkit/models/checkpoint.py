@@ -43,6 +43,7 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash")
 _FOUND_BY_THE_BACKEND = ("torch_dtype", "dtype", "eos_token_id")
 """Told by ``Backend.identity`` as they take effect: the dtype in use, all stop ids."""
+_HF_WILL_NOT_LOAD = "The hf backend will not load this checkpoint"
 _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
 
 
@@ -228,9 +229,12 @@ class Checkpoint:
         """Return why the weights are not those of the model that the config describes, or None.
 
         Names and shapes are compared as loading does, by loading onto torch's "meta" device, which reads no values.
-        Quantized weights are not compared: their names hang on packages that only the engine may have.
+        Quantized weights are not compared: their names hang on packages that only the engine may have. Nor are those of
+        a model that transformers cannot build, which vLLM may have a class of its own for.
         """
-        if "quantization_config" in (read_json(self.path / "config.json") or {}):
+        config = read_json(self.path / "config.json") or {}
+        cannot_be_built = any(warning.startswith(_HF_WILL_NOT_LOAD) for warning in self.warnings)
+        if "quantization_config" in config or cannot_be_built:
             return None
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -345,7 +349,7 @@ def _own_frequencies(config: Any) -> tuple[dict[str, Frequencies] | None, tuple[
     try:
         return own_frequencies(config), ()
     except EngineError as error:
-        return None, (f"The hf backend will not load this checkpoint: {error}",)
+        return None, (f"{_HF_WILL_NOT_LOAD}: {error}",)
 
 
 def _longest(config: Any, where: str) -> int:
