@@ -79,6 +79,9 @@ class Experiment:
     arms: Mapping[str, Mapping[str, Any]] = option("--arms", "name -> the settings that are the arm's own.")
     evaluation: Mapping[str, Any] = option("--evaluation", "settings of 'evalkit run' that all curves share.")
     curves: tuple[Curve, ...] = option("--curves", "what is asked and drawn.")
+    published: tuple[str, ...] = option(
+        "--published", "others' figures to show beside, as 'evalkit report --published' takes them.", default=()
+    )
     budget: Budget = option("--budget", "for the estimate of costs.", default=Budget())
 
     def __post_init__(self) -> None:

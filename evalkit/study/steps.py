@@ -371,7 +371,7 @@ class Report(Step):
         folders = self._folders()
         if not folders:
             raise BadInput(f"No run below {self.study.root} has an answer, so there is nothing to report.")
-        report = build(folders, self.study.plots)
+        report = build(folders, self.study.plots, published=self.study.experiment.published)
         return "\n".join([report.text, *(f"note: {notice}" for notice in report.notices)])
 
     def _folders(self) -> list[Path]:
@@ -389,7 +389,8 @@ class Report(Step):
     def command(self) -> str:
         """Return the command that reports the seeds asked for."""
         runs = [str(self.study.folder(seed) / RUNS) for seed in self.seeds]
-        return _command("report", [*runs, "--out", str(self.study.plots)])
+        published = [word for name in self.study.experiment.published for word in ("--published", name)]
+        return _command("report", [*runs, *published, "--out", str(self.study.plots)])
 
 
 def plan_steps(study: Study, seeds: Sequence[int]) -> list[Step]:

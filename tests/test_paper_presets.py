@@ -1,0 +1,60 @@
+"""The presets of the paper hold the authors' own settings, and every arm goes through training, curves and report."""
+
+import pytest
+
+from evalkit.study.experiment import load_experiment
+
+SHARED = {
+    "lora_rank": 16,
+    "lora_alpha": 32.0,
+    "lora_dropout": 0.1,
+    "batch_size": 1,
+    "accumulation": 4,
+    "final_rate": 0.0,
+    "max_gradient_norm": 1.0,
+    "gradient_checkpointing": True,
+    "precision": "bfloat16",
+}
+BABILONG = SHARED | {"learning_rate": 5e-5, "warmup": 0.15, "epochs": 2.0, "factor": 2.0, "range_length": 8192}
+MRCR = SHARED | {"learning_rate": 2e-4, "warmup": 0.1, "epochs": 5.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(("name", "settings"), [("paper", BABILONG), ("paper-mrcr", MRCR)])
+def test_the_settings_are_those_of_the_authors_reproducibility_files(name, settings):
+    experiment = load_experiment(name)
+    assert experiment.base == "Qwen/Qwen2.5-7B-Instruct"
+    assert experiment.seeds == (42,)
+    assert experiment.published == ("paper",)
+    trained = experiment.train_config("Randomized YaRN", base="b", out="o")
+    assert {key: getattr(trained, key) for key in settings} == settings
+    assert set(trained.lora_targets) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    for curve in experiment.curves:  # static: one factor at every length
+        assert (curve.rope.rule, curve.rope.factor) in {("none", None), ("yarn", 4.0)}
+    assert {"plain", "plain + YaRN", "trained YaRN", "RPE", "RPE + YaRN", "PoSE", "YaRN + PoSE", "Randomized YaRN"} < {
+        curve.label for curve in experiment.curves
+    }
+
+
+def test_babilong_is_trained_on_4000_rows_and_asked_the_stories_whose_room_is_entered_again():
+    experiment = load_experiment("paper")
+    trained = experiment.train_config("Randomized YaRN", base="b", out="o")
+    assert (trained.data.rows, trained.data.samples, trained.data.longest) == (("0k", "2k", "4k", "8k"), 4000, 9216)
+    assert trained.options.source == "hub-train"
+    assert trained.stages == (1, 2)  # 8,192 then 16,384
+    asked = experiment.run_config(experiment.curves[0], model="m")
+    assert asked.lengths == ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k")
+    assert (asked.data.source, asked.data.only, asked.data.max_new_tokens) == ("hub-1k", ("entries>=2",), 10)
+    assert (asked.data.prompts, asked.data.examples) == ("official", False)
+
+
+def test_mrcr_is_trained_on_the_60_rows_of_4k_to_8k_and_asked_the_others():
+    experiment = load_experiment("paper-mrcr")
+    trained = experiment.train_config("Randomized YaRN", base="b", out="o")
+    assert (trained.data.rows, trained.data.samples, trained.data.longest) == (("8k",), 60, 8192)
+    assert trained.stages == (1, 1.25, 1.5, 2, 2)
+    asked = experiment.run_config(experiment.curves[0], model="m")
+    for options in (trained.options, asked.data):
+        assert (options.source, options.split, options.bins) == ("hub", "70/30:42", "prompt")
+    assert (asked.lengths, asked.samples, asked.data.max_new_tokens) == (("8k", "16k", "32k", "64k", "128k"), 30, 2048)
