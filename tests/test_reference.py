@@ -1,6 +1,7 @@
 """The committed reference of the tiny study: its numbers are those of its records, and say what is said of them."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
+from evalkit.benchmarks import open_benchmark
+from evalkit.models.encoder import Encoder
+from evalkit.train.tiny import BASES, task_options, write_noise, write_untrained
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "tiny"
 TABLES = ("summary.csv", "curves.csv", "comparisons.csv", "arms.csv")
@@ -25,6 +30,21 @@ def test_the_tables_are_recomputed_from_the_records_whatever_the_processor(kerne
     subprocess.run(command, env=environment, check=True, capture_output=True)
     for name in TABLES:
         assert (tmp_path / "plots" / name).read_text() == (REFERENCE / name).read_text(), name
+
+
+def test_the_prompts_of_the_records_are_built_anew_token_for_token(tmp_path):
+    with tarfile.open(REFERENCE / "seed-0.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    write_untrained(tmp_path / "base", BASES["tiny"], seed=0)
+    write_noise(tmp_path / "noise.txt", seed=1)
+    encoder = Encoder.open(tmp_path / "base")
+    benchmark = open_benchmark("babilong", task_options(tmp_path / "noise.txt"), seed=20)
+    samples = {sample.sample_id: sample for sample in benchmark.samples("qa1", "64", 100)}
+    records = map(json.loads, (tmp_path / "seed-0" / "runs" / "plain" / "predictions.jsonl").open())
+    hashes = {(r["sample_id"], r["length"]): r["prompt_sha256"] for r in records}
+    assert len(hashes) == 700
+    for (sample_id, length), sha256 in hashes.items():
+        assert benchmark.prompt(samples[sample_id], length, encoder, 10**6).sha256 == sha256
 
 
 def test_the_tables_show_three_seeds_of_every_arm_and_every_sample_scored():

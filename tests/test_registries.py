@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from evalkit.benchmarks import TASKS, Task, cards
 from evalkit.cli.commands import main
 from evalkit.models.backends import BACKENDS, BackendKind
+from evalkit.study.experiment import load_experiment
+from evalkit.study.steps import Study, plan_steps
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -83,3 +85,46 @@ def test_a_benchmark_of_somebody_elses_can_be_trained_on(checkpoint, tmp_path):
     evalkit("train", "--base", checkpoint, "--out", tmp_path / "trained", *common, *training)
     record = json.loads((tmp_path / "trained" / "evalkit_training.json").read_text())
     assert record["data"]["task"] == "echo"
+
+
+STUDY = """
+about = "Somebody else's benchmark, answered by somebody else's backend."
+base = "{base}"
+seeds = [0]
+[training]
+task = "echo"
+subsets = ["small"]
+filler = "so"
+samples = 4
+longest = 128
+epochs = 1
+batch_size = 4
+accumulation = 1
+[arms]
+plain = {{ recipe = "plain" }}
+[evaluation]
+task = "echo"
+subsets = ["large"]
+filler = "so"
+lengths = "256"
+samples = 2
+seed = 7
+backend = "parrot"
+mood = "bad"
+[[curves]]
+arm = "plain"
+rope = "none"
+"""
+
+
+@pytest.mark.usefixtures("_plugged_in")
+def test_a_study_of_somebody_elses_benchmark_is_reproduced(checkpoint, tmp_path):
+    (tmp_path / "mine.toml").write_text(STUDY.format(base=checkpoint))
+    folders = ("--out", tmp_path / "r", "--plots", tmp_path / "p")
+    planned = evalkit("reproduce", tmp_path / "mine.toml", *folders, "--dry-run")
+    assert "--filler so" in planned
+    assert "--mood bad" in planned
+    study = Study(experiment=load_experiment(str(tmp_path / "mine.toml")), root=tmp_path / "r", plots=tmp_path / "p")
+    for step in plan_steps(study, (0,)):  # in this process, which knows them; 'reproduce' starts others
+        step.carry_out(lambda done, total: None)
+    assert "plain" in (tmp_path / "p" / "summary.csv").read_text()

@@ -49,7 +49,7 @@ def write_checkpoint(
         hidden_size: a multiple of the head dimension 32; there are hidden_size / 32 heads.
         num_layers: decoder layers.
         num_kv_heads: divides the number of heads.
-        vocab_size: at most so many tokens.
+        vocab_size: tokens of the vocabulary, at most.
         rope_theta: base of the rotary frequencies.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line, versions
-from evalkit.models.backends.flight import failed
+from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use
 from evalkit.models.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from evalkit.models.backends.flight import failed
+from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import BackendOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
-from evalkit.models.backends.flight import Flight, LoopThread, failed
+from evalkit.models.backends.in_flight import InFlight, LoopThread, failed
 from evalkit.models.backends.options import BackendOptions
 from evalkit.models.backends.server_client import Client, Form, Found, nobody_answers
 from evalkit.models.backends.server_connection import Connection, ServerAddress, Trouble, api_key
@@ -232,7 +232,7 @@ class ServerBackend:
         Raises:
             EngineError: the servers are gone, or another one answers now.
         """
-        waiting, flight, loop = iter(prompts), Flight(), self._loop
+        waiting, flight, loop = iter(prompts), InFlight(), self._loop
         assert loop is not None, "serve comes first"
         room = self.options.concurrency * len(self._servers)
         try:
@@ -242,7 +242,7 @@ class ServerBackend:
                     flight.add(prompt, loop.submit(self._answer(prompt)))
                 elif not flight:
                     return
-                for future, seconds in flight.landed(wait=prompt is None):
+                for future, seconds in flight.finished(wait=prompt is None):
                     completion = replace(future.result(), seconds=seconds)
                     yield flight.remove(future), completion
         finally:

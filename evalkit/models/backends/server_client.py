@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.models.backends.flight import failed
+from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.server_connection import KEY_VARIABLES, Connection, Trouble
 from evalkit.models.tokenizer import decode_answer
 from evalkit.types import Completion, Prompt

@@ -59,9 +59,9 @@ class RopeScaling:
     """Positions that the model was trained on before scaling, tokens."""
     factor: float = 1.0
     beta_fast: float = 32.0
-    """Pairs that make at least so many turns within the original length keep their frequency."""
+    """Turns within the original length from which on a pair keeps its frequency."""
     beta_slow: float = 1.0
-    """Pairs that make at most so many turns are fully interpolated."""
+    """Turns up to which a pair is fully interpolated."""
     truncate: bool = True
     attention_factor: float | None = None
     """None: the rule's own."""

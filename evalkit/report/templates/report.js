@@ -160,7 +160,7 @@ function open(i) {
       const scores = index.scorers[cell.task].map((name, k) => `${name.replaceAll("_", " ")} ${row[7][k] === null ? "unscored" : (100 * row[7][k]).toFixed(1)}`);
       part.append(make("p", scores.join(" · ")));
       part.append(row[1] === null ? make("pre", row[0] === "" ? "(an empty reply)" : row[0]) : make("p", row[1], "wrong"));
-      const tokens = row[3] ? `${row[3].toLocaleString("en")} prompt tokens · ${row[4].toLocaleString("en")} reply tokens` : "tokens not known";
+      const tokens = row[3] ? `tokens: ${row[3].toLocaleString("en")} of prompt, ${row[4].toLocaleString("en")} of reply` : "tokens not known";
       part.append(make("p", `finish reason: ${row[2]} · ${tokens}`, "quiet"));
     }
     replies.append(part);

@@ -13,7 +13,7 @@ import numpy as np
 
 from evalkit.errors import EngineError, EvalkitError
 from evalkit.files import first_line
-from evalkit.models.backends.flight import Flight, failed
+from evalkit.models.backends.in_flight import InFlight, failed
 from evalkit.models.backends.probe import PROBE, require_adapter_in_use, require_finite
 from evalkit.models.backends.vllm.engine import (
     Engine,
@@ -125,7 +125,7 @@ class VLLMBackend:
             EngineError: the engine died or hung more often than it may be restarted, or before it gave any answer, or
                 its numbers are not finite.
         """
-        waiting, again, flight = iter(prompts), deque[Prompt](), Flight()
+        waiting, again, flight = iter(prompts), deque[Prompt](), InFlight()
         try:
             while True:
                 try:
@@ -139,7 +139,7 @@ class VLLMBackend:
                     elif not flight:
                         return
                     # With nothing left to send there is time to wait; else take what has landed, and send the next.
-                    for future, seconds in flight.landed(wait=prompt is None):
+                    for future, seconds in flight.finished(wait=prompt is None):
                         completion = self._completion(future, seconds)
                         self._answered |= completion.error is None
                         yield flight.remove(future), completion

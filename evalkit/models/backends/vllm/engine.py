@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
-from evalkit.models.backends.flight import WAIT_SECONDS, LoopThread
+from evalkit.models.backends.in_flight import WAIT_SECONDS, LoopThread
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.backends.vllm.worker import ERRORS_VARIABLE
 from evalkit.models.checkpoint import Checkpoint

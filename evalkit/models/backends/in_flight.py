@@ -12,7 +12,7 @@ from evalkit.types import Completion, Prompt
 
 _T = TypeVar("_T")
 WAIT_SECONDS = 1.0
-"""How long ``Flight.landed`` waits before its caller can look whether anybody is still there to answer."""
+"""How long ``InFlight.finished`` waits before its caller can look whether anybody is still there to answer."""
 
 
 class LoopThread:
@@ -42,12 +42,12 @@ class LoopThread:
         self._loop.close()
 
 
-class Flight:
+class InFlight:
     """The prompts that are with an engine or a server, and those whose answers have come back."""
 
     def __init__(self) -> None:
         self._prompts: dict[Future[Any], tuple[Prompt, float]] = {}
-        self._landed: SimpleQueue[tuple[Future[Any], float]] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[Future[Any], float]] = SimpleQueue()
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -55,9 +55,9 @@ class Flight:
     def add(self, prompt: Prompt, answer: "Future[Any]") -> None:
         """Remember a prompt that was just sent."""
         self._prompts[answer] = prompt, time.perf_counter()
-        answer.add_done_callback(lambda done: self._landed.put((done, time.perf_counter())))
+        answer.add_done_callback(lambda done: self._finished.put((done, time.perf_counter())))
 
-    def landed(self, *, wait: bool) -> Iterator[tuple["Future[Any]", float]]:
+    def finished(self, *, wait: bool) -> Iterator[tuple["Future[Any]", float]]:
         """Yield what has come back and is still wanted, with the seconds it took.
 
         Args:
@@ -65,7 +65,7 @@ class Flight:
         """
         while True:
             try:
-                answer, end = self._landed.get(block=wait, timeout=WAIT_SECONDS)
+                answer, end = self._finished.get(block=wait, timeout=WAIT_SECONDS)
             except Empty:
                 return
             wait = False
