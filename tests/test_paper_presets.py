@@ -1,8 +1,16 @@
 """The presets of the paper hold the authors' own settings, and every arm goes through training, curves and report."""
 
+import csv
+import json
+from dataclasses import replace
+
 import pytest
 
+from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.prose import generate_prose
+from evalkit.models.new_checkpoint import write_checkpoint
 from evalkit.study.experiment import load_experiment
+from evalkit.study.steps import Study, plan_steps
 
 SHARED = {
     "lora_rank": 16,
@@ -58,3 +66,51 @@ def test_mrcr_is_trained_on_the_60_rows_of_4k_to_8k_and_asked_the_others():
     for options in (trained.options, asked.data):
         assert (options.source, options.split, options.bins) == ("hub", "70/30:42", "prompt")
     assert (asked.lengths, asked.samples, asked.data.max_new_tokens) == (("8k", "16k", "32k", "64k", "128k"), 30, 2048)
+
+
+def _rows(folder, seed, lengths, count):
+    """Rows in the published layout: statements of qa3 among prose, at about so many words."""
+    for length, words in lengths.items():
+        prose = generate_prose(seed, 40 * words).split(". ")
+        rows = []
+        for index in range(count):
+            story = questions.generate("qa3", seed, index)
+            spread = len(prose) // (len(story.facts) + 1)
+            told = [text for i, fact in enumerate(story.facts) for text in (fact, *(f"{p}." for p in prose[i : i + 1]))]
+            rest = " ".join(f"{p}." for p in prose[spread : spread + words // 20])
+            row = {"input": " ".join([*told, rest]), "question": story.question, "target": story.target}
+            rows.append(row)
+        file = folder / "data" / "qa3" / f"{length}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_preset_cut_down_goes_from_a_base_to_the_report(tmp_path):
+    write_checkpoint(tmp_path / "base", window=2048)
+    _rows(tmp_path / "train", 3, {"1k": 200, "2k": 500}, 8)
+    _rows(tmp_path / "asked", 5, {"1k": 200, "2k": 500}, 40)
+    preset = load_experiment("paper")
+    cut = {"prompts": "own", "source": str(tmp_path / "train"), "rows": "1k,2k", "samples": 8, "longest": 2048}
+    cut |= {"range_length": 2048, "precision": "float32", "epochs": 1, "lora_rank": 2}
+    asked = {"prompts": "own", "source": str(tmp_path / "asked"), "lengths": "1k,2k", "samples": 40, "backend": "hf"}
+    study = Study(
+        experiment=replace(
+            preset,
+            base=str(tmp_path / "base"),
+            training={**preset.training, **cut},
+            evaluation={**preset.evaluation, **asked},
+        ),
+        root=tmp_path / "results",
+        plots=tmp_path / "plots",
+    )
+    for step in plan_steps(study, (42,)):
+        step.carry_out(lambda done, total: None)
+    shown = {row["arm"] for row in csv.DictReader((tmp_path / "plots" / "curves.csv").open())}
+    assert {curve.label for curve in preset.curves} <= shown
+    assert "(published)" in (tmp_path / "plots" / "report.md").read_text(), "the authors' figures stand beside"
+    record = json.loads((tmp_path / "results" / "seed-42" / "pose" / "evalkit_training.json").read_text())
+    assert record["positions"]["kind"] == "pose"
+    done = [step for step in plan_steps(study, (42,)) if step.kind in ("train", "run")]
+    assert all(step.done() for step in done)

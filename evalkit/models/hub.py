@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evalkit.errors import BadInput
 from evalkit.files import first_line
+from evalkit.models import tokenizer
 from evalkit.models.weights import INDEX, SINGLE, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -24,15 +25,7 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    *tokenizer.FILES,
     "preprocessor_config.json",  # vLLM wants these two of models that also take pictures
     "processor_config.json",
     "evalkit_training.json",

@@ -12,6 +12,18 @@ from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.models.folder import read_json, read_text
 
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of a checkpoint folder that make its tokenizer and chat template."""
 _PROBES = (
     "Mary went back to the kitchen. Where's  Mary?\n\n\tJohn's 1,984 apples -- 12:30!",
     " Émile saw 雪 there; naïve café 🙂 <context>\r\n{'a': [1, 2]}",

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,8 @@ def run_cost(plan: Plan) -> RunCost:
     Raises:
         BadInput: the data do not suffice for a length, or this tokenizer does not split where prompts are joined.
     """
-    folders = {*find_run_folders("results"), *(run.parent for run in plan.out.parent.glob("*/run.json"))}
+    earlier = find_run_folders("results") if Path("results").is_dir() else []
+    folders = {*earlier, *(run.parent for run in plan.out.parent.glob("*/run.json"))}
     paced = measured_pace(plan, sorted(folders))
     by_length = paced[1]["by_length"] if paced else {}
     cells, stories = [], dict[Cell, list[str]]()

@@ -20,6 +20,7 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput, EngineError
 from evalkit.lengths import parse_length
+from evalkit.models import tokenizer
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, template_arguments
@@ -67,18 +68,7 @@ from evalkit.types import Sample
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_BESIDE_THE_WEIGHTS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+_BESIDE_THE_WEIGHTS = (*tokenizer.FILES, "generation_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
