@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from evalkit.cli.options import (
     train_classes,
 )
 from evalkit.errors import BadInput, EvalkitError
+
+if TYPE_CHECKING:
+    from evalkit.runs.run import RunResult
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
@@ -91,7 +94,6 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
 
     from evalkit import options
     from evalkit.cli.progress import Progress
-    from evalkit.errors import BadInput
     from evalkit.runs import plan as planning
     from evalkit.runs import run as running
     from evalkit.runs.config import run_config
@@ -125,6 +127,12 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
     if not quiet:
         _print_tables([result.folder])
         click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
+    _say_what_is_unscored(result)
+    if result.failed:
+        sys.exit(FAILED_SAMPLES)
+
+
+def _say_what_is_unscored(result: "RunResult") -> None:
     if result.unfitting:
         example = result.unfitting_example.rstrip(".")
         click.echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
@@ -137,7 +145,6 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
     if result.failed:
         again = f"; the same command asks {result.retried} of them again" if result.retried else ""
         click.echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
-        sys.exit(FAILED_SAMPLES)
 
 
 def _check_classes() -> list[type]:

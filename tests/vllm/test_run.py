@@ -64,3 +64,18 @@ def test_a_run_that_was_killed_goes_on_where_it_was_and_answers_as_transformers_
     text = json.dumps(provenance)
     assert '"rows": 2048' in text, "what was read back from the engine is on record"
     assert "max_difference" in text
+
+
+def test_weights_that_lack_half_of_what_vllm_joins_are_refused_before_an_engine_starts(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from evalkit.models.new_checkpoint import write_checkpoint
+
+    write_checkpoint(tmp_path / "ckpt", window=2048)
+    tensors = load_file(tmp_path / "ckpt" / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]  # gate and up are one weight there
+    save_file(tensors, tmp_path / "ckpt" / "model.safetensors", metadata={"format": "pt"})
+    shown = subprocess.run(command(tmp_path / "ckpt", tmp_path / "r", "vllm"), capture_output=True, text=True)
+    assert shown.returncode == 2
+    assert "lack 1 tensors of the model, such as model.layers.1.mlp.up_proj.weight" in shown.stderr
+    assert not (tmp_path / "r").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import EngineError, EvalkitError
+from evalkit.errors import BadInput, EngineError, EvalkitError
 from evalkit.files import first_line
 from evalkit.models.backends.in_flight import InFlight, failed
 from evalkit.models.backends.probe import PROBE, require_adapter_in_use, require_finite
@@ -55,7 +55,14 @@ def open_backend(
     groups: Sequence[Sequence[str]],
     logprobs: bool,
 ) -> "VLLMBackend":
-    """Return the backend with no engine started; see ``backends.open_backend``."""
+    """Return the backend with no engine started; see ``backends.open_backend``.
+
+    Raises:
+        BadInput: vLLM is missing, or a tensor is: vLLM starts without a word where half of a fused weight is missing.
+    """
+    require_vllm()
+    if problem := checkpoint.weight_problem():
+        raise BadInput(problem)
     return VLLMBackend(checkpoint, encoder.tokenizer, options, logprobs=logprobs)
 
 
