@@ -154,11 +154,7 @@ def refuse_unknown(values: Mapping[str, Any], where: str, *classes: type) -> Non
 
 def write(config: Any) -> dict[str, Any]:
     """Return all settings of an instance by key, as JSON values."""
-    written: dict[str, Any] = {}
-    for setting, value in _values(config):
-        plain = _adapter(setting.hint).dump_python(value, mode="json")
-        written[setting.option.key] = _masked(plain) if setting.option.secret else plain
-    return written
+    return {setting.option.key: _as_json(setting, value) for setting, value in _values(config)}
 
 
 def words(config: Any) -> list[str]:
@@ -179,8 +175,7 @@ def to_toml(config: Any) -> str:
     """Return the same as TOML, which ``read_toml`` and ``read`` turn into an equal instance; secrets are masked."""
     lines = []
     for setting, value in _chosen(config):
-        plain = _adapter(setting.hint).dump_python(value, mode="json")
-        text = json.dumps(_masked(plain) if setting.option.secret else plain, ensure_ascii=False)
+        text = json.dumps(_as_json(setting, value), ensure_ascii=False)
         lines.append(f"{setting.option.key} = {text}\n".replace("\x7f", "\\u007f"))  # the one that JSON lets pass
     return "".join(lines)
 
@@ -278,6 +273,12 @@ def _scalar(setting: Setting, kind: Any, text: str) -> Any:
 
 def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
+
+
+def _as_json(setting: Setting, value: Any) -> Any:
+    """Return a value as JSON has it, a secret masked."""
+    plain = _adapter(setting.hint).dump_python(value, mode="json")
+    return _masked(plain) if setting.option.secret else plain
 
 
 def _masked(value: Any) -> Any:

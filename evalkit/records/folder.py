@@ -119,8 +119,6 @@ class RunFolder:
         cls, path: Path, lock: Any, arm: str, config: dict[str, Any], parts: dict[str, Any], provenance: dict[str, Any]
     ) -> Self:
         for draft in (*path.glob(f"{_RUN}*.tmp"), *(path / _PROMPTS).glob("*.tmp")):  # of a writer that was killed
-            draft.unlink()
-        for draft in path.glob(f"{_RUN}.*.tmp"):  # of a writer that was killed
             draft.unlink(missing_ok=True)
         (path / _WRITER).write_text(this_process(), encoding="utf-8")
         run: dict[str, Any] = {"schema": SCHEMA, "arm": arm, "config": config, "provenance": [provenance]}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evalkit import benchmarks
 from evalkit.errors import RunFolderError
 from evalkit.records.folder import RunFolder
+from evalkit.types import Score
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,12 +26,7 @@ def score_folder(folder: RunFolder) -> "pa.Table":
     Raises:
         RunFolderError: the predictions cannot be read, or the file cannot be written.
     """
-    scores = [score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)]
-    version = benchmarks.scorer_version(folder.config["task"])
-    try:
-        return folder.write_scores(scores, version)
-    except RunFolderError as error:
-        raise _NotKept(str(error), folder.score_table(scores, version)) from error
+    return folder.write_scores(_computed(folder), _version(folder))
 
 
 def scored(folder: RunFolder) -> Scored:
@@ -39,19 +35,20 @@ def scored(folder: RunFolder) -> Scored:
     Raises:
         RunFolderError: the predictions cannot be read.
     """
-    stored = folder.read_scores(benchmarks.scorer_version(folder.config["task"]))
+    version = _version(folder)
+    stored = folder.read_scores(version)
     if stored is not None:
         return Scored(stored, outdated=False)
-    outdated = folder.has_scores
+    outdated, scores = folder.has_scores, _computed(folder)
     try:
-        return Scored(score_folder(folder), outdated)
-    except _NotKept as unkept:
-        return Scored(unkept.table, outdated)
+        return Scored(folder.write_scores(scores, version), outdated)
+    except RunFolderError:
+        return Scored(folder.score_table(scores, version), outdated)
 
 
-class _NotKept(RunFolderError):
-    """Scores that were computed and could not be written."""
+def _computed(folder: RunFolder) -> list[Score]:
+    return [score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)]
 
-    def __init__(self, message: str, table: "pa.Table") -> None:
-        super().__init__(message)
-        self.table = table
+
+def _version(folder: RunFolder) -> str:
+    return benchmarks.scorer_version(folder.config["task"])

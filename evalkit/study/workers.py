@@ -19,6 +19,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from evalkit import files
 from evalkit.errors import BadInput, EngineError, EvalkitError
 from evalkit.study.steps import Step, Study, plan_steps
 
@@ -80,7 +81,7 @@ class Workers:
         threads = max(cores // number, 1)
         self._workers: list[tuple[Any, Connection]] = []
         context = get_context("spawn")
-        with _environment({name: value for name, value in environment.items() if name not in os.environ}):
+        with files.environment({name: value for name, value in environment.items() if name not in os.environ}):
             for _ in range(number):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(theirs, threads))
@@ -243,17 +244,6 @@ def _clear_litter(root: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
     for draft in (*root.glob("*.tmp"), *root.glob("noise/*.tmp")):
         draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for processes that are started meanwhile."""
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
 
 
 def _has_gpu() -> bool:

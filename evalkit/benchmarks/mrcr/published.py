@@ -25,6 +25,7 @@ from evalkit.benchmarks.cards import TaskCard
 from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.benchmarks.options import Part
 from evalkit.errors import BadInput
+from evalkit.files import first_line
 from evalkit.lengths import format_length, parse_length
 from evalkit.types import Message, Sample, TokenCounter
 
@@ -203,7 +204,7 @@ def _hub_rows(card: TaskCard, name: str, subset: str) -> Iterator[tuple[str, Row
     except Exception as error:  # the hub client raises errors of several libraries
         raise BadInput(
             f"The hub data set {data_set} (revision {revision}) has no files for {subset}, or cannot be reached "
-            f"({type(error).__name__}: {_first_line(error)}); a local copy is --source DIR."
+            f"({type(error).__name__}: {first_line(error.__cause__ or error)}); a local copy is --source DIR."
         ) from error
     for number, row in enumerate(rows):
         yield f"{data_set}, {subset}, row {number}", row
@@ -221,7 +222,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                     yield f"{path}, row {number}", row
                     number += 1
     except (ArrowException, OSError) as error:
-        raise BadInput(f"{path} cannot be read as parquet from row {number} on: {_first_line(error)}.") from error
+        raise BadInput(
+            f"{path} cannot be read as parquet from row {number} on: {first_line(error.__cause__ or error)}."
+        ) from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -237,7 +240,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 yield f"{path}, line {line}", row
                 line = reader.line_num + 1
     except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"{path} cannot be read as CSV from line {line} on: {_first_line(error)}.") from error
+        raise BadInput(
+            f"{path} cannot be read as CSV from line {line} on: {first_line(error.__cause__ or error)}."
+        ) from error
 
 
 def _openai_sample(task: str, subset: str, sample_id: str, label: str, place: str, row: Row) -> Sample:
@@ -339,7 +344,3 @@ def _pinned(card: TaskCard, name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

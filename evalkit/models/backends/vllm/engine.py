@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import tempfile
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from evalkit.errors import BadInput, EngineError
-from evalkit.files import first_line
+from evalkit.files import environment, first_line
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.in_flight import WAIT_SECONDS, LoopThread
 from evalkit.models.backends.options import ModelOptions
@@ -243,7 +243,7 @@ class Engine:
         self._workers: list[int] = []
         self._loop = LoopThread("evalkit-vllm")
         try:
-            with _environment({ERRORS_VARIABLE: errors} | ({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {})):
+            with environment({ERRORS_VARIABLE: errors} | ({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {})):
                 self._llm = self._loop.submit(self._launch()).result()
         except Exception as error:
             self._loop.close()
@@ -388,21 +388,6 @@ def _cpu_kv_cache_bytes(checkpoint: Checkpoint, config: Any) -> int:
     wanted = request * min(_CPU_REQUESTS, int(config.scheduler_config.max_num_seqs))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(request, min(wanted, free // 4))
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _installed(distribution: str) -> bool:
