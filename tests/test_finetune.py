@@ -427,7 +427,9 @@ def test_a_bfloat16_base_is_trained_in_float32_and_saved_in_bfloat16(base, tmp_p
     save_file(stored, half / "model.safetensors", metadata={"format": "pt"})
     values = json.loads((half / "config.json").read_text())
     (half / "config.json").write_text(json.dumps(values | {"dtype": "bfloat16"}))
-    out = finetune(config(half, tmp_path / "arm", epochs=1, lora_rank=lora_rank, lora_targets=("q_proj",)))
+    out = finetune(
+        config(half, tmp_path / "arm", epochs=1, precision="float32", lora_rank=lora_rank, lora_targets=("q_proj",))
+    )
     trained = load_file(out / "model.safetensors")
     assert {name: tensor.dtype for name, tensor in trained.items()} == {n: t.dtype for n, t in stored.items()}
     assert any(not torch.equal(trained[name], stored[name]) for name in stored)

@@ -159,6 +159,45 @@ def test_a_list_of_factors_is_one_curve_for_each(written):
     assert [experiment.run_config(c, model="c").rope.factor for c in experiment.curves] == [None, 2, 4.5, "auto"]
 
 
+def test_a_scale_takes_the_place_of_single_settings_and_of_whole_lists_of_arms_and_curves(written, tmp_path):
+    scales = """
+[scales.half]
+about = "At half the size."
+[scales.half.training]
+samples = 4
+[scales.half.evaluation]
+lengths = "64"
+[scales.half.arms]
+plain = { recipe = "plain" }
+[[scales.half.curves]]
+arm = "plain"
+rope = "none"
+[budget]
+"""
+    file = written(("[[curves]]", f"{scales}[[curves]]"))
+    whole, half = load_experiment(file), load_experiment(file, scale="half")
+    assert (whole.name, half.name, half.about) == ("mine", "mine-half", "At half the size.")
+    assert {**whole.training, "samples": 4} == half.training
+    assert {**whole.evaluation, "lengths": "64"} == half.evaluation
+    assert [curve.label for curve in whole.curves] == ["plain", "Randomized YaRN"]
+    assert ([curve.label for curve in half.curves], list(half.arms)) == (["plain"], ["plain"])
+    with pytest.raises(BadInput, match=r"there is no scale 'cpu'; it has half, or leave --scale out"):
+        load_experiment(file, scale="cpu")
+    with pytest.raises(BadInput, match=r"there is no scale 'cpu'; it has none"):
+        load_experiment("tiny", scale="cpu")
+    assert load_experiment("smollm2", scale="cpu").evaluation["backend"] == "hf"
+
+
+def test_a_revision_goes_with_the_base_to_every_command_that_opens_it(written, tmp_path):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    experiment = load_experiment(written(), base="some-lab/model", revision=revision)
+    study = Study(experiment=experiment, root=tmp_path / "r", plots=tmp_path / "p")
+    base, trained = study.evaluation(0), study.run(experiment.curves[0], 0)
+    assert (base.model, base.revision) == ("some-lab/model", revision)
+    assert study.training("plain", 0).revision == revision
+    assert (trained.model, trained.revision) == (str(study.trained("plain", 0)), None)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -364,14 +364,21 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 @main.command()
 @click.argument("experiment", required=False)
 @click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each arm, with seeds 0, 1, ...")
-@click.option(
-    "--base", help="Checkpoint to train the arms from, a folder or a hub name, where the experiment has none."
-)
+@click.option("--base", help="Checkpoint to train the arms from, a folder or a hub name; default: the experiment's.")
+@click.option("--revision", help="Branch, tag or commit of the base's hub name.")
+@click.option("--scale", help="The experiment at another size that its file has, such as cpu.")
 @click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
 @click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
 @click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
 def reproduce(
-    experiment: str | None, seeds: int | None, base: str | None, out: Path | None, plots: Path | None, dry_run: bool
+    experiment: str | None,
+    seeds: int | None,
+    base: str | None,
+    revision: str | None,
+    scale: str | None,
+    out: Path | None,
+    plots: Path | None,
+    dry_run: bool,
 ) -> None:
     """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
 
@@ -380,6 +387,7 @@ def reproduce(
     \b
     Examples:
       evalkit reproduce tiny
+      evalkit reproduce smollm2 --scale cpu --base smollm2/
       evalkit reproduce paper --base Qwen/Qwen2.5-7B-Instruct --dry-run
     """
     from evalkit.cli.progress import StudyProgress
@@ -392,7 +400,7 @@ def reproduce(
         for name in experiment_names():
             click.echo(f"{name:12} {load_experiment(name).about}")
         return
-    loaded = load_experiment(experiment, base=base)
+    loaded = load_experiment(experiment, base=base, revision=revision, scale=scale)
     chosen = tuple(range(seeds)) if seeds else loaded.seeds
     name = loaded.name
     study = Study(experiment=loaded, root=out or Path("results") / name, plots=plots or Path("plots") / name)
@@ -400,8 +408,8 @@ def reproduce(
     if dry_run:
         click.echo(describe(steps))
         return
-    if base is not None:
-        resolve(base)  # downloaded once, before several processes ask for it
+    if not study.trains_base:
+        resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
     with StudyProgress(steps) as progress:
         workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
     click.echo(f"tables and figures: {study.plots}", err=True)

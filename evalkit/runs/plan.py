@@ -1,7 +1,7 @@
 """From what the user asked to a plan: every refusal happens here, before weights are loaded or money is spent."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from evalkit.models.encoder import Encoder, template_arguments
 from evalkit.models.hub import resolve
 from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
+from evalkit.records.folder import RunFolder
 from evalkit.runs.check import budget_problems, prompt_problems
 from evalkit.runs.config import RunConfig
 from evalkit.runs.shards import part_of
@@ -135,9 +136,18 @@ class Plan:
             BadInput: it can be seen to fail.
         """
         groups = [group.lengths for group in self.groups]
+        options = _with_recorded_dtype(self.config.engine, self.out)
         return open_backend(
-            self.config.backend, self.checkpoint, self.encoder, self.config.engine, groups=groups, logprobs=logprobs
+            self.config.backend, self.checkpoint, self.encoder, options, groups=groups, logprobs=logprobs
         )
+
+
+def _with_recorded_dtype(options: Any, out: Path) -> Any:
+    """Return the backend's options; "auto" is measured once for a folder, and then stays what it was taken for."""
+    if getattr(options, "dtype", None) != "auto" or not (out / "run.json").is_file():
+        return options
+    recorded = RunFolder.open(out).fingerprint.get("engine.dtype")
+    return replace(options, dtype=recorded) if recorded else options
 
 
 def make_plan(config: RunConfig) -> Plan:

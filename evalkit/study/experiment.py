@@ -8,6 +8,7 @@ Settings stand flat and under the names that the command line has: ``learning_ra
     [evaluation]    of 'evalkit run', shared by all curves
     [[curves]]      arm, name, and any rope setting of 'evalkit run'; factor = [2, 4, 8] draws one curve for each
     [budget]        for the estimate of costs
+    [scales.cpu]    the same study at another size: what it has of the above takes the place of that
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ BASE = "base"
 RUNS = "runs"
 """The folder of runs, beside those of the arms."""
 _FOLDER = Path(__file__).parent / "experiments"
-_OF_THE_STUDY = ("base", "out", "seed", "against", "model", "arm")
+_OF_THE_STUDY = ("base", "revision", "out", "seed", "against", "model", "arm")
 """Settings that ``Study`` gives: they differ from seed to seed."""
 
 
@@ -73,7 +74,10 @@ class Experiment:
     """For messages."""
     name: str
     about: str = option("--about", "a sentence for the list of experiments.")
-    base: str = option("--base", "a name of train.tiny.BASES, to be trained from scratch, or a checkpoint folder.")
+    base: str = option(
+        "--base", "a name of train.tiny.BASES, to be trained from scratch, a checkpoint folder or a hub name."
+    )
+    revision: str | None = option("--revision", "branch, tag or commit of a hub name.", default=None)
     seeds: tuple[int, ...] = option("--seeds", "of the trainings.")
     training: Mapping[str, Any] = option("--training", "settings of 'evalkit train' that all arms share.")
     arms: Mapping[str, Mapping[str, Any]] = option("--arms", "name -> the settings that are the arm's own.")
@@ -88,7 +92,7 @@ class Experiment:
         if not self.seeds or min(self.seeds) < 0:
             raise BadInput(f"{self.file}: seeds is {list(self.seeds)}; name at least one, from 0 up.")
         _refuse(self.training, _OF_THE_STUDY, f"{self.file} [training]", "the study gives it")
-        _refuse(self.evaluation, ("out", "model", "arm"), f"{self.file} [evaluation]", "the study gives it")
+        _refuse(self.evaluation, ("out", "model", "revision", "arm"), f"{self.file} [evaluation]", "the study gives it")
         _refuse(
             self.evaluation, options.settings(RopeRequest), f"{self.file} [evaluation]", "each of [[curves]] has it"
         )
@@ -127,24 +131,32 @@ def experiment_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-def load_experiment(name: str, *, base: str | None = None) -> Experiment:
+def load_experiment(
+    name: str, *, base: str | None = None, revision: str | None = None, scale: str | None = None
+) -> Experiment:
     """Return an experiment by its name, or from a TOML file.
 
     Args:
         name: one of ``experiment_names``, or a path that ends in .toml.
         base: checkpoint folder or hub name that takes the place of the experiment's base.
+        revision: of a hub name; that of the experiment belongs to its own base.
+        scale: a name of the file's [scales]; None: its full size.
 
     Raises:
-        BadInput: there is no such experiment, or a setting that is missing, unknown or of another type; names the file
-            and the setting.
+        BadInput: there is no such experiment or scale, or a setting that is missing, unknown or of another type; names
+            the file and the setting.
     """
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
     if not path.is_file():
         raise BadInput(
             f"There is no experiment {name!r}; there are {', '.join(experiment_names())}, or give a .toml file."
         )
-    values = options.read_toml(path) | ({"base": str(base)} if base else {})
     where = str(path)
+    values = _at_scale(options.read_toml(path), scale, where)
+    if base:
+        values = {key: value for key, value in values.items() if key != "revision"} | {"base": str(base)}
+    if revision:
+        values |= {"revision": revision}
     options.refuse_unknown(values, where, Experiment)
     chosen: dict[str, Any] = {}
     if "curves" in values:
@@ -154,7 +166,27 @@ def load_experiment(name: str, *, base: str | None = None) -> Experiment:
         options.refuse_unknown(values["budget"], f"{where} [budget]", Budget)
         with _named(f"{where} [budget]"):
             chosen["budget"] = options.read(Budget, values["budget"], f"{where} [budget]")
-    return options.read(Experiment, values, where, file=where, name=path.stem, **chosen)
+    return options.read(
+        Experiment, values, where, file=where, name=f"{path.stem}-{scale}" if scale else path.stem, **chosen
+    )
+
+
+def _at_scale(values: dict[str, Any], scale: str | None, where: str) -> dict[str, Any]:
+    """Return an experiment's values with those of a scale in their place: tables setting by setting, all else whole."""
+    scales = values.pop("scales", {})
+    _check_table(scales, where, "[scales.NAME]")
+    if scale is None:
+        return values
+    if scale not in scales:
+        known = f"it has {', '.join(scales)}" if scales else "it has none"
+        raise BadInput(f"{where}: there is no scale {scale!r}; {known}, or leave --scale out for its full size.")
+    own = scales[scale]
+    _check_table(own, where, f"[scales.{scale}]")
+    whole = ("arms", "curves")
+    return values | {
+        key: {**values.get(key, {}), **value} if isinstance(value, dict) and key not in whole else value
+        for key, value in own.items()
+    }
 
 
 def _curves(tables: Any, where: str) -> Iterator[Curve]:

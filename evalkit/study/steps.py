@@ -69,6 +69,11 @@ class Study:
         """Return the checkpoint that the arms start from."""
         return self.folder(seed) / BASE if self.trains_base else Path(self.experiment.base)
 
+    @property
+    def _revision(self) -> dict[str, str]:
+        """The setting that goes with the base, where it is a hub name's revision."""
+        return {"revision": self.experiment.revision} if self.experiment.revision else {}
+
     def trained(self, arm: str, seed: int) -> Path:
         """Return the checkpoint of an arm."""
         return self.base(seed) if arm == BASE else self.folder(seed) / slug(arm)
@@ -91,12 +96,14 @@ class Study:
             seed=seed,
             data_seed=TRAINING_SEED + seed,
             against=[str(self.questions)],
+            **self._revision,
             **self._background("train"),
         )
 
     def evaluation(self, seed: int) -> RunConfig:
         """Return what all curves of a seed are asked, which is the same for every seed."""
-        return self.experiment.run_config(None, model=str(self.base(seed)), **self._background("test"))
+        base = str(self.base(seed))
+        return self.experiment.run_config(None, model=base, **self._revision, **self._background("test"))
 
     def run(self, curve: Curve, seed: int) -> RunConfig:
         """Return the run of a curve."""
@@ -105,6 +112,7 @@ class Study:
             model=str(self.trained(curve.arm, seed)),
             arm=curve.label,
             out=str(self.folder(seed) / RUNS / slug(curve.label)),
+            **(self._revision if curve.arm == BASE else {}),
             **self._background("test"),
         )
 

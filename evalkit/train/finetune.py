@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from evalkit import options
 from evalkit.benchmarks import open_benchmark, task
@@ -21,6 +21,7 @@ from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput, EngineError
 from evalkit.lengths import parse_length
 from evalkit.models import tokenizer
+from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.backends.hf import load_causal_lm
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, template_arguments
@@ -139,7 +140,7 @@ class TrainConfig:
     merge: bool = option("--merge", "Merge the adapter into the weights, or write it beside [merge].", default=True)
     gradient_checkpointing: bool = option("--gradient-checkpointing", "Less memory [no].", default=False)
     precision: Precision | Literal["auto"] = option(
-        "--precision", "[auto: bfloat16 on a GPU, float32 on a CPU]", default="auto"
+        "--precision", "[auto: bfloat16 on a GPU; on a CPU as 'run --dtype auto']", default="auto"
     )
     """Of the arithmetic."""
     seed: int = option("--seed", "Of weights, order and positions [0].", default=0)
@@ -298,7 +299,7 @@ def prepare(config: TrainConfig) -> Prepared:
         recipe=recipe,
         checkpoint=checkpoint,
         rope=rope,
-        device=_device(config),
+        device=_device(config, checkpoint),
         examples=examples,
         unfitting=len(samples) - len(trained),
         leakage=leakage(trained, evaluated, dropped),
@@ -402,12 +403,22 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> Served
     return rope
 
 
-def _device(config: TrainConfig) -> Device:
+def _device(config: TrainConfig, checkpoint: Checkpoint) -> Device:
+    """Return where the training takes place; "auto" stays what it was taken for when the training began."""
     import torch
 
     has_gpu = torch.cuda.is_available()
-    precision: Precision = ("bfloat16" if has_gpu else "float32") if config.precision == "auto" else config.precision
-    return Device("cuda" if has_gpu else "cpu", num_devices(), precision)
+    precision: str = config.precision
+    if precision == "auto":
+        begun = (TrainingRecord.read(config.out / name) for name in (TRAINING_RECORD, PLAN))
+        recorded = next((str(record.optimization["precision"]) for record in begun if record), None)
+        precision = recorded or ("bfloat16" if has_gpu else _fastest_on_cpu(checkpoint))
+    return Device("cuda" if has_gpu else "cpu", num_devices(), cast(Precision, precision))
+
+
+def _fastest_on_cpu(checkpoint: Checkpoint) -> str:
+    alone = num_devices() == 1  # several processes may measure differently, and must agree
+    return fastest_on_cpu(checkpoint.dtype, checkpoint.hidden_size) if alone else "float32"
 
 
 def _is_main_process() -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line, versions
+from evalkit.models.backends.cpu_dtype import fastest_on_cpu, say_which
 from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use
@@ -98,7 +99,10 @@ class HFBackend:
         self.batch_tokens = options.batch_tokens or (65_536 if self.device == "cuda" else 8_192)
         self.stops = stop_token_ids(checkpoint.path, tokenizer)
         self.model: Any = None
-        self._dtype = "float32" if options.dtype == "auto" and self.device == "cpu" else options.dtype
+        self._dtype: str = options.dtype
+        if options.dtype == "auto" and self.device == "cpu":
+            self._dtype = fastest_on_cpu(checkpoint.dtype, checkpoint.hidden_size)
+            self.warnings = say_which(checkpoint.dtype, checkpoint.hidden_size)
 
     def serve(self, rope: ServedRope, lengths: Sequence[str], positions: int) -> list[dict[str, Any]]:
         """Load the weights, or switch the rule of the loaded ones, and compare what they compute with it.

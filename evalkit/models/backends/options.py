@@ -40,7 +40,9 @@ class ModelOptions(BackendOptions):
     GROUP: ClassVar[str] = "Backend"
 
     dtype: DType = option(
-        "--dtype", "Of weights and arithmetic [auto: the checkpoint's; float32 on a CPU].", default="auto"
+        "--dtype",
+        "Of weights and arithmetic [auto: the checkpoint's; on a CPU float32 where that is not slower].",
+        default="auto",
     )
 
     attention: str | None = option(

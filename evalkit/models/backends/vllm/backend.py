@@ -13,6 +13,7 @@ import numpy as np
 
 from evalkit.errors import BadInput, EngineError, EvalkitError
 from evalkit.files import first_line
+from evalkit.models.backends.cpu_dtype import say_which
 from evalkit.models.backends.in_flight import InFlight, failed
 from evalkit.models.backends.probe import PROBE, require_adapter_in_use, require_finite
 from evalkit.models.backends.vllm.engine import (
@@ -283,6 +284,8 @@ class VLLMBackend:
         return self.options.deterministic and self.device == "cuda"
 
     def _start(self) -> Engine:
+        if self.options.dtype == "auto" and self.device == "cpu":
+            self.warnings = say_which(self.checkpoint.dtype, self.checkpoint.hidden_size)
         release = tuple(int(part) for part in self.version.split(".")[:2])
         config = engine_config(
             self.checkpoint,

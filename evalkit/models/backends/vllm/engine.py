@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import environment, first_line
 from evalkit.models.adapter import Adapter
+from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.backends.in_flight import WAIT_SECONDS, LoopThread
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.backends.vllm.worker import ERRORS_VARIABLE
@@ -177,7 +178,9 @@ def engine_config(
     on_cpu = device == "cpu"
     arguments: dict[str, Any] = {
         "model": str(checkpoint.path),
-        "dtype": "float32" if options.dtype == "auto" and on_cpu else options.dtype,
+        "dtype": fastest_on_cpu(checkpoint.dtype, checkpoint.hidden_size)
+        if options.dtype == "auto" and on_cpu
+        else options.dtype,
         "quantization": options.quantization,
         "kv_cache_dtype": options.kv_cache_dtype,
         "attention_backend": options.attention,
