@@ -14,7 +14,8 @@ from evalkit.models.adapter import Adapter
 from evalkit.models.backends.hf import load_causal_lm, with_adapter
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import config_for
-from evalkit.runs.check import CheckConfig, check
+from evalkit.runs.check import check
+from evalkit.runs.config import run_config
 from tests.variants import family
 
 MakeAdapter = Callable[..., Path]
@@ -137,7 +138,8 @@ def test_what_vllm_does_not_serve_is_refused_with_the_way_out(
     adapter = Adapter.open(make_adapter(**config), checkpoint)
     with pytest.raises(BadInput, match=rf"{said}.*use --backend hf, or merge it"):
         adapter.require_vllm_serves()
-    report = check(CheckConfig(model=str(checkpoint), lengths=("1k",), adapter=str(adapter.path)))
+    asked = {"task": "babilong", "lengths": "1k", "backend": "hf"}
+    report = check(run_config({**asked, "model": str(checkpoint), "adapter": str(adapter.path)}))
     assert report.ok, "the hf backend serves it"
     assert any("which vLLM does not serve" in text for text in report.warnings)
 

@@ -3,26 +3,33 @@
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from evalkit.errors import BadInput
-from evalkit.lengths import parse_lengths
 from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.served import RopeRequest
 from evalkit.runs import check as checking
-from evalkit.runs.check import CheckConfig, CheckReport
+from evalkit.runs.check import CheckReport
 from evalkit.runs.config import run_config
 from evalkit.runs.plan import make_plan
 from tests.variants import variant, with_record
 
 
-def check(folder: Path, lengths: list[str], request: RopeRequest | None = None, **more: object) -> CheckReport:
-    rope = request or RopeRequest()
-    config = CheckConfig(model=str(folder), lengths=parse_lengths(",".join(lengths)), rope=rope, **more)  # type: ignore[arg-type]
-    return checking.check(config)
+def check(
+    folder: Path,
+    lengths: list[str],
+    request: RopeRequest | None = None,
+    *,
+    gpu_memory: float | None = None,
+    **more: object,
+) -> CheckReport:
+    asked = {"model": str(folder), "task": "babilong", "lengths": ",".join(lengths), "backend": "hf", **more}
+    config = replace(run_config(asked), rope=request or RopeRequest())
+    return checking.check(config, gpu_memory=gpu_memory)
 
 
 def test_lengths_within_the_window_are_fine(checkpoint: Path):
@@ -170,3 +177,23 @@ def test_weights_that_are_not_the_configs_are_a_problem_as_a_run_would_find(chec
     report = check(folder, ["1k"])
     assert not report.ok
     assert re.search(said, report.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"task": "mrcr", "max_new_tokens": 1020}, "The first sample of 2needle/1k cannot be asked"),
+        ({"facts": "nowhere"}, "nowhere"),
+        ({"device": "cuda"}, "No CUDA device"),
+        ({"attention_backend": "FLASH"}, "--attention-backend FLASH"),
+        ({"backend": "server", "base_url": ("http://127.0.0.1:9/v1",), "served_model": "m"}, "127.0.0.1:9"),
+        ({"gpu_memory": float("nan")}, "--gpu-memory is nan"),
+    ],
+)
+def test_options_of_the_task_and_of_the_backend_are_examined_as_a_run_does_first(checkpoint: Path, more, said):
+    try:
+        report = check(checkpoint, ["1k"], **more)
+        problems = report.problems or report.warnings
+    except BadInput as error:
+        problems = (str(error),)
+    assert any(said in problem for problem in problems), problems

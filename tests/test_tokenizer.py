@@ -11,7 +11,8 @@ from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokenizer import chat_template, decode_answer, load_tokenizer, stop_token_ids
-from evalkit.runs.check import CheckConfig, CheckReport, check
+from evalkit.runs.check import CheckReport, check
+from evalkit.runs.config import run_config
 from tests.variants import variant
 
 MESSAGES = [{"role": "user", "content": "Where is Mary?"}]
@@ -24,7 +25,7 @@ def settings(folder: Path, **values: Any) -> None:
 
 
 def report(folder: Path) -> CheckReport:
-    return check(CheckConfig(model=str(folder), lengths=("1k",)))
+    return check(run_config({"model": str(folder), "task": "babilong", "lengths": "1k", "backend": "hf"}))
 
 
 @pytest.fixture

@@ -147,19 +147,15 @@ def _say_what_is_unscored(result: "RunResult") -> None:
         click.echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
 
 
-def _check_classes() -> list[type]:
-    from evalkit.runs.check import CheckConfig
-
-    return [CheckConfig]
-
-
-@main.command(cls=SettingsCommand, classes=_check_classes)
+@main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("name", required=False)
+@click.option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(name: str | None, as_json: bool, values: dict[str, Any]) -> None:
+def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dict[str, Any]) -> None:
     """Tell whether a run of these lengths would be right, before any money is spent on it. Loads no weights.
 
-    NAME is short for --model NAME.
+    Takes the options of 'run', and does what a run does before it loads a model; without --task for BABILong. NAME is
+    short for --model NAME.
 
     \b
     Examples:
@@ -168,13 +164,12 @@ def check(name: str | None, as_json: bool, values: dict[str, Any]) -> None:
     """
     import json
 
-    from evalkit import options
-    from evalkit.runs.check import CheckConfig
     from evalkit.runs.check import check as examine
+    from evalkit.runs.config import run_config
 
     values |= {"model": name} if name else {}
     refuse_missing(values, "model", "lengths")
-    report = examine(options.read(CheckConfig, values, "The command line"))
+    report = examine(run_config({"task": "babilong"} | values), gpu_memory=gpu_memory)
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
     if not report.ok:
         sys.exit(WRONG_USE)

@@ -1,27 +1,26 @@
 """The doctor: would a run of these lengths be right, before money is spent on it?"""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from evalkit.benchmarks.babilong.prose import generate_prose
-from evalkit.errors import BadInput
-from evalkit.lengths import parse_length, parse_lengths
-from evalkit.models.backends.options import DType
+from evalkit.errors import BadInput, EvalkitError
+from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, template_arguments
-from evalkit.models.rope.served import RopeRequest, ServedRope, served_rope
-from evalkit.options import option
-from evalkit.types import Message
+from evalkit.models.encoder import Encoder
+from evalkit.models.rope.served import ServedRope, served_rope
+from evalkit.runs.config import RunConfig
+from evalkit.runs.plan import make_plan, open_encoder
+from evalkit.runs.problems import EXAMPLE, budget_problems, prompt_problems
+from evalkit.types import Prompt
 
 _GIB = 2**30
 _USED_SHARE = 0.92  # of a GPU's memory, vLLM's default
 _ACTIVATIONS = 2 * _GIB  # room for activations and tables: a rough allowance
 _SHOWN = 8
 _SAMPLE_WORDS = 2000
-_MESSAGES: tuple[Message, ...] = (
-    {"role": "user", "content": "Mary went to the kitchen. John went to the garden. Where is Mary?"},
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,66 +93,46 @@ class CheckReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig:
-    """What is examined: a part of what ``evalkit run`` takes, under the same names."""
+def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
+    """Examine a checkpoint for a run. Loads the tokenizer, no weights.
 
-    model: str = option("--model", "Checkpoint folder, or a name on the Hugging Face hub.")
-    revision: str | None = option("--revision", "Branch, tag or commit of a hub name [main].", default=None)
-    lengths: tuple[str, ...] = option("--lengths", "Such as 16k,128k.", parse=parse_lengths)
-    rope: RopeRequest = field(default_factory=RopeRequest)
-    adapter: str | None = option("--adapter", "LoRA adapter to serve on top: a folder, or a hub name.", default=None)
-    adapter_revision: str | None = option("--adapter-revision", "Of the adapter's hub name [main].", default=None)
-    chat: bool | None = option("--chat-template", "Use it; default: if the checkpoint has one.", default=None)
-    system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
-    template_args: tuple[str, ...] = option(
-        "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
-    )
-    max_new_tokens: int | None = option("--max-new-tokens", "Answer limit; default: the card's.", default=None)
-    thinking_tokens: int = option("--thinking-tokens", "Room for reasoning, added to the answer's [0].", default=0)
-    dtype: DType = option("--dtype", "Of weights and cache [auto: the checkpoint's].", default="auto")
-    gpu_memory: float | None = option(
-        "--gpu-memory", "GiB of the GPU (of all that share the model): counts what fits.", default=None
-    )
-
-
-def check(config: CheckConfig) -> CheckReport:
-    """Examine a checkpoint for a run of the given lengths. Loads the tokenizer, no weights.
+    Args:
+        config: the run.
+        gpu_memory: GiB of the GPU, or of all that share the model: counts the requests that fit.
 
     Raises:
         BadInput: the folder is not a checkpoint that could be examined any further.
     """
+    if gpu_memory is not None and not (math.isfinite(gpu_memory) and gpu_memory > 0):
+        raise BadInput(f"--gpu-memory is {gpu_memory:g}; give the GPU's memory in GiB, such as 80.")
     checkpoint = Checkpoint.find(
         config.model, config.revision, adapter=config.adapter, adapter_revision=config.adapter_revision
     )
-    dtype = checkpoint.dtype if config.dtype == "auto" else config.dtype
     rows, warnings = [], list(checkpoint.warnings)
     for length in config.lengths:
-        row, found = _check_length(checkpoint, config.rope, length, dtype, config.gpu_memory)
+        row, found = _check_length(checkpoint, config, length, gpu_memory)
         rows.append(row)
         warnings += found
     problems = [row.problem for row in rows if row.problem]
-    problems += budget_problems(config.thinking_tokens, config.lengths)
+    problems += budget_problems(config.data.thinking_tokens, config.lengths)
     if problem := checkpoint.weight_problem():
         problems.append(problem)
     prompt = None
     try:
-        encoder = Encoder.open(
-            checkpoint.path,
-            chat=config.chat,
-            system_prompt=config.system_prompt,
-            template_args=template_arguments(config.template_args),
-            vocab_size=checkpoint.vocab_size,
-        )
+        encoder = open_encoder(config, checkpoint.path, checkpoint.vocab_size)
         warnings += encoder.warnings
         prompt = _check_prompt(encoder)
-        problems += prompt_problems(encoder, config.max_new_tokens, config.thinking_tokens)
+        problems += prompt_problems(encoder, config.data.max_new_tokens, config.data.thinking_tokens)
     except BadInput as error:
         problems.append(str(error))
     if checkpoint.adapter and (refusal := checkpoint.adapter.vllm_refusal()):
         warnings.append(refusal)
     if not checkpoint.has_chat_template:
         warnings.append("There is no chat template; prompts are plain text, which suits base models.")
+    if not problems:
+        refused, unfitting = _first_steps(config)
+        problems += refused
+        warnings += unfitting
     return CheckReport(
         checkpoint=config.model,
         facts=_facts(checkpoint),
@@ -164,12 +143,28 @@ def check(config: CheckConfig) -> CheckReport:
     )
 
 
-def _check_length(
-    checkpoint: Checkpoint, request: RopeRequest, length: str, dtype: str, gpu_memory_gib: float | None
-) -> tuple[LengthCheck, tuple[str, ...]]:
-    tokens = parse_length(length)
+def _first_steps(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Do what a run does before it loads a model; return why it would be refused, and which cells' first do not fit."""
+    unfitting = []
     try:
-        served = served_rope(checkpoint, request, tokens)
+        config.engine.require_reachable()
+        plan = make_plan(config)
+        plan.open_backend().close()
+        for cell, prompt in plan.first_prompts():
+            if not isinstance(prompt, Prompt):
+                unfitting.append(f"The first sample of {cell} cannot be asked: {prompt}")
+    except EvalkitError as error:
+        return [str(error)], unfitting
+    return [], unfitting
+
+
+def _check_length(
+    checkpoint: Checkpoint, config: RunConfig, length: str, gpu_memory_gib: float | None
+) -> tuple[LengthCheck, tuple[str, ...]]:
+    tokens, dtype = parse_length(length), getattr(config.engine, "dtype", "auto")  # a server's is its own
+    dtype = checkpoint.dtype if dtype == "auto" else dtype
+    try:
+        served = served_rope(checkpoint, config.rope, tokens)
     except BadInput as error:
         return LengthCheck(length=length, tokens=tokens, problem=str(error)), ()
     kv_bytes, num_fit, problem = checkpoint.kv_bytes(tokens, dtype), None, None
@@ -207,7 +202,7 @@ def _arithmetic(served: ServedRope, tokens: int) -> str:
 
 
 def _check_prompt(encoder: Encoder) -> PromptCheck:
-    text = encoder.render(_MESSAGES)
+    text = encoder.render(EXAMPLE)
     ids = [int(i) for i in encoder.encode_prompt(text)]
     bos = encoder.tokenizer.bos_token_id
     if bos is None:
@@ -228,43 +223,6 @@ def _check_prompt(encoder: Encoder) -> PromptCheck:
         bos=said,
         tokens_per_1000_characters=round(1000 * len(encoder.encode_after(prose, "")) / len(prose), 1),
     )
-
-
-def prompt_problems(encoder: Encoder, max_new_tokens: int | None, thinking_tokens: int) -> list[str]:
-    """Return why the prompts of this tokenizer and template cannot be asked; empty where they can.
-
-    Args:
-        encoder: the tokenizer and template.
-        max_new_tokens: the answer's limit; None where nobody named one.
-        thinking_tokens: room for reasoning in front of the answer.
-
-    Raises:
-        BadInput: they cannot even be encoded.
-    """
-    problems = []
-    bos = encoder.tokenizer.bos_token_id
-    if bos is not None and encoder.encode_prompt(encoder.render(_MESSAGES))[:2].tolist() == [bos, bos]:
-        problems.append(
-            f"The prompt begins with BOS {encoder.tokenizer.bos_token!r} twice; take it out of the template."
-        )
-    if encoder.thinking == "open" and not thinking_tokens and max_new_tokens is None:
-        switch = encoder.thinking_switch
-        problems.append(
-            "The chat template opens a think block, and the usual answer room (20 tokens in BABILong) ends inside of "
-            f"it; give --thinking-tokens 2048{f', or --template-arg {switch}=false' if switch else ''}, or name the "
-            "limit yourself with --max-new-tokens."
-        )
-    return problems
-
-
-def budget_problems(thinking_tokens: int, lengths: Sequence[str]) -> list[str]:
-    """Return a sentence for each length that reasoning alone would fill."""
-    return [
-        f"--thinking-tokens {thinking_tokens} is more than {length} leaves beside prompt and answer; give less, or ask "
-        "for longer lengths."
-        for length in lengths
-        if 0 < parse_length(length) <= thinking_tokens
-    ]
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:

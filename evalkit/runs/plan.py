@@ -18,8 +18,8 @@ from evalkit.models.hub import resolve
 from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.records.folder import RunFolder
-from evalkit.runs.check import budget_problems, prompt_problems
 from evalkit.runs.config import RunConfig
+from evalkit.runs.problems import budget_problems, prompt_problems
 from evalkit.runs.shards import part_of
 from evalkit.types import Benchmark, Message, Prompt, Sample
 
@@ -161,7 +161,7 @@ def make_plan(config: RunConfig) -> Plan:
     checkpoint = Checkpoint.find(
         config.model, config.revision, adapter=config.adapter, adapter_revision=config.adapter_revision
     )
-    encoder = _encoder(config, checkpoint.path, checkpoint.vocab_size)
+    encoder = open_encoder(config, checkpoint.path, checkpoint.vocab_size)
     for problem in prompt_problems(encoder, config.data.max_new_tokens, config.data.thinking_tokens):
         raise BadInput(problem)
     benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
@@ -192,7 +192,12 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def _encoder(config: RunConfig, folder: Path, vocab_size: int | None = None) -> Encoder:
+def open_encoder(config: RunConfig, folder: Path, vocab_size: int | None = None) -> Encoder:
+    """Return the tokenizer and template of a checkpoint folder, as a run words its prompts.
+
+    Raises:
+        BadInput: they cannot be read, or a template argument changes nothing.
+    """
     return Encoder.open(
         folder,
         chat=config.chat,
@@ -250,7 +255,7 @@ def _data_alone(config: RunConfig) -> Benchmark:
     """Open a run's benchmark; the tokenizer is loaded only if rows have to be counted."""
 
     def count_tokens(what: str | Sequence[Message]) -> int:
-        encoders[:] = encoders or [_encoder(config, resolve(config.model, config.revision).path)]
+        encoders[:] = encoders or [open_encoder(config, resolve(config.model, config.revision).path)]
         return encoders[0].count_tokens(what)
 
     encoders: list[Encoder] = []
