@@ -49,6 +49,11 @@ class Sample:
     """Names the question within its subset; the same at every length and for every arm, so that results pair."""
     story_id: str
     """The cluster: questions that share a story or a conversation share it."""
+    context_id: str = ""
+    """Names the context among those of its subset, where it is asked several questions, whose prompts then differ
+    behind it alone; "" where it is asked one."""
+    asked_together: tuple[tuple[str, str], ...] = ()
+    """Question and target of each that is asked of this context, this one among them; empty where it is asked one."""
     question: str
     target: str
     facts: tuple[str, ...] = ()

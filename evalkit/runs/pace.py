@@ -19,7 +19,8 @@ class Pace:
 
     loading_seconds: float = 0.0
     by_length: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Per length: ``samples`` answered, their ``prompt_tokens``, and the ``seconds`` that passed."""
+    """Per length: ``samples`` answered, their ``prompt_tokens``, ``cached_tokens`` of these, and the ``seconds`` that
+    passed."""
     _since: float = field(default_factory=time.monotonic)
 
     def loads(self) -> None:
@@ -32,11 +33,13 @@ class Pace:
 
     def answered(self, prediction: Prediction) -> None:
         """One more answer is on disk; a failed one costs time and counts for nothing."""
-        own = self.by_length.setdefault(prediction.length, {"samples": 0, "prompt_tokens": 0, "seconds": 0.0})
+        nothing = {"samples": 0, "prompt_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
+        own = self.by_length.setdefault(prediction.length, nothing)
         own["seconds"] = round(own["seconds"] + self._lap(), 4)
         if prediction.error is None:
             own["samples"] += 1
             own["prompt_tokens"] += prediction.prompt_tokens
+            own["cached_tokens"] += prediction.cached_tokens
 
     def to_json(self) -> dict[str, Any]:
         """Return what is recorded."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.lengths import parse_length
+from evalkit.models.backends.prefix import common_prefix
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.folder import read_json
 from evalkit.records.folder import find_run_folders
@@ -39,12 +40,18 @@ class CellCost:
     length: str
     rope: str
     samples: int
+    """Questions."""
+    contexts: int
+    """What they are asked of: as many, or fewer with ``--questions-per-context``."""
     stories: int
+    """Independent ones, which count as one in every interval whatever is asked of them: the effective sample size."""
     unfitting: int
     """Samples that do not fit, or that the chat template refuses: recorded as such, never asked."""
     unfitting_example: str
     prompt_tokens: int
     """Of all samples together."""
+    prefilled_tokens: int
+    """Of these, what is computed where a context that several samples share is computed once."""
     estimated: bool
     """Not all prompts were built; tokens and unfitting samples are scaled up from those that were."""
     answer_tokens: int
@@ -131,7 +138,21 @@ class RunCost:
             f"Smallest difference of the mean over subsets, in points, that two arms show with 80 % power if they "
             f"disagree on {100 * DISCORDANT:.0f} % of the questions: {by_length}."
         )
-        return lines
+        return [*lines, *self._contexts()]
+
+    def _contexts(self) -> list[str]:
+        """Say what several questions for one prefill save and what they are worth; nothing where each has its own."""
+        samples, contexts, stories, prefilled = (
+            sum(getattr(cell, name) for cell in self.cells)
+            for name in ("samples", "contexts", "stories", "prefilled_tokens")
+        )
+        if contexts == samples:
+            return []
+        return [
+            f"The {samples:,} questions are about {contexts:,} contexts: {prefilled:,} tokens are prefilled where each "
+            "is computed once. The differences above count questions about one story as one, as if they were right or "
+            f"wrong together: {stories:,} independent samples. A report's intervals are clustered by story."
+        ]
 
 
 def run_cost(plan: Plan) -> RunCost:
@@ -182,6 +203,7 @@ def _cell_cost(
     if not samples:
         raise plan.no_samples(cell)
     until, sizes, answers, disk = time.monotonic() + building_seconds, list[int](), list[int](), 0
+    cached, before = list[int](), None
     stories, example, num_tried = list[str](), "", 0
     for sample in samples:
         if num_tried and time.monotonic() > until:
@@ -194,20 +216,25 @@ def _cell_cost(
             continue
         stories.append(sample.story_id)
         sizes.append(len(prompt.token_ids))
+        cached.append(_computed_already(prompt, before))
+        before = prompt
         answers.append(prompt.max_new_tokens)
     scale = len(samples) / num_tried
     if num_tried < len(samples) and sizes:
         stories += [sample.story_id for sample in samples[num_tried:]]
     flops = scale * sum(prefill_flops(plan.checkpoint, size) for size in sizes)
+    flops -= scale * sum(prefill_flops(plan.checkpoint, size) for size in cached)
     cost = CellCost(
         subset=cell.subset,
         length=cell.length,
         rope=plan.rope_for(cell.length).label,
         samples=len(samples),
+        contexts=len({sample.context_id or sample.sample_id for sample in samples}),
         stories=len(set(stories)),
         unfitting=round(scale * (num_tried - len(sizes))),
         unfitting_example=example,
         prompt_tokens=round(scale * sum(sizes)),
+        prefilled_tokens=round(scale * (sum(sizes) - sum(cached))),
         estimated=num_tried < len(samples),
         answer_tokens=round(scale * sum(answers)),
         prefill_flops=flops,
@@ -217,6 +244,12 @@ def _cell_cost(
         detectable_difference=detectable_difference([stories]),
     )
     return cost, stories
+
+
+def _computed_already(prompt: Prompt, before: Prompt | None) -> int:
+    """Count the tokens that a prompt has in common with the one in front of it, where both are about one context."""
+    name = prompt.sample.context_id
+    return common_prefix([before, prompt]) if before and name and name == before.sample.context_id else 0
 
 
 def prefill_flops(checkpoint: Checkpoint, num_tokens: int) -> float:
@@ -302,7 +335,10 @@ def _seconds(checkpoint: Checkpoint, length: str, flops: float, pace: dict[str, 
         return None
     own = pace[min(measured, key=lambda name: abs(parse_length(name) - parse_length(length)))]
     mean = round(own["prompt_tokens"] / own["samples"])
-    return flops * own["seconds"] / (own["samples"] * prefill_flops(checkpoint, mean))
+    computed = (
+        own["samples"] * prefill_flops(checkpoint, mean) * (1 - own.get("cached_tokens", 0) / own["prompt_tokens"])
+    )
+    return flops * own["seconds"] / computed
 
 
 def _disk_bytes(sample: Sample) -> int:
@@ -315,7 +351,8 @@ def _cannot_answer(plan: Plan, detectable: dict[str, float]) -> list[str]:
     coarse = [length for length, value in detectable.items() if value > COARSE]
     if not coarse:
         return []
-    fair, fine = (samples_needed(len(plan.subsets), goal) for goal in (COARSE, COARSE / 2))
+    each = plan.config.data.questions_per_context  # of a context count as one
+    fair, fine = (each * samples_needed(len(plan.subsets), goal) for goal in (COARSE, COARSE / 2))
     return [
         f"At {', '.join(coarse)} two arms must differ by up to {100 * max(detectable.values()):.0f} points to be told "
         f"apart; --samples {fair} would show {100 * COARSE:.0f} points, --samples {fine} half of that."

@@ -16,6 +16,7 @@ from evalkit.benchmarks.babilong.worlds import (
     TOWN,
     TOWN_PEOPLE,
     WINDOW,
+    Question,
     Story,
     last_visits,
     pick,
@@ -78,10 +79,14 @@ def two_arguments(rng: Generator) -> Story:
         pairs.append((end, toward, middle) if relative_to_middle else (middle, OPPOSITE[toward], end))
     pairs = shuffled(rng, pairs)
     facts = tuple(f"The {subject} is {toward} of the {reference}." for subject, toward, reference in pairs)
-    fact = int(rng.integers(2))
-    subject, toward, reference = pairs[fact]
-    forms = (f"What is {toward} of the {reference}?", f"What is the {reference} {OPPOSITE[toward]} of?")
-    return Story(facts, pick(rng, forms), subject, (fact,))
+
+    def ask(rng: Generator) -> Question:
+        fact = int(rng.integers(2))
+        subject, toward, reference = pairs[fact]
+        forms = (f"What is {toward} of the {reference}?", f"What is the {reference} {OPPOSITE[toward]} of?")
+        return Question(pick(rng, forms), subject, (fact,))
+
+    return Story(facts, *ask(rng), ask)
 
 
 def times_of_day(rng: Generator) -> Story:
@@ -90,7 +95,20 @@ def times_of_day(rng: Generator) -> Story:
     days: dict[str, list[tuple[str, int]]] = {person: [] for person in TOWN_PEOPLE}  # (place, event), yesterday first
     events: list[str] = []
     told: list[int] = []  # the events in the order in which a reader meets them
-    options: list[tuple[str, tuple[str, int], tuple[str, int]]] = []
+
+    def options(since: int) -> list[tuple[str, tuple[str, int], tuple[str, int]]]:
+        return [
+            (person, before_visit, visit)
+            for person, day in days.items()
+            for before_visit, visit in last_visits(day)
+            if visit[1] >= since
+        ]
+
+    def ask(rng: Generator, since: int = 0) -> Question:
+        person, (place_before, event_before), (place, event) = pick(rng, options(since))
+        supporting = (told.index(event), told.index(event_before))
+        return Question(f"Where was {person} before the {place}?", place_before, supporting)
+
     while questions_left:
         person = pick(rng, [person for person, day in days.items() if len(day) < len(TIMES)])
         time, before = TIMES[len(days[person])], days[person][-1:]
@@ -98,19 +116,10 @@ def times_of_day(rng: Generator) -> Story:
         days[person].append((place, len(events)))
         move = f"{person} {pick(rng, MOVE)} the {place}"
         events.append(f"{time.capitalize()} {move}." if rng.random() < 0.5 else f"{move} {time}.")
-        options = [
-            (person, before_visit, visit)
-            for person, day in days.items()
-            for before_visit, visit in last_visits(day)
-            if len(events) - visit[1] <= WINDOW
-        ]
-        if len(events) % 2 == 0 and options:
+        if len(events) % 2 == 0 and options(len(events) - WINDOW):
             told += [len(told) + i for i in rng.permutation(len(events) - len(told)).tolist()]
             questions_left -= 1
-    person, (place_before, event_before), (place, event) = pick(rng, options)
-    question = f"Where was {person} before the {place}?"
-    supporting = (told.index(event), told.index(event_before))
-    return Story(tuple(events[i] for i in told), question, place_before, supporting)
+    return Story(tuple(events[i] for i in told), *ask(rng, len(events) - WINDOW), ask)
 
 
 def fears(rng: Generator) -> Story:
@@ -131,9 +140,13 @@ def fears(rng: Generator) -> Story:
             kind_of[name] = kind
             member_fact[name] = len(facts)
             facts.append(f"{name} is a {kind}.")
-    name = pick(rng, CHASED_NAMES)
-    kind = kind_of[name]
-    return Story(tuple(facts), f"What is {name.lower()} afraid of?", feared[kind], (member_fact[name], rule_fact[kind]))
+
+    def ask(rng: Generator) -> Question:
+        name = pick(rng, CHASED_NAMES)
+        kind = kind_of[name]
+        return Question(f"What is {name.lower()} afraid of?", feared[kind], (member_fact[name], rule_fact[kind]))
+
+    return Story(tuple(facts), *ask(rng), ask)
 
 
 def colors(rng: Generator) -> Story:
@@ -191,13 +204,17 @@ def positions(rng: Generator) -> Story:
     for shape, side in zip((first, last), ends, strict=True):
         pairs.append((shape, side, middle) if rng.random() < 0.5 else (middle, opposite[side], shape))
     facts = tuple(f"The {subject} is {side} the {reference}." for subject, side, reference in pairs)
-    order = [0, 1]
-    if rng.random() < 0.5:  # ask about the last shape relative to the first
-        first, last, across, up, order = last, first, -across, -up, [1, 0]
-    truth = [side for side, (x, y) in SIDES.items() if x * across + y * up > 0]
-    is_true = rng.random() < 0.5
-    side = pick(rng, truth if is_true else [side for side in sides if side not in truth])
-    return Story(facts, f"Is the {first} {side} the {last}?", "yes" if is_true else "no", (order[0], order[1]))
+
+    def ask(rng: Generator) -> Question:
+        asked, other, sign, order = first, last, 1, (0, 1)
+        if rng.random() < 0.5:  # ask about the last shape relative to the first
+            asked, other, sign, order = last, first, -1, (1, 0)
+        truth = [side for side, (x, y) in SIDES.items() if sign * (x * across + y * up) > 0]
+        is_true = rng.random() < 0.5
+        side = pick(rng, truth if is_true else [side for side in sides if side not in truth])
+        return Question(f"Is the {asked} {side} the {other}?", "yes" if is_true else "no", order)
+
+    return Story(facts, *ask(rng), ask)
 
 
 def sizes(rng: Generator) -> Story:
@@ -220,14 +237,18 @@ def sizes(rng: Generator) -> Story:
             for (other, large), second in told.items()
             if middle == other
         ]
-    small, large, first, second = pick(rng, chains)
-    forms = (
-        (f"Does the {small} fit in the {large}?", "yes"),
-        (f"Is the {large} bigger than the {small}?", "yes"),
-        (f"Does the {large} fit in the {small}?", "no"),
-        (f"Is the {small} bigger than the {large}?", "no"),
-    )
-    return Story(tuple(facts), *pick(rng, forms), (first, second))
+
+    def ask(rng: Generator) -> Question:
+        small, large, first, second = pick(rng, chains)
+        forms = (
+            (f"Does the {small} fit in the {large}?", "yes"),
+            (f"Is the {large} bigger than the {small}?", "yes"),
+            (f"Does the {large} fit in the {small}?", "no"),
+            (f"Is the {small} bigger than the {large}?", "no"),
+        )
+        return Question(*pick(rng, forms), (first, second))
+
+    return Story(tuple(facts), *ask(rng), ask)
 
 
 def paths(rng: Generator) -> Story:
@@ -272,7 +293,8 @@ def motives(rng: Generator) -> Story:
     gone: set[str] = set()
     got: set[str] = set()
     facts: list[str] = []
-    questions: list[tuple[str, str, tuple[int]]] = []  # one after each statement
+    questions: list[Question] = []  # one after each statement
+    until: dict[Question, int] = {}  # the statement that answers it, where it is about what is to come
     waiting = list(MOTIVATED_NAMES)
     while waiting:
         name = pick(rng, waiting)
@@ -280,19 +302,21 @@ def motives(rng: Generator) -> Story:
         if name not in felt:
             felt[name] = len(facts)
             facts.append(f"{name} is {feeling[name]}.")
-            questions.append((f"Where will {name.lower()} go?", place, (felt[name],)))
+            questions.append(Question(f"Where will {name.lower()} go?", place, (felt[name],)))
         elif name not in gone:
             gone.add(name)
+            until[questions[felt[name]]] = len(facts)
             facts.append(f"{name} {pick(rng, MOVE)} the {place}.")
-            questions.append((f"Why did {name.lower()} go to the {place}?", feeling[name], (felt[name],)))
+            questions.append(Question(f"Why did {name.lower()} go to the {place}?", feeling[name], (felt[name],)))
         else:
             waiting.remove(name)
             if thing not in got:
                 got.add(thing)
                 facts.append(f"{name} {pick(rng, GET)} the {thing} there.")
-                questions.append((f"Why did {name.lower()} get the {thing}?", feeling[name], (felt[name],)))
+                questions.append(Question(f"Why did {name.lower()} get the {thing}?", feeling[name], (felt[name],)))
     asked = int(rng.integers(len(questions)))
-    return Story(tuple(facts[: asked + 1]), *questions[asked])
+    decided = [one for one in questions[: asked + 1] if until.get(one, len(facts)) > asked]
+    return Story(tuple(facts[: asked + 1]), *questions[asked], lambda rng: pick(rng, decided))
 
 
 PUZZLES: dict[str, Callable[[Generator], Story]] = {

@@ -16,18 +16,27 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.benchmarks.babilong import questions
+from evalkit.benchmarks.babilong.contexts import contexts_of_file, generated_contexts
 from evalkit.benchmarks.babilong.files import read_babi
 from evalkit.benchmarks.babilong.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
 from evalkit.benchmarks.babilong.imported import imported_runs
 from evalkit.benchmarks.babilong.options import BABILongOptions
-from evalkit.benchmarks.babilong.placement import Window, depth_gaps, draw_window, official_gaps, weave, weave_text
+from evalkit.benchmarks.babilong.placement import (
+    Window,
+    Woven,
+    depth_gaps,
+    draw_window,
+    official_gaps,
+    weave,
+    weave_text,
+)
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.benchmarks.babilong.published import published_samples
 from evalkit.benchmarks.babilong.scorers import SCORER_VERSION, score_corrected, score_official
@@ -98,12 +107,13 @@ class BABILong:
             rows = published_samples(self.card, self.options.source, subset, length)
             yield from islice(select(rows, self.options.conditions), count)
             return
-        for sample in islice(select(self._stories(subset), self.options.conditions), count):
+        asked = islice(self._questions(subset), count)
+        for _, questions_of_one in groupby(asked, key=lambda sample: sample.context_id or sample.sample_id):
+            together = list(questions_of_one)
             if not self.depths:
-                yield sample
+                yield from together
             for depth in self.depths:
-                metadata = {**sample.metadata, "depth": depth}
-                yield replace(sample, sample_id=f"{sample.sample_id}@{depth:g}", metadata=metadata)
+                yield from (_at_depth(sample, depth) for sample in together)
 
     def prompt(self, sample: Sample, length: str, encoder: PromptEncoder, window: int) -> Prompt:
         """Build the prompt of one question at one length; see ``types.Benchmark``.
@@ -148,6 +158,8 @@ class BABILong:
         }
         if self.options.thinking_tokens:  # not named where there are none: older run folders go on
             recipe["thinking_tokens"] = self.options.thinking_tokens
+        if self.options.questions_per_context > 1:  # likewise
+            recipe["questions_per_context"] = self.options.questions_per_context
         if self.generated:
             recipe |= {
                 "seed": self.seed,
@@ -157,6 +169,15 @@ class BABILong:
                 "control": self.options.control,
             }
         return recipe
+
+    def _questions(self, subset: str) -> Iterator[Sample]:
+        """Return all questions of a subset, those of a context next to each other."""
+        size, facts, conditions = self.options.questions_per_context, self.options.facts, self.options.conditions
+        if size == 1:
+            return select(self._stories(subset), conditions)
+        if facts is not None:
+            return contexts_of_file(facts, subset, size, conditions, part=self.part)
+        return generated_contexts(subset, self.seed, size, conditions)
 
     def _stories(self, subset: str) -> Iterator[Sample]:
         if self.options.facts is not None:
@@ -181,13 +202,25 @@ class BABILong:
         content = self._texts_of(sample.subset).fill(sample.context or "", sample.question)
         return encoder.encode_prompt(encoder.render([Message(role="user", content=content)]))
 
-    def _frame(self, sample: Sample, encoder: PromptEncoder) -> tuple[str, str]:
-        """Return the rendered text in front of and behind the context."""
-        content = self._texts_of(sample.subset).fill(_CONTEXT, sample.question)
+    def _frame(self, sample: Sample, encoder: PromptEncoder, question: str | None = None) -> tuple[str, str]:
+        """Return the rendered text in front of and behind the context, for the sample's question or another one."""
+        content = self._texts_of(sample.subset).fill(_CONTEXT, sample.question if question is None else question)
         head, found, tail = encoder.render([Message(role="user", content=content)]).partition(_CONTEXT)
         if not found:
             raise BadInput("The chat template or the wording drops the context; a prompt must contain it.")
         return head, tail
+
+    def _longest_tail(self, sample: Sample, head: str, tail: str, encoder: PromptEncoder) -> str:
+        """Return what stands behind the context with the longest question it is asked: what leaves it room fits all."""
+        if not sample.asked_together:
+            return tail
+        frames = [self._frame(sample, encoder, question) for question, _ in sample.asked_together]
+        if any(other != head for other, _ in frames):
+            raise BadInput(
+                f"The wording of {sample.subset} puts the question in front of the context, so that questions share no "
+                "prefix; drop --questions-per-context, or put {question} behind {context}."
+            )
+        return max((other for _, other in frames), key=lambda one: _num_behind(one, encoder))
 
     def _without_background(self, sample: Sample, encoder: PromptEncoder) -> tuple[TokenIds, list[int]]:
         head, tail = self._frame(sample, encoder)
@@ -200,9 +233,9 @@ class BABILong:
         self, sample: Sample, length: str, encoder: PromptEncoder, limit: int
     ) -> tuple[TokenIds, list[int]]:
         """Return at most ``limit`` ids, at least limit - MAX_SPARE_TOKENS, and the position of each fact."""
-        head, tail = self._frame(sample, encoder)
-        # A word in front: some tokenizers join a full stop with the line break that begins the tail.
-        frame = len(encoder.encode_prompt(head)) + len(encoder.encode_after(f" x{tail}"))
+        head, own_tail = self._frame(sample, encoder)
+        tail = self._longest_tail(sample, head, own_tail, encoder)
+        frame = len(encoder.encode_prompt(head)) + _num_behind(tail, encoder)
         if frame >= limit:
             raise LengthTooShort(
                 f"{length} does not fit a prompt of {sample.subset}: the wording alone takes {frame} tokens and the "
@@ -223,17 +256,16 @@ class BABILong:
             background = draw_window(haystack, np.random.default_rng(seed), max(room, 0))
             gaps = self._gaps(sample, background, places)
             woven = weave(background, gaps, sample.facts, fact_ids)
-            if woven.last:
-                opening = encoder.encode_prompt(head + woven.first)
-                ids = np.concatenate([opening, woven.middle, encoder.encode_after(f" {woven.last}{tail}")])
-            else:
-                opening = ids = encoder.encode_prompt(head + woven.first + tail)
+            ids, start = _join(head, woven, tail, encoder)
             spare = limit - len(ids)
             if 0 <= spare <= MAX_SPARE_TOKENS or (spare < 0 and room <= 0):
                 break
             room += spare
-        self._check_once(sample.subset, length, encoder, ids, partial(_whole, head, tail, background, gaps, sample))
-        return ids, [max(0, len(opening) + int(offset)) for offset in woven.fact_offsets]
+        if own_tail != tail:
+            ids, start = _join(head, woven, own_tail, encoder)
+        whole = partial(_whole, head, own_tail, background, gaps, sample)
+        self._check_once(sample.subset, length, encoder, ids, whole)
+        return ids, [max(0, start + int(offset)) for offset in woven.fact_offsets]
 
     def _gaps(self, sample: Sample, background: Window, places: NDArray[np.float64]) -> NDArray[np.int64]:
         if "depth" in sample.metadata:
@@ -307,9 +339,32 @@ def _labels(subset: str) -> Sequence[str]:
     return card.subsets[subset].labels
 
 
+def _at_depth(sample: Sample, depth: float) -> Sample:
+    return replace(
+        sample,
+        sample_id=f"{sample.sample_id}@{depth:g}",
+        context_id=sample.context_id and f"{sample.context_id}@{depth:g}",
+        metadata={**sample.metadata, "depth": depth},
+    )
+
+
 def _story_part(sample: Sample) -> str:
-    """Name the question's place alone: all its depths share background and draw."""
-    return row_number(sample.sample_id).partition("@")[0]
+    """Name the question's place alone, or its context's: all depths share background and draw."""
+    return (sample.context_id or row_number(sample.sample_id)).partition("@")[0]
+
+
+def _num_behind(tail: str, encoder: PromptEncoder) -> int:
+    """Count the tokens behind the context, with a word in front: some tokenizers join a full stop and a line break."""
+    return len(encoder.encode_after(f" x{tail}"))
+
+
+def _join(head: str, woven: Woven, tail: str, encoder: PromptEncoder) -> tuple[TokenIds, int]:
+    """Return the ids of a prompt, and the token that ``woven.fact_offsets`` count from."""
+    if not woven.last:
+        ids = encoder.encode_prompt(head + woven.first + tail)
+        return ids, len(ids)
+    opening = encoder.encode_prompt(head + woven.first)
+    return np.concatenate([opening, woven.middle, encoder.encode_after(f" {woven.last}{tail}")]), len(opening)
 
 
 def _whole(head: str, tail: str, background: Window, gaps: NDArray[np.int64], sample: Sample) -> str:

@@ -16,8 +16,10 @@ the program is our own. Four rules of those files explain most of their numbers:
 * Actor and action are drawn together, and again when impossible: whoever holds or finds something acts more often.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from numpy.random import Generator
@@ -44,6 +46,14 @@ WINDOW = 5
 QUESTIONS_PER_STORY = 5
 
 
+class Question(NamedTuple):
+    """What is asked of a world, with its answer and the statements that decide it."""
+
+    text: str
+    answer: str
+    supporting: tuple[int, ...]
+
+
 class Story(NamedTuple):
     """One question with the statements before it."""
 
@@ -52,14 +62,8 @@ class Story(NamedTuple):
     answer: str
     supporting: tuple[int, ...]
     """Indices into ``facts``, in the order in which the answer uses them."""
-
-
-class Question(NamedTuple):
-    """What is asked of a world, with its answer and the statements that decide it."""
-
-    text: str
-    answer: str
-    supporting: tuple[int, ...]
+    draw: Callable[[Generator], Question] | None = None
+    """Draws a question about the same statements, be it another one or this; None where they decide no other."""
 
 
 def pick(rng: Generator, options: Sequence[T]) -> T:
@@ -84,6 +88,7 @@ class World:
         self.place = {person: pick(rng, places) for person in people}
         self.known: dict[str, tuple[int, ...]] = {}
         """For each person who was spoken of: the statements that tell where they are (or are not) now."""
+        self.window = WINDOW
         self.whose: list[str] = []
         """For each statement its person, for one about two persons both; "" where it does not tell a place."""
 
@@ -95,7 +100,7 @@ class World:
 
     def is_recent(self, fact: int) -> bool:
         """Say whether a statement is within the window that questions are about."""
-        return len(self.facts) - fact <= WINDOW
+        return len(self.facts) - fact <= self.window
 
     def new_place(self, *persons: str) -> str:
         """Draw a place where none of the persons is."""
@@ -113,7 +118,7 @@ class World:
 
     def recent_person(self) -> str | None:
         """Draw one of the places told within the window, and return whose it was."""
-        recent = [person for person in self.whose[-WINDOW:] if person]
+        recent = [person for person in self.whose[-self.window :] if person]
         return pick(self.rng, recent) if recent else None
 
 
@@ -424,7 +429,15 @@ def _tell_story(world: W, step: Callable[[W], None], ask: Callable[[W], Question
         if question is not None:
             questions_left -= 1
             if questions_left == 0:
-                return Story(tuple(world.facts), *question)
+                return Story(tuple(world.facts), *question, partial(_ask_of_all, world, ask))
+
+
+def _ask_of_all(world: W, ask: Callable[[W], Question | None], rng: Generator) -> Question:
+    """Draw a question about anything that was told, however long ago: ``WINDOW`` would leave few to choose from."""
+    world.rng, world.window = rng, sys.maxsize
+    question = ask(world)
+    assert question is not None, "one was asked of the world already"
+    return question
 
 
 def _walks(

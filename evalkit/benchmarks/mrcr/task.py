@@ -30,7 +30,7 @@ from evalkit.benchmarks.mrcr.options import MRCROptions
 from evalkit.benchmarks.mrcr.published import PublishedRows
 from evalkit.benchmarks.mrcr.scorers import SCORER_VERSION, SCORERS
 from evalkit.benchmarks.mrcr.texts import FORMATS, TEXTS_VERSION, TOPICS, write_text
-from evalkit.benchmarks.options import GENERATED, Part
+from evalkit.benchmarks.options import GENERATED, Part, too_few_questions
 from evalkit.errors import BadInput, ContextOverflow
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prompt, PromptEncoder, Sample, TokenCounter, TokenIds
@@ -100,6 +100,8 @@ class MRCR:
         }
         if self.options.thinking_tokens:  # not named where there are none: older run folders go on
             answer["thinking_tokens"] = self.options.thinking_tokens
+        if self.options.questions_per_context > 1:  # likewise
+            answer["questions_per_context"] = self.options.questions_per_context
         if self._published:
             return {**self._published.recipe(), **answer}
         settings = self.card.settings
@@ -123,17 +125,22 @@ class MRCR:
         """Yield ``count`` samples of "2needle", "4needle" or "8needle": generated ones are the same at every length.
 
         Raises:
-            BadInput: there is no such subset or length, or a published row cannot be read.
+            BadInput: there is no such subset or length, it has fewer needles than questions are asked, or a published
+                row cannot be read.
         """
         parse_length(length)
         if subset not in self.card.subsets:
             raise BadInput(f"MRCR has no subset {subset!r}; it has {', '.join(self.card.subsets)}.")
         if self._published:
             return islice(self._published.samples(subset, length), count)
-        return (self._sample(subset, index) for index in range(count))
+        num_needles, asked = int(subset.removesuffix("needle")), self.options.questions_per_context
+        if asked > num_needles:
+            raise too_few_questions(asked, f"a conversation of {subset}", num_needles)
+        return (self._sample(subset, *divmod(number, asked)) for number in range(count))
 
-    def _sample(self, subset: str, index: int) -> Sample:
-        num_needles = int(subset.removesuffix("needle"))
+    def _sample(self, subset: str, index: int, number: int) -> Sample:
+        """Return one of the questions (``number``, from 0) that a conversation is asked."""
+        num_needles, asked = int(subset.removesuffix("needle")), self.options.questions_per_context
         rng = np.random.default_rng([self.seed, _SAMPLE, num_needles, index])
         form, topic = FORMATS[rng.integers(len(FORMATS))], TOPICS[rng.integers(len(TOPICS))]
         shortest, longest = self.card.settings["needle_chars"][subset]
@@ -141,17 +148,26 @@ class MRCR:
         needles = tuple(write_text(rng, form, topic, int(size)) for size in sizes)
         prefix = "".join(_ALPHANUMERICS[i] for i in rng.integers(len(_ALPHANUMERICS), size=10))
         # Every block of n samples asks once for each of the n needles: position and ordinal stay balanced.
-        block, place = divmod(index, num_needles)
+        block, place = divmod(index * asked, num_needles)
         order = np.random.default_rng([self.seed, _ORDINAL, num_needles, block]).permutation(num_needles)
-        wanted = int(order[place])
-        question = self.card.template.format(prefix=prefix, ordinal=ORDINALS[wanted], format=form, topic=topic)
+        ordinals = [int(order[(place + i) % num_needles]) for i in range(asked)]
+        together = tuple(
+            (
+                self.card.template.format(prefix=prefix, ordinal=ORDINALS[ordinal], format=form, topic=topic),
+                prefix + needles[ordinal],
+            )
+            for ordinal in ordinals
+        )
+        wanted, (question, target) = ordinals[number], together[number]
         return Sample(
             task=self.task,
             subset=subset,
-            sample_id=f"{index:05d}",
+            sample_id=f"{index:05d}-q{number + 1}" if asked > 1 else f"{index:05d}",
             story_id=f"{subset}-{index:05d}",
+            context_id=f"{index:05d}" if asked > 1 else "",
+            asked_together=together if asked > 1 else (),
             question=question,
-            target=prefix + needles[wanted],
+            target=target,
             facts=needles,
             supporting=(wanted,),
             seed=int(rng.integers(2**63)),
@@ -189,8 +205,13 @@ class MRCR:
         return Prompt(sample=sample, length=length, token_ids=token_ids, max_new_tokens=room, fact_positions=offsets)
 
     def _answer_room(self, sample: Sample, encoder: PromptEncoder) -> int:
-        """Return the answer's tokens, and a margin for its end and for another way to split it into tokens."""
-        return len(encoder.encode_with_starts(sample.target)[0]) + int(self.card.settings["answer_margin"])
+        """Return the answer's tokens, and a margin for its end and for another way to split it into tokens.
+
+        What is asked of one conversation gets the room of the longest answer, so that the conversation is the same.
+        """
+        targets = [target for _, target in sample.asked_together] or [sample.target]
+        longest = max(len(encoder.encode_with_starts(target)[0]) for target in targets)
+        return longest + int(self.card.settings["answer_margin"])
 
     def _as_turns(
         self, sample: Sample, length: str, budget: int, encoder: PromptEncoder
@@ -213,18 +234,20 @@ class MRCR:
         Turns are chosen by their own tokens. Where these do not add up to the prompt's (a reply is cut between words, a
         conversation can only be tokenized whole), the difference goes into the next choice.
         """
-        best = self._interleave(sample, [])
-        ids = conversation.encode(best, sample.question)
+        questions = [question for question, _ in sample.asked_together] or [sample.question]
+        bare = self._interleave(sample, [])
+        question = max(questions, key=lambda one: len(conversation.encode(bare, one)))  # where it fits, all fit
+        best, ids = bare, conversation.encode(bare, question)
         room = budget - len(ids) - _AIM
         for _ in range(0 if self.options.control else _MAX_TRIES):
             if budget - len(ids) <= SLACK:
                 break
             turns = self._interleave(sample, self._choose(sample, room, conversation))
-            new_ids = conversation.encode(turns, sample.question)
+            new_ids = conversation.encode(turns, question)
             if len(ids) < len(new_ids) <= budget:
                 best, ids = turns, new_ids
             room += budget - len(new_ids) - _AIM
-        return best, ids
+        return best, ids if question == sample.question else conversation.encode(best, sample.question)
 
     def _choose(self, sample: Sample, room: int, conversation: ConversationEncoder) -> list[Turn]:
         """Return whole distractors from the start of the sample's stream, then one that is cut to what is left."""

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +14,7 @@ from evalkit.files import first_line, versions
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu, say_which
 from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import ModelOptions
+from evalkit.models.backends.prefix import common_prefix
 from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
@@ -114,6 +117,7 @@ class HFBackend:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
+        self._variant = rope.variant
         if self.model is None:
             model = load_causal_lm(
                 self.checkpoint.path,
@@ -155,9 +159,16 @@ class HFBackend:
         rebuild_rotary_modules(self.model)
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
-        """Yield each prompt with its greedy completion as soon as its row of the batch is finished."""
-        for batch in _batches(prompts, self.batch_tokens, alone=self._goes_alone):
-            yield from self._answer(batch)
+        """Yield each prompt with its greedy completion as soon as its row of the batch is finished.
+
+        What adjacent prompts about one context have in common is computed once.
+        """
+        for context, about in groupby(prompts, key=self._context):
+            if context:
+                yield from self._answer(list(about))
+            else:
+                for batch in _batches(about, self.batch_tokens, alone=self._goes_alone):
+                    yield from self._answer(batch)
 
     def close(self) -> None:
         """Drop the weights."""
@@ -189,6 +200,29 @@ class HFBackend:
             logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
         found: list[float] = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten().tolist()
         return found
+
+    def _context(self, prompt: Prompt) -> tuple[str, str, str] | None:
+        """Name the context that a prompt shares with others; None where it is computed for the prompt alone.
+
+        Short ones are, in large batches. The beginning of a prompt may be another one where the frequencies hang on its
+        length (a variant of the rule).
+        """
+        sample = prompt.sample
+        if not sample.context_id or len(prompt.token_ids) <= _SHORT or self._variant or not self._keeps_all_keys:
+            return None
+        return sample.subset, prompt.length, sample.context_id
+
+    @cached_property
+    def _keeps_all_keys(self) -> bool:
+        """Whether what a prompt leaves in the cache serves each of its beginnings too: no state, no window of keys."""
+        import torch
+        from transformers.cache_utils import DynamicLayer
+
+        ids = torch.tensor([self.tokenizer(PROBE, add_special_tokens=False).input_ids], device=self.device)
+        with torch.inference_mode():
+            cache = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
+        layers = getattr(cache, "layers", [])
+        return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
     def _goes_alone(self, prompt: Prompt) -> bool:
         tokens = len(prompt.token_ids)
@@ -224,11 +258,37 @@ class HFBackend:
                 waiting += [part for part in (rest[half:], rest[:half]) if part]
 
     def _decode(self, batch: list[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
-        """Prefill the left-padded batch once, then add one token a step to the rows that are not finished."""
+        """Answer a batch of prompts; those about one context from one cache of what they have in common."""
         import torch
 
         started = time.perf_counter()
-        ids, mask = self._pad(batch)
+        shared = common_prefix(batch) if len(batch) > 1 and self._context(batch[0]) else 0
+        if not shared:
+            yield from self._decode_rows(batch, started)
+            return
+        ids = torch.from_numpy(batch[0].token_ids[:shared].astype("int64"))[None].to(self.device)
+        with torch.inference_mode():
+            step = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
+        for rows in _batches(batch, self.batch_tokens):
+            own = _repeated(step.past_key_values, len(rows))
+            for prompt, completion in self._decode_rows(rows, started, shared, own):
+                cached = 0 if prompt is batch[0] else shared
+                yield prompt, replace(completion, num_cached_tokens=cached)
+
+    def _decode_rows(
+        self, batch: list[Prompt], started: float, shared: int = 0, cache: Any = None
+    ) -> Iterator[tuple[Prompt, Completion]]:
+        """Prefill the left-padded batch once, then add one token a step to the rows that are not finished.
+
+        Args:
+            batch: the prompts.
+            started: when they were taken up, by the performance counter.
+            shared: tokens at the beginning of each that ``cache`` holds already.
+            cache: of as many rows as there are prompts.
+        """
+        import torch
+
+        ids, mask = self._pad(batch, shared)
         rows = list(range(len(batch)))
         answers: list[list[int]] = [[] for _ in batch]
         logprobs: list[list[float]] = [[] for _ in batch]
@@ -237,7 +297,8 @@ class HFBackend:
             step = self.model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, shared:],
+                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -275,16 +336,21 @@ class HFBackend:
                     use_cache=True,
                 )
 
-    def _pad(self, batch: list[Prompt]) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Return ids and mask of shape (batch, longest prompt), padded on the left."""
+    def _pad(self, batch: list[Prompt], shared: int) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return the ids behind the shared ones, padded on the left, and the mask of all.
+
+        Shapes (batch, longest prompt - shared) and (batch, longest prompt).
+        """
         import torch
 
         longest = max(len(prompt.token_ids) for prompt in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        ids = torch.zeros(len(batch), longest - shared, dtype=torch.long)
         mask = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask[:, :shared] = 1
         for row, prompt in enumerate(batch):
-            ids[row, longest - len(prompt.token_ids) :] = torch.from_numpy(prompt.token_ids.astype("int64"))
-            mask[row, longest - len(prompt.token_ids) :] = 1
+            rest = torch.from_numpy(prompt.token_ids[shared:].astype("int64"))
+            ids[row, longest - shared - len(rest) :] = rest
+            mask[row, longest - len(rest) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
     def _completion(self, token_ids: list[int], stopped: bool, seconds: float, logprobs: list[float]) -> Completion:
@@ -350,6 +416,15 @@ def _batches(
         batch.append(prompt)
     if batch:
         yield batch
+
+
+def _repeated(cache: Any, rows: int) -> Any:
+    """Return a cache with so many rows for one, which grows without changing the first: layers only replace tensors."""
+    own = copy(cache)
+    own.layers = [copy(layer) for layer in cache.layers]
+    if rows > 1:
+        own.batch_repeat_interleave(rows)
+    return own
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
