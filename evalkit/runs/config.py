@@ -17,6 +17,9 @@ from evalkit.options import option
 from evalkit.records.folder import RunFolder
 from evalkit.runs.shards import parse_shard
 
+_SINCE = {"answer_logprob"}
+"""Settings that run folders of schema 2 did not have at first; their defaults are what was done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -38,6 +41,10 @@ class RunConfig:
     seed: int = option("--seed", "Draws data; same for all arms [0].", default=0)
     """Draws questions, background and placement. Evaluate all arms with the same one."""
     shard: str | None = option("--shard", "Ask one part, such as 3/8; 'report' joins.", default=None, parse=parse_shard)
+    answer_logprob: bool = option(
+        "--answer-logprob", "Also record the right answer's log-probability, and the wrong labels'.", default=False
+    )
+    """Changes no answer, so it is no part of the fingerprint; a folder has it for all of its answers or for none."""
     data: TaskOptions
     """Of the task's own class."""
 
@@ -136,7 +143,7 @@ def recorded_config(folder: RunFolder) -> RunConfig:
     if folder.published:
         raise BadInput(f"{folder.path} holds imported answers; their prompts cannot be rebuilt.")
     config = folder.config
-    if not options.settings(RunConfig).keys() <= config.keys():
+    if not options.settings(RunConfig).keys() - _SINCE <= config.keys():
         raise BadInput(
             f"{folder.path} was written by an earlier evalkit: it can be reported, but its prompts cannot be rebuilt."
         )

@@ -18,7 +18,7 @@ from evalkit.runs.config import recorded_config
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import now, provenance
-from evalkit.types import Completion, Key, Prediction, Prompt, Sample
+from evalkit.types import AnswerLogprob, Completion, Key, Prediction, Prompt, Sample
 
 _OVERFLOW = "context_overflow"
 MAX_FACT_CHARS = 4000
@@ -78,7 +78,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
     """
     observer = observer or Observer()
-    _refuse_another_shard(plan)
+    _refuse_another_part(plan)
     backend = plan.open_backend()
     observer.phase("building prompts")
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
@@ -125,15 +125,22 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         return _result(plan, folder, asked, backend.warnings)
 
 
-def _refuse_another_shard(plan: Plan) -> None:
-    """Shards of a run have one fingerprint, so that a report can join them; a folder holds one of them.
+def _refuse_another_part(plan: Plan) -> None:
+    """Refuse what the fingerprint does not tell apart: a folder is one shard, with log-probabilities or without.
 
     Raises:
-        RunFolderError: the folder holds another part of the run.
+        RunFolderError: the folder holds another part of the run, or answers of the other kind.
     """
     if not (plan.out / "run.json").exists():
         return
-    held, asked = RunFolder.open(plan.out).config.get("shard"), plan.config.shard
+    config = RunFolder.open(plan.out).config
+    if config.get("answer_logprob", False) != plan.config.answer_logprob:
+        has, way = ("no", "without") if plan.config.answer_logprob else ("the", "with")
+        raise RunFolderError(
+            f"The answers in run folder {plan.out} have {has} log-probabilities of right answers beside them; go on "
+            f"{way} --answer-logprob, or use another --out, or none."
+        )
+    held, asked = config.get("shard"), plan.config.shard
     if held != asked:
         raise RunFolderError(
             f"Run folder {plan.out} holds {f'shard {held}' if held else 'the whole'} of a run, and "
@@ -232,7 +239,18 @@ def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Predict
         attempt=attempt,
         error=completion.error,
         retryable=completion.retryable,
+        answer_logprob=_answer_logprob(prompt, completion),
         metadata=_metadata(sample),
+    )
+
+
+def _answer_logprob(prompt: Prompt, completion: Completion) -> AnswerLogprob | None:
+    if completion.error is not None or not prompt.candidates:
+        return None
+    ids = next(iter(prompt.candidates.values()))
+    target, *wrong = (round(value, 6) for value in completion.candidate_logprobs)
+    return AnswerLogprob(
+        target=target, tokens=len(ids), wrong=dict(zip(list(prompt.candidates)[1:], wrong, strict=True))
     )
 
 
