@@ -79,6 +79,8 @@ class Prompt:
     candidates: Mapping[str, TokenIds] = field(default_factory=dict)
     """Texts whose log-probability as the beginning of the answer is asked too, with their ids behind the prompt: the
     right answer first, then the wrong labels. Each leaves the answer's room a token."""
+    repeat: int = 1
+    """Which time it is asked: 2 and more are repeats, whose answers show the noise and are no scores."""
 
     @property
     def key(self) -> Key:
@@ -158,6 +160,8 @@ class Prediction:
     """The error is worth another attempt when the command is repeated."""
     answer_logprob: AnswerLogprob | None = None
     """Where it was asked for (``--answer-logprob``) and fits into the answer's room."""
+    repeat: int = 1
+    """Which time the sample was asked; see ``Prompt``."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property

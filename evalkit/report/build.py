@@ -20,6 +20,7 @@ from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
 from evalkit.report.published import Published, read_published
 from evalkit.report.published_report import write_published
+from evalkit.report.repeats import REPEAT_COLUMNS, repeat_rows, repeat_tables, repeated
 from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
@@ -128,10 +129,12 @@ def build(
     record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
     wrong = mistakes(analysis.arms) if full else []
     logprobs = log_probabilities(analysis)
-    tables = [*all_tables(analysis), *logprob_tables(logprobs), *mistake_tables(wrong)]
+    repeats = repeated(analysis.arms)
+    tables = [*all_tables(analysis), *logprob_tables(logprobs), *repeat_tables(repeats), *mistake_tables(wrong)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         more = {"logprobs.csv": render.csv_text(LOGPROB_COLUMNS, logprob_rows(logprobs))} if logprobs else {}
+        more |= {"repeats.csv": render.csv_text(REPEAT_COLUMNS, repeat_rows(repeats))} if repeats else {}
         more |= {"errors.csv": render.csv_text(MISTAKE_COLUMNS, mistake_rows(wrong))} if wrong else {}
         files = _write_texts(analysis, tables, more, record, out)
         drawn = []
@@ -255,7 +258,7 @@ def _cell_row(cell: CellScore) -> dict[str, Any]:
         **_ends("score", cell.interval),
         "length_tokens": parse_length(cell.length),
         "interval": cell.interval.method,
-        "chance": _percent(cell.chance),
+        "chance": render.percent(cell.chance),
     }
 
 
@@ -293,7 +296,7 @@ def _comparison_row(
         **_ends("difference", found),
         "p": found.p,
         "p_holm": p_holm,
-        "detectable": _percent(found.detectable),
+        "detectable": render.percent(found.detectable),
         "interval": found.method,
         "models_arm": c.num_models[0],
         "models_baseline": c.num_models[1],
@@ -335,11 +338,7 @@ def _arm_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
 
 def _ends(name: str, found: Interval | Contrast, prefix: str = "") -> dict[str, float | None]:
     return {
-        name: _percent(found.mean),
-        f"{prefix}ci_low": _percent(found.low),
-        f"{prefix}ci_high": _percent(found.high),
+        name: render.percent(found.mean),
+        f"{prefix}ci_low": render.percent(found.low),
+        f"{prefix}ci_high": render.percent(found.high),
     }
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else round(100 * value, 10) + 0.0  # a difference of 1e-17 is none, and -0.0 is 0.0

@@ -1,10 +1,11 @@
 """Carry out a plan: build prompts, ask the backend, record each answer as it comes, score what was recorded."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalkit import options
 from evalkit.benchmarks.reasoning import is_unfinished
@@ -35,7 +36,7 @@ class RunResult:
     recorded: int
     """Samples of the plan that now have a final record."""
     failed: int
-    """Samples of the plan whose record is an error, but for those that do not fit."""
+    """Samples of the plan, and repeats, whose record is an error, but for those that do not fit."""
     retried: int
     """Those of the failed that the same command would ask again."""
     unfinished: int
@@ -91,9 +92,9 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
         todo = [list(_unanswered(plan, folder, group.lengths)) for group in plan.groups]
         to_ask = sum(map(len, todo))
-        if recorded := sum(plan.num_samples.values()) - to_ask:
+        if recorded := sum(plan.num_samples.values()) * plan.config.repeat - to_ask:
             observer.resumes(recorded, to_ask)
-        observer.starts([length for samples in todo for _, length in samples])
+        observer.starts([length for asks in todo for _, length, _ in asks])
         if not any(todo):
             _refuse_other_settings(plan, folder)
             folder.accept()
@@ -101,8 +102,8 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         pace = Pace()
         since: dict[str, Any] = {}  # for ``runs/status.py``
         with closing(backend):
-            for group, samples in zip(plan.groups, todo, strict=True):
-                if not samples:
+            for group, asks in zip(plan.groups, todo, strict=True):
+                if not asks:
                     continue
                 observer.phase("loading the model")
                 pace.loads()
@@ -113,9 +114,10 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.add_provenance({"rope": read_back, "engine": backend.settings(), "answering": since})
                 pace.is_loaded()
                 observer.phase("answering")
-                for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
+                for prompt, completion in backend.generate(_prompts(plan, folder, asks, observer)):
                     completion = _with_status(completion, plan.encoder.thinking)
-                    prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
+                    attempt = folder.next_attempt(prompt.key, prompt.repeat)
+                    prediction = _prediction(prompt, completion, attempt)
                     folder.append(prediction)
                     asked += 1
                     pace.answered(prediction)
@@ -150,7 +152,8 @@ def _refuse_another_part(plan: Plan) -> None:
 
 def _answering(folder: RunFolder) -> dict[str, Any]:
     """Return since when, after how many attempts, and by whom answers are being recorded."""
-    attempts = sum(prediction.attempt for prediction in folder.recorded().values())
+    latest = (*folder.recorded().values(), *folder.repeats().values())
+    attempts = sum(prediction.attempt for prediction in latest)
     return {"since": now(), "after": attempts, "writer": this_process()}
 
 
@@ -169,12 +172,31 @@ def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:
             )
 
 
-def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:
-    """Yield what is not recorded, with its length, longest first.
+class _Ask(NamedTuple):
+    sample: Sample
+    length: str
+    repeat: int
+
+
+def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[_Ask]:
+    """Yield what is not recorded, longest first; then what is to be repeated.
+
+    Repeats come in the opposite order within a cell, so that other prompts share their batches: what that changes is
+    noise, as between two runs.
 
     Raises:
         BadInput: a row of a file is another one than the one that was answered.
     """
+    for repeat in range(1, plan.config.repeat + 1):
+        asks = _unanswered_once(plan, folder, lengths, repeat)
+        if repeat == 1:
+            yield from asks
+        else:
+            for _, of_cell in itertools.groupby(asks, key=lambda ask: (ask.sample.subset, ask.length)):
+                yield from reversed(list(of_cell))
+
+
+def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[_Ask]:
     rows = {key._replace(sample_id=row_number(key.sample_id)): key.sample_id for key in folder.recorded()}
     for cell in plan.cells(lengths):
         for sample in plan.samples_of(cell):
@@ -185,22 +207,26 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
                     f"Row {sample.sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
                     f"{folder.path} holds an answer to; use another --out, or the files of that time."
                 )
-            if folder.needs_asking(key):
-                yield sample, cell.length
+            if folder.needs_asking(key, repeat):
+                yield _Ask(sample, cell.length, repeat)
 
 
 def _key(sample: Sample, length: str) -> Key:
     return Key(sample.task, sample.subset, length, sample.sample_id)
 
 
-def _prompts(plan: Plan, folder: RunFolder, todo: list[tuple[Sample, str]], observer: Observer) -> Iterator[Prompt]:
-    """Yield the prompts to ask; a sample that cannot be one is recorded as an error, never truncated."""
-    for sample, length in todo:
+def _prompts(plan: Plan, folder: RunFolder, asks: Sequence[_Ask], observer: Observer) -> Iterator[Prompt]:
+    """Yield the prompts to ask; a sample that cannot be one is recorded as an error, never truncated.
+
+    A repeat is for its answer alone.
+    """
+    for ask in asks:
         try:
-            yield plan.build(sample, length)
+            prompt = plan.build(ask.sample, ask.length)
+            yield prompt if ask.repeat == 1 else replace(prompt, repeat=ask.repeat, candidates={})
         except (ContextOverflow, BadInput) as error:
             kind = _OVERFLOW if isinstance(error, ContextOverflow) else "prompt"
-            prediction = _unasked(sample, length, f"{kind}: {error}")
+            prediction = _unasked(ask, f"{kind}: {error}")
             folder.append(prediction)
             observer.answered(prediction)
 
@@ -240,6 +266,7 @@ def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Predict
         error=completion.error,
         retryable=completion.retryable,
         answer_logprob=_answer_logprob(prompt, completion),
+        repeat=prompt.repeat,
         metadata=_metadata(sample),
     )
 
@@ -261,11 +288,12 @@ def _metadata(sample: Sample) -> dict[str, Any]:
     return {"facts": list(sample.facts), "supporting": list(sample.supporting), **sample.metadata}
 
 
-def _unasked(sample: Sample, length: str, error: str) -> Prediction:
+def _unasked(ask: _Ask, error: str) -> Prediction:
+    sample = ask.sample
     return Prediction(
         task=sample.task,
         subset=sample.subset,
-        length=length,
+        length=ask.length,
         sample_id=sample.sample_id,
         story_id=sample.story_id,
         question=sample.question,
@@ -278,6 +306,7 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
         output_tokens=0,
         finish_reason="error",
         error=error,
+        repeat=ask.repeat,
         metadata=_metadata(sample),
     )
 
@@ -285,7 +314,8 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
     recorded = folder.recorded()
     keys = [_key(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
-    errors = [recorded[key] for key in keys if recorded[key].error]
+    repeats = (folder.repeats()[key, n] for key in keys for n in range(2, plan.config.repeat + 1))
+    errors = [p for p in (*(recorded[key] for key in keys), *repeats) if p.error]
     unfitting = [p for p in errors if (p.error or "").startswith(_OVERFLOW)]
     failed = [p for p in errors if not (p.error or "").startswith(_OVERFLOW)]
     return RunResult(
@@ -294,8 +324,8 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
         recorded=len(keys),
         failed=len(failed),
         unfinished=sum(recorded[key].finish_reason == "unfinished_reasoning" for key in keys),
-        retried=sum(folder.needs_asking(p.key) for p in errors),
-        unfitting=len(unfitting),
+        retried=sum(folder.needs_asking(p.key, p.repeat) for p in errors),
+        unfitting=sum(p.repeat == 1 for p in unfitting),
         failed_example=next((p.error or "" for p in failed), ""),
         unfitting_example=next(((p.error or "").removeprefix(f"{_OVERFLOW}: ") for p in unfitting), ""),
         notices=(*folder.notices, *warnings),
@@ -311,6 +341,7 @@ def _config(plan: Plan) -> dict[str, Any]:
             "lengths": list(plan.config.lengths),
             "subsets": list(plan.subsets),
             "samples": plan.samples,
+            "repeat": plan.config.repeat,
             "cells": {str(cell): number for cell, number in plan.num_samples.items()},
         },
         "rope_by_length": {

@@ -44,7 +44,7 @@ class CellCost:
     """Samples that do not fit, or that the chat template refuses: recorded as such, never asked."""
     unfitting_example: str
     prompt_tokens: int
-    """Of all samples together."""
+    """Of all samples together, repeats among them (``--repeat``), as of all that follows but the memory."""
     estimated: bool
     """Not all prompts were built; tokens and unfitting samples are scaled up from those that were."""
     answer_tokens: int
@@ -195,10 +195,10 @@ def _cell_cost(
         stories.append(sample.story_id)
         sizes.append(len(prompt.token_ids))
         answers.append(prompt.max_new_tokens)
-    scale = len(samples) / num_tried
+    scale, times = len(samples) / num_tried, plan.config.repeat
     if num_tried < len(samples) and sizes:
         stories += [sample.story_id for sample in samples[num_tried:]]
-    flops = scale * sum(prefill_flops(plan.checkpoint, size) for size in sizes)
+    flops = times * scale * sum(prefill_flops(plan.checkpoint, size) for size in sizes)
     cost = CellCost(
         subset=cell.subset,
         length=cell.length,
@@ -207,12 +207,12 @@ def _cell_cost(
         stories=len(set(stories)),
         unfitting=round(scale * (num_tried - len(sizes))),
         unfitting_example=example,
-        prompt_tokens=round(scale * sum(sizes)),
+        prompt_tokens=round(times * scale * sum(sizes)),
         estimated=num_tried < len(samples),
-        answer_tokens=round(scale * sum(answers)),
+        answer_tokens=round(times * scale * sum(answers)),
         prefill_flops=flops,
         kv_bytes=plan.checkpoint.kv_bytes(max(map(sum, zip(sizes, answers, strict=True)), default=0)),
-        disk_bytes=round(scale * (disk + _TOKEN_BYTES * sum(answers))),
+        disk_bytes=round(times * scale * (disk + _TOKEN_BYTES * sum(answers))),
         seconds=_seconds(plan.checkpoint, cell.length, flops, pace),
         detectable_difference=detectable_difference([stories]),
     )
