@@ -81,6 +81,11 @@ class Prompt:
     max_new_tokens: int
     fact_positions: tuple[int, ...] = ()
     """Token offset of each fact or needle, in story order; empty where the text came ready made."""
+    candidates: Mapping[str, TokenIds] = field(default_factory=dict)
+    """Texts whose log-probability as the beginning of the answer is asked too, with their ids behind the prompt: the
+    right answer first, then the wrong labels. Each leaves the answer's room a token."""
+    repeat: int = 1
+    """Which time it is asked: 2 and more are repeats, whose answers show the noise and are no scores."""
 
     @property
     def key(self) -> Key:
@@ -106,10 +111,30 @@ class Completion:
     """Prompt tokens that the engine's prefix cache served."""
     logprobs: tuple[float, ...] = ()
     """Natural-log probability of each of ``token_ids``, where the backend was asked for it; else empty."""
+    candidate_logprobs: tuple[float, ...] = ()
+    """Natural-log probability of each of the prompt's candidates, the sum over its tokens, each behind the prompt and
+    the candidate's own tokens before it."""
     error: str | None = None
     """Set exactly when ``finish_reason`` is "error"."""
     retryable: bool = False
     """The error may be gone on another try (a server that was busy, not a prompt that cannot be served)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLogprob:
+    """How probable the right answer was as the beginning of the reply, whatever was replied. Natural logarithms."""
+
+    target: float
+    """Of the right answer: the sum over its tokens."""
+    tokens: int
+    """How many those are."""
+    wrong: Mapping[str, float] = field(default_factory=dict)
+    """Of each wrong label, where the task has a closed set of them; else empty."""
+
+    @property
+    def margin(self) -> float | None:
+        """How far the right answer is above the best wrong label; None without labels."""
+        return self.target - max(self.wrong.values()) if self.wrong else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +163,10 @@ class Prediction:
     """First word names the kind: ``context_overflow: ...``, ``engine: ...``."""
     retryable: bool = False
     """The error is worth another attempt when the command is repeated."""
+    answer_logprob: AnswerLogprob | None = None
+    """Where it was asked for (``--answer-logprob``) and fits into the answer's room."""
+    repeat: int = 1
+    """Which time the sample was asked; see ``Prompt``."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property

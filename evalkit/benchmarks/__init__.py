@@ -10,7 +10,7 @@ from evalkit.benchmarks.cards import load_card
 from evalkit.benchmarks.imported import ImportedRun
 from evalkit.benchmarks.options import Part, TaskOptions
 from evalkit.errors import BadInput
-from evalkit.types import Benchmark, Prediction, Score, TokenCounter
+from evalkit.types import Benchmark, Prediction, Sample, Score, TokenCounter
 
 Scorer: TypeAlias = Callable[[Prediction], Score]
 
@@ -21,7 +21,8 @@ class Task:
 
     It has ``OPTIONS``, its subclass of TaskOptions; ``open_benchmark(card, options, *, seed, part, count_tokens)``;
     ``SCORERS`` by name, the official rule first, each a function of a Prediction alone; and ``SCORER_VERSION``. Where
-    others publish answers as files, ``imported_runs(folder)`` reads them.
+    others publish answers as files, ``imported_runs(folder)`` reads them; where answers come from a closed set,
+    ``labels(sample)`` returns it.
     """
 
     module: str
@@ -47,6 +48,11 @@ class Task:
         """Yield answers of others at or below a folder, and what is wrong with each file that cannot be used."""
         if hasattr(self._module, "imported_runs"):
             yield from self._module.imported_runs(folder)
+
+    def labels(self, sample: Sample) -> tuple[str, ...]:
+        """Return all answers that a question can have, the right one among them; empty where no list has them."""
+        labels: tuple[str, ...] = self._module.labels(sample) if hasattr(self._module, "labels") else ()
+        return labels
 
     @property
     def _module(self) -> Any:

@@ -64,6 +64,7 @@ class RunFolder:
         self.provenance = run["provenance"]
         self.notices = []
         self._recorded: dict[Key, Prediction] | None = None
+        self._repeats: dict[tuple[Key, int], Prediction] = {}
         self._size = 0  # bytes of predictions.jsonl that hold sound lines
         self._file: BinaryIO | None = None  # open exactly while this object may write
         self._lock: Any = None
@@ -244,11 +245,13 @@ class RunFolder:
     def recorded(self) -> Mapping[Key, Prediction]:
         """Return the latest attempt at every key; read once, then kept up to date with what this object appends.
 
+        Repeats (``--repeat``) are not among them; see ``repeats``.
+
         Raises:
             RunFolderError: a damaged line with others after it, or no predictions file.
         """
         if self._recorded is None:
-            latest: dict[Key, Prediction] = {}
+            self._recorded = {}
             for line in lines.read(self.path / _PREDICTIONS):
                 if line.prediction is None:
                     self.notices.append(
@@ -256,19 +259,37 @@ class RunFolder:
                         f"({line.end - self._size} bytes) and cut off; its sample counts as not asked."
                     )
                     break
-                latest[line.prediction.key] = line.prediction
+                self._remember(line.prediction)
                 self._size = line.end
-            self._recorded = latest
         return self._recorded
 
-    def needs_asking(self, key: Key, max_attempts: int = MAX_ATTEMPTS) -> bool:
+    def repeats(self) -> Mapping[tuple[Key, int], Prediction]:
+        """Return the latest attempt at every repeat, by key and which time it was asked: from 2 on.
+
+        Raises:
+            RunFolderError: as ``recorded``.
+        """
+        self.recorded()
+        return self._repeats
+
+    def _remember(self, prediction: Prediction) -> None:
+        assert self._recorded is not None
+        if prediction.repeat == 1:
+            self._recorded[prediction.key] = prediction
+        else:
+            self._repeats[prediction.key, prediction.repeat] = prediction
+
+    def _latest(self, key: Key, repeat: int) -> Prediction | None:
+        return self.recorded().get(key) if repeat == 1 else self.repeats().get((key, repeat))
+
+    def needs_asking(self, key: Key, repeat: int = 1, max_attempts: int = MAX_ATTEMPTS) -> bool:
         """Return whether ``key`` has no answer yet and may have one: never asked, or failed and retryable."""
-        last = self.recorded().get(key)
+        last = self._latest(key, repeat)
         return last is None or (last.error is not None and last.retryable and last.attempt < max_attempts)
 
-    def next_attempt(self, key: Key) -> int:
+    def next_attempt(self, key: Key, repeat: int = 1) -> int:
         """Return the number that another attempt at ``key`` has: 1 for the first."""
-        last = self.recorded().get(key)
+        last = self._latest(key, repeat)
         return 1 if last is None else last.attempt + 1
 
     def append(self, prediction: Prediction) -> None:
@@ -300,12 +321,10 @@ class RunFolder:
                 f"{self.path / _PREDICTIONS} cannot be extended ({error.strerror}): the {len(self.recorded())} samples "
                 f"recorded so far are safe; make room and repeat the command to go on from there."
             ) from error
-        recorded = self._recorded
-        assert recorded is not None
         for line in encoded:  # as they read back, so that a resumed run cannot tell the difference
             prediction = lines.decode(line)
             assert prediction is not None
-            recorded[prediction.key] = prediction
+            self._remember(prediction)
         self._size = size
 
     def score_table(self, values: Iterable[Score], scorer_version: str) -> "pa.Table":

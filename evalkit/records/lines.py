@@ -9,13 +9,13 @@ that was edited by hand is noticed, and a line that a killed process left unfini
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalkit.errors import RunFolderError
 from evalkit.records.fingerprint import plain
-from evalkit.types import Prediction
+from evalkit.types import AnswerLogprob, Prediction
 
 FIELDS = tuple(field.name for field in fields(Prediction))
 _CHECKSUM = b',"checksum":"%08x"}\n'
@@ -41,6 +41,8 @@ def encode(prediction: Prediction) -> bytes:
     if (prediction.output is None) != (prediction.error is not None):
         raise ValueError(f"A prediction has either an output or an error, and {prediction.key} has both or neither.")
     record = {name: getattr(prediction, name) for name in FIELDS}
+    if prediction.answer_logprob is not None:
+        record["answer_logprob"] = asdict(prediction.answer_logprob)
     body = json.dumps(record, separators=(",", ":"), allow_nan=False, default=plain).encode("ascii")[:-1]
     return body + _CHECKSUM % zlib.crc32(body)
 
@@ -54,6 +56,8 @@ def decode(line: bytes) -> Prediction | None:
     record["fact_positions"] = tuple(record["fact_positions"])
     if "passing" in record:  # its name in run folders of schema 1
         record["retryable"] = record.pop("passing")
+    if record.get("answer_logprob") is not None:
+        record["answer_logprob"] = AnswerLogprob(**record["answer_logprob"])
     return Prediction(**record)
 
 

@@ -1,6 +1,6 @@
 """Runs in, report out: tables, figures and one page, in one folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
 from evalkit.report.groups import GROUP_COLUMNS, group_rows
 from evalkit.report.load import Loaded, load_runs
-from evalkit.report.mistakes import MISTAKE_COLUMNS, Mistakes, mistake_rows, mistake_tables, mistakes
+from evalkit.report.logprobs import LOGPROB_COLUMNS, log_probabilities, logprob_rows, logprob_tables
+from evalkit.report.mistakes import MISTAKE_COLUMNS, mistake_rows, mistake_tables, mistakes
 from evalkit.report.page import render_page
 from evalkit.report.provenance import one_line, provenance
 from evalkit.report.published import Published, read_published
 from evalkit.report.published_report import write_published
+from evalkit.report.repeats import REPEAT_COLUMNS, repeat_rows, repeat_tables, repeated
 from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
@@ -126,10 +128,15 @@ def build(
     known = {name: value for name, value in options.items() if value is not None}
     record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
     wrong = mistakes(analysis.arms) if full else []
-    tables = [*all_tables(analysis), *mistake_tables(wrong)]
+    logprobs = log_probabilities(analysis)
+    repeats = repeated(analysis.arms)
+    tables = [*all_tables(analysis), *logprob_tables(logprobs), *repeat_tables(repeats), *mistake_tables(wrong)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = _write_texts(analysis, tables, wrong, record, out)
+        more = {"logprobs.csv": render.csv_text(LOGPROB_COLUMNS, logprob_rows(logprobs))} if logprobs else {}
+        more |= {"repeats.csv": render.csv_text(REPEAT_COLUMNS, repeat_rows(repeats))} if repeats else {}
+        more |= {"errors.csv": render.csv_text(MISTAKE_COLUMNS, mistake_rows(wrong))} if wrong else {}
+        files = _write_texts(analysis, tables, more, record, out)
         drawn = []
         for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
@@ -157,7 +164,7 @@ def _unwritten(out: Path, error: OSError) -> BadInput:
 
 
 def _write_texts(
-    analysis: Analysis, tables: Sequence[Table], wrong: Sequence[Mistakes], record: dict[str, Any], out: Path
+    analysis: Analysis, tables: Sequence[Table], more: Mapping[str, str], record: dict[str, Any], out: Path
 ) -> list[Path]:
     origin = one_line(record)
     contents = {
@@ -174,8 +181,7 @@ def _write_texts(
     if analysis.flips:
         depths = [group for flips in analysis.flips for group in (*flips.patterns, *flips.zones)]
         contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(depths))
-    if wrong:
-        contents["errors.csv"] = render.csv_text(MISTAKE_COLUMNS, mistake_rows(wrong))
+    contents |= more
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [out / name for name in contents]
@@ -252,7 +258,7 @@ def _cell_row(cell: CellScore) -> dict[str, Any]:
         **_ends("score", cell.interval),
         "length_tokens": parse_length(cell.length),
         "interval": cell.interval.method,
-        "chance": _percent(cell.chance),
+        "chance": render.percent(cell.chance),
     }
 
 
@@ -290,7 +296,7 @@ def _comparison_row(
         **_ends("difference", found),
         "p": found.p,
         "p_holm": p_holm,
-        "detectable": _percent(found.detectable),
+        "detectable": render.percent(found.detectable),
         "interval": found.method,
         "models_arm": c.num_models[0],
         "models_baseline": c.num_models[1],
@@ -332,11 +338,7 @@ def _arm_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
 
 def _ends(name: str, found: Interval | Contrast, prefix: str = "") -> dict[str, float | None]:
     return {
-        name: _percent(found.mean),
-        f"{prefix}ci_low": _percent(found.low),
-        f"{prefix}ci_high": _percent(found.high),
+        name: render.percent(found.mean),
+        f"{prefix}ci_low": render.percent(found.low),
+        f"{prefix}ci_high": render.percent(found.high),
     }
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else round(100 * value, 10) + 0.0  # a difference of 1e-17 is none, and -0.0 is 0.0

@@ -15,7 +15,7 @@ from evalkit.lengths import parse_length
 from evalkit.report import stats
 from evalkit.report.load import Run
 from evalkit.report.resampling import Draws, Floats, Observations, difference
-from evalkit.report.stats import Contrast, Interval
+from evalkit.report.stats import Contrast, Estimate, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,6 +226,13 @@ class Measure:
         if observed is None or not _is_whole(observed, weights):
             return None
         return stats.contrast(observed.observations, weights)
+
+    def estimate(self, weights: Floats) -> Estimate | None:
+        """Return the same of values without bounds, such as log-probabilities, for an arm or a pair of arms."""
+        observed = self._observe(weights)
+        if observed is None or not _is_whole(observed, weights):
+            return None
+        return stats.estimate(observed.observations, weights)
 
     def num_unscored(self, weights: Floats) -> int:
         """Return the samples of these cells that were asked and do not count."""

@@ -76,6 +76,18 @@ class Contrast(NamedTuple):
         return half if t > 0 else 1 - half
 
 
+class Estimate(NamedTuple):
+    """A statistic of values that have no bounds, with its 95 % interval and the two-sided p-value of 0."""
+
+    mean: float
+    low: float | None
+    """None, as high and p, where nothing tells how far it varies: of one story, or where no story differs."""
+    high: float | None
+    p: float | None
+    n: int
+    num_clusters: int
+
+
 def mean_interval(obs: Observations, weights: Floats, *, draws: Draws | None = None, seed: int = 0) -> Interval:
     """Return the weighted mean of cell means with its interval, for one arm and weights that add up to 1.
 
@@ -160,6 +172,29 @@ def contrast(obs: Observations, weights: Floats) -> Contrast:
         error=variance.error,
         dof=variance.dof,
     )
+
+
+def estimate(obs: Observations, weights: Floats) -> Estimate:
+    """Return the weighted sum of cell means of values without bounds, with interval and p-value of one t statistic.
+
+    The variance is clustered by story and two-way over seeds and stories, as in ``contrast``. Values that are all 0, as
+    the differences of an arm from itself are, differ from 0 with p = 1.
+
+    Raises:
+        ValueError: no samples in the cells that have a weight.
+    """
+    obs = obs.only(weights)
+    values = obs.combined
+    if not len(values):
+        raise ValueError("an estimate needs at least one sample")
+    point, influence, _, _ = linear(values, obs, weights)
+    variance = with_seeds(clustered_variance(influence), obs, weights)
+    known = len(influence) > 1 and variance.error > 1e-9 * max(1.0, float(np.abs(values).max()))
+    if not known and values.any():
+        return Estimate(point, None, None, None, len(values), len(influence))
+    half = variance.quantile(0.5 + CONFIDENCE / 2) * variance.error if known else 0.0
+    p = tail(point / variance.error, variance.dof) if known else 1.0
+    return Estimate(point, point - half, point + half, p, len(values), len(influence))
 
 
 def _estimate(obs: Observations, weights: Floats) -> tuple[float, Variance, str]:

@@ -17,6 +17,9 @@ from evalkit.options import option
 from evalkit.records.folder import RunFolder
 from evalkit.runs.shards import parse_shard
 
+_SINCE = {"answer_logprob", "repeat"}
+"""Settings that run folders of schema 2 did not have at first; their defaults are what was done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -37,7 +40,15 @@ class RunConfig:
     samples: int | None = option("--samples", "Questions per subset and length; default: the card's.", default=None)
     seed: int = option("--seed", "Draws data; same for all arms [0].", default=0)
     """Draws questions, background and placement. Evaluate all arms with the same one."""
+    repeat: int = option(
+        "--repeat", "Ask each sample so often; the report says how many answers changed [1].", default=1
+    )
+    """Scores come from the first time alone."""
     shard: str | None = option("--shard", "Ask one part, such as 3/8; 'report' joins.", default=None, parse=parse_shard)
+    answer_logprob: bool = option(
+        "--answer-logprob", "Also record the right answer's log-probability, and the wrong labels'.", default=False
+    )
+    """Changes no answer, so it is no part of the fingerprint; a folder has it for all of its answers or for none."""
     data: TaskOptions
     """Of the task's own class."""
 
@@ -80,6 +91,8 @@ class RunConfig:
             raise BadInput("No length was given; name them like --lengths 16k,64k,128k.")
         if self.samples is not None and self.samples < 1:
             raise BadInput(f"--samples is {self.samples}; ask at least 1 question.")
+        if self.repeat < 1:
+            raise BadInput(f"--repeat is {self.repeat}; each sample is asked at least once.")
         if self.seed < 0:
             raise BadInput(f"--seed is {self.seed}; it is 0 or more.")
         template_arguments(self.template_args)
@@ -136,7 +149,7 @@ def recorded_config(folder: RunFolder) -> RunConfig:
     if folder.published:
         raise BadInput(f"{folder.path} holds imported answers; their prompts cannot be rebuilt.")
     config = folder.config
-    if not options.settings(RunConfig).keys() <= config.keys():
+    if not options.settings(RunConfig).keys() - _SINCE <= config.keys():
         raise BadInput(
             f"{folder.path} was written by an earlier evalkit: it can be reported, but its prompts cannot be rebuilt."
         )
@@ -144,6 +157,7 @@ def recorded_config(folder: RunFolder) -> RunConfig:
     known = {key for cls in classes for key in options.settings(cls)}
     values = {key: value for key, value in config.items() if key in known}
     values |= {name: config["scope"][name] for name in ("lengths", "subsets", "samples")}
+    values["repeat"] = config["scope"].get("repeat", 1)
     for name in ("revision", "adapter_revision"):  # a branch may have moved on since
         commit = folder.fingerprint.get(f"checkpoint.{name.replace('revision', 'commit').replace('_', ' ')}")
         values |= {name: commit} if commit else {}

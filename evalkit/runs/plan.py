@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalkit.benchmarks import open_benchmark
+from evalkit.benchmarks.answers import candidates
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.errors import BadInput, ContextOverflow, EvalkitError
 from evalkit.files import slug
 from evalkit.lengths import parse_length
-from evalkit.models.backends import Backend, open_backend
+from evalkit.models.backends import BACKENDS, Backend, backend_kind, open_backend
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, template_arguments
 from evalkit.models.hub import resolve
@@ -95,7 +96,8 @@ class Plan:
 
     def build(self, sample: Sample, length: str) -> Prompt:
         """Build one prompt. Raises ContextOverflow when it cannot fit."""
-        return self.benchmark.prompt(sample, length, self.encoder, self.rope_for(length).window)
+        prompt = self.benchmark.prompt(sample, length, self.encoder, self.rope_for(length).window)
+        return replace(prompt, candidates=candidates(prompt, self.encoder)) if self.config.answer_logprob else prompt
 
     def no_samples(self, cell: Cell) -> BadInput:
         """Return the error of a cell that has nothing to ask."""
@@ -164,6 +166,7 @@ def make_plan(config: RunConfig) -> Plan:
     encoder = open_encoder(config, checkpoint.path, checkpoint.vocab_size)
     for problem in prompt_problems(encoder, config.data.max_new_tokens, config.data.thinking_tokens):
         raise BadInput(problem)
+    _refuse_logprobs_of_nothing(config, encoder)
     benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
     for problem in budget_problems(config.data.thinking_tokens, () if config.data.control else config.lengths):
         raise BadInput(problem)
@@ -190,6 +193,22 @@ def make_plan(config: RunConfig) -> Plan:
         arm=arm,
         out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}{_suffix(config)}",
     )
+
+
+def _refuse_logprobs_of_nothing(config: RunConfig, encoder: Encoder) -> None:
+    if not config.answer_logprob:
+        return
+    if not config.engine.SCORES_GIVEN_TEXT:
+        able = [name for name in BACKENDS if backend_kind(name).options.SCORES_GIVEN_TEXT]
+        raise BadInput(
+            f"--answer-logprob asks for the probability of a text that the model did not write, and the backend "
+            f"{config.backend} gives none; use --backend {' or '.join(able)}, or leave it out."
+        )
+    if encoder.thinking == "open":
+        raise BadInput(
+            "--answer-logprob asks how probable the right answer is right behind the prompt, and this chat template "
+            "begins the model's reasoning there; turn that off (--template-arg), or leave it out."
+        )
 
 
 def open_encoder(config: RunConfig, folder: Path, vocab_size: int | None = None) -> Encoder:
@@ -272,7 +291,8 @@ def _groups(config: RunConfig, checkpoint: Checkpoint, benchmark: Benchmark) -> 
 
 
 def _suffix(config: RunConfig) -> str:
-    return f"-shard{config.shard.replace('/', 'of')}" if config.shard else ""
+    logprob = "-logprob" if config.answer_logprob else ""
+    return logprob + (f"-shard{config.shard.replace('/', 'of')}" if config.shard else "")
 
 
 def _arm(config: RunConfig, checkpoint: Checkpoint) -> str:

@@ -1,10 +1,11 @@
 """Carry out a plan: build prompts, ask the backend, record each answer as it comes, score what was recorded."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalkit import options
 from evalkit.benchmarks.reasoning import is_unfinished
@@ -18,7 +19,7 @@ from evalkit.runs.config import recorded_config
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import now, provenance
-from evalkit.types import Completion, Key, Prediction, Prompt, Sample
+from evalkit.types import AnswerLogprob, Completion, Key, Prediction, Prompt, Sample
 
 _OVERFLOW = "context_overflow"
 MAX_FACT_CHARS = 4000
@@ -35,7 +36,7 @@ class RunResult:
     recorded: int
     """Samples of the plan that now have a final record."""
     failed: int
-    """Samples of the plan whose record is an error, but for those that do not fit."""
+    """Samples of the plan, and repeats, whose record is an error, but for those that do not fit."""
     retried: int
     """Those of the failed that the same command would ask again."""
     unfinished: int
@@ -78,7 +79,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         EngineError: the engine cannot be started, or died for good. Everything answered so far is recorded.
     """
     observer = observer or Observer()
-    _refuse_another_shard(plan)
+    _refuse_another_part(plan)
     backend = plan.open_backend()
     observer.phase("building prompts")
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
@@ -91,9 +92,9 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
         todo = [list(_unanswered(plan, folder, group.lengths)) for group in plan.groups]
         to_ask = sum(map(len, todo))
-        if recorded := sum(plan.num_samples.values()) - to_ask:
+        if recorded := sum(plan.num_samples.values()) * plan.config.repeat - to_ask:
             observer.resumes(recorded, to_ask)
-        observer.starts([length for samples in todo for _, length in samples])
+        observer.starts([length for asks in todo for _, length, _ in asks])
         if not any(todo):
             _refuse_other_settings(plan, folder)
             folder.accept()
@@ -101,8 +102,8 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         pace = Pace()
         since: dict[str, Any] = {}  # for ``runs/status.py``
         with closing(backend):
-            for group, samples in zip(plan.groups, todo, strict=True):
-                if not samples:
+            for group, asks in zip(plan.groups, todo, strict=True):
+                if not asks:
                     continue
                 observer.phase("loading the model")
                 pace.loads()
@@ -113,9 +114,10 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
                 folder.add_provenance({"rope": read_back, "engine": backend.settings(), "answering": since})
                 pace.is_loaded()
                 observer.phase("answering")
-                for prompt, completion in backend.generate(_prompts(plan, folder, samples, observer)):
+                for prompt, completion in backend.generate(_prompts(plan, folder, asks, observer)):
                     completion = _with_status(completion, plan.encoder.thinking)
-                    prediction = _prediction(prompt, completion, folder.next_attempt(prompt.key))
+                    attempt = folder.next_attempt(prompt.key, prompt.repeat)
+                    prediction = _prediction(prompt, completion, attempt)
                     folder.append(prediction)
                     asked += 1
                     pace.answered(prediction)
@@ -125,15 +127,22 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         return _result(plan, folder, asked, backend.warnings)
 
 
-def _refuse_another_shard(plan: Plan) -> None:
-    """Shards of a run have one fingerprint, so that a report can join them; a folder holds one of them.
+def _refuse_another_part(plan: Plan) -> None:
+    """Refuse what the fingerprint does not tell apart: a folder is one shard, with log-probabilities or without.
 
     Raises:
-        RunFolderError: the folder holds another part of the run.
+        RunFolderError: the folder holds another part of the run, or answers of the other kind.
     """
     if not (plan.out / "run.json").exists():
         return
-    held, asked = RunFolder.open(plan.out).config.get("shard"), plan.config.shard
+    config = RunFolder.open(plan.out).config
+    if config.get("answer_logprob", False) != plan.config.answer_logprob:
+        has, way = ("no", "without") if plan.config.answer_logprob else ("the", "with")
+        raise RunFolderError(
+            f"The answers in run folder {plan.out} have {has} log-probabilities of right answers beside them; go on "
+            f"{way} --answer-logprob, or use another --out, or none."
+        )
+    held, asked = config.get("shard"), plan.config.shard
     if held != asked:
         raise RunFolderError(
             f"Run folder {plan.out} holds {f'shard {held}' if held else 'the whole'} of a run, and "
@@ -143,7 +152,8 @@ def _refuse_another_shard(plan: Plan) -> None:
 
 def _answering(folder: RunFolder) -> dict[str, Any]:
     """Return since when, after how many attempts, and by whom answers are being recorded."""
-    attempts = sum(prediction.attempt for prediction in folder.recorded().values())
+    latest = (*folder.recorded().values(), *folder.repeats().values())
+    attempts = sum(prediction.attempt for prediction in latest)
     return {"since": now(), "after": attempts, "writer": this_process()}
 
 
@@ -162,12 +172,31 @@ def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:
             )
 
 
-def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[tuple[Sample, str]]:
-    """Yield what is not recorded, with its length, longest first.
+class _Ask(NamedTuple):
+    sample: Sample
+    length: str
+    repeat: int
+
+
+def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[_Ask]:
+    """Yield what is not recorded, longest first; then what is to be repeated.
+
+    Repeats come in the opposite order within a cell, so that other prompts share their batches: what that changes is
+    noise, as between two runs.
 
     Raises:
         BadInput: a row of a file is another one than the one that was answered.
     """
+    for repeat in range(1, plan.config.repeat + 1):
+        asks = _unanswered_once(plan, folder, lengths, repeat)
+        if repeat == 1:
+            yield from asks
+        else:
+            for _, of_cell in itertools.groupby(asks, key=lambda ask: (ask.sample.subset, ask.length)):
+                yield from reversed(list(of_cell))
+
+
+def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[_Ask]:
     rows = {key._replace(sample_id=row_number(key.sample_id)): key.sample_id for key in folder.recorded()}
     for cell in plan.cells(lengths):
         for sample in plan.samples_of(cell):
@@ -178,22 +207,26 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
                     f"Row {sample.sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
                     f"{folder.path} holds an answer to; use another --out, or the files of that time."
                 )
-            if folder.needs_asking(key):
-                yield sample, cell.length
+            if folder.needs_asking(key, repeat):
+                yield _Ask(sample, cell.length, repeat)
 
 
 def _key(sample: Sample, length: str) -> Key:
     return Key(sample.task, sample.subset, length, sample.sample_id)
 
 
-def _prompts(plan: Plan, folder: RunFolder, todo: list[tuple[Sample, str]], observer: Observer) -> Iterator[Prompt]:
-    """Yield the prompts to ask; a sample that cannot be one is recorded as an error, never truncated."""
-    for sample, length in todo:
+def _prompts(plan: Plan, folder: RunFolder, asks: Sequence[_Ask], observer: Observer) -> Iterator[Prompt]:
+    """Yield the prompts to ask; a sample that cannot be one is recorded as an error, never truncated.
+
+    A repeat is for its answer alone.
+    """
+    for ask in asks:
         try:
-            yield plan.build(sample, length)
+            prompt = plan.build(ask.sample, ask.length)
+            yield prompt if ask.repeat == 1 else replace(prompt, repeat=ask.repeat, candidates={})
         except (ContextOverflow, BadInput) as error:
             kind = _OVERFLOW if isinstance(error, ContextOverflow) else "prompt"
-            prediction = _unasked(sample, length, f"{kind}: {error}")
+            prediction = _unasked(ask, f"{kind}: {error}")
             folder.append(prediction)
             observer.answered(prediction)
 
@@ -232,7 +265,19 @@ def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Predict
         attempt=attempt,
         error=completion.error,
         retryable=completion.retryable,
+        answer_logprob=_answer_logprob(prompt, completion),
+        repeat=prompt.repeat,
         metadata=_metadata(sample),
+    )
+
+
+def _answer_logprob(prompt: Prompt, completion: Completion) -> AnswerLogprob | None:
+    if completion.error is not None or not prompt.candidates:
+        return None
+    ids = next(iter(prompt.candidates.values()))
+    target, *wrong = (round(value, 6) for value in completion.candidate_logprobs)
+    return AnswerLogprob(
+        target=target, tokens=len(ids), wrong=dict(zip(list(prompt.candidates)[1:], wrong, strict=True))
     )
 
 
@@ -243,11 +288,12 @@ def _metadata(sample: Sample) -> dict[str, Any]:
     return {"facts": list(sample.facts), "supporting": list(sample.supporting), **sample.metadata}
 
 
-def _unasked(sample: Sample, length: str, error: str) -> Prediction:
+def _unasked(ask: _Ask, error: str) -> Prediction:
+    sample = ask.sample
     return Prediction(
         task=sample.task,
         subset=sample.subset,
-        length=length,
+        length=ask.length,
         sample_id=sample.sample_id,
         story_id=sample.story_id,
         question=sample.question,
@@ -260,6 +306,7 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
         output_tokens=0,
         finish_reason="error",
         error=error,
+        repeat=ask.repeat,
         metadata=_metadata(sample),
     )
 
@@ -267,7 +314,8 @@ def _unasked(sample: Sample, length: str, error: str) -> Prediction:
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
     recorded = folder.recorded()
     keys = [_key(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
-    errors = [recorded[key] for key in keys if recorded[key].error]
+    repeats = (folder.repeats()[key, n] for key in keys for n in range(2, plan.config.repeat + 1))
+    errors = [p for p in (*(recorded[key] for key in keys), *repeats) if p.error]
     unfitting = [p for p in errors if (p.error or "").startswith(_OVERFLOW)]
     failed = [p for p in errors if not (p.error or "").startswith(_OVERFLOW)]
     return RunResult(
@@ -276,8 +324,8 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
         recorded=len(keys),
         failed=len(failed),
         unfinished=sum(recorded[key].finish_reason == "unfinished_reasoning" for key in keys),
-        retried=sum(folder.needs_asking(p.key) for p in errors),
-        unfitting=len(unfitting),
+        retried=sum(folder.needs_asking(p.key, p.repeat) for p in errors),
+        unfitting=sum(p.repeat == 1 for p in unfitting),
         failed_example=next((p.error or "" for p in failed), ""),
         unfitting_example=next(((p.error or "").removeprefix(f"{_OVERFLOW}: ") for p in unfitting), ""),
         notices=(*folder.notices, *warnings),
@@ -293,6 +341,7 @@ def _config(plan: Plan) -> dict[str, Any]:
             "lengths": list(plan.config.lengths),
             "subsets": list(plan.subsets),
             "samples": plan.samples,
+            "repeat": plan.config.repeat,
             "cells": {str(cell): number for cell, number in plan.num_samples.items()},
         },
         "rope_by_length": {

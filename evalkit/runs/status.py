@@ -24,7 +24,7 @@ class Status:
     arm: str
     state: State
     done: int
-    """Samples with a final record: an answer, or an error that no other attempt would mend."""
+    """Samples with a final record: an answer, or an error that no other attempt would mend. Repeats count too."""
     expected: int | None
     """None where the folder does not say."""
     failed: int
@@ -50,30 +50,32 @@ def run_status(path: Path) -> Status:
             writer=None, problem=str(error),
         )  # fmt: skip
     writer = folder.writer()
-    done = [key for key in recorded if not folder.needs_asking(key)]
-    left = Counter(folder.config.get("scope", {}).get("cells") or {})
+    latest = [*recorded.values(), *folder.repeats().values()]
+    done = [one.key for one in latest if not folder.needs_asking(one.key, one.repeat)]
+    repeat = folder.config.get("scope", {}).get("repeat", 1)
+    left = Counter({cell: n * repeat for cell, n in (folder.config.get("scope", {}).get("cells") or {}).items()})
     left.subtract(f"{key.subset}/{key.length}" for key in done)
     tokens_left = sum(_tokens(cell.rpartition("/")[2]) * n for cell, n in left.items() if n > 0)
     rate, token_rate = _rates(folder, writer) if writer else (None, None)
     return Status(
         path=path,
         arm=folder.arm,
-        state="running" if writer else _state_at_rest(folder, len(done)),
+        state="running" if writer else _state_at_rest(folder, len(done), repeat),
         done=len(done),
-        expected=folder.expected,
-        failed=sum(one.error is not None for one in recorded.values()),
+        expected=None if folder.expected is None else folder.expected * repeat,
+        failed=sum(one.error is not None for one in latest),
         rate=rate,
         seconds_left=tokens_left / token_rate if token_rate else None,
         writer=writer,
     )
 
 
-def _state_at_rest(folder: RunFolder, done: int) -> State:
+def _state_at_rest(folder: RunFolder, done: int, repeat: int) -> State:
     if folder.published:
         return "imported"
     if folder.expected is None:
         return "idle"
-    return "finished" if done >= folder.expected else "stopped"
+    return "finished" if done >= folder.expected * repeat else "stopped"
 
 
 def all_status(root: Path) -> list[Status]:

@@ -49,7 +49,7 @@ class CellCost:
     """Samples that do not fit, or that the chat template refuses: recorded as such, never asked."""
     unfitting_example: str
     prompt_tokens: int
-    """Of all samples together."""
+    """Of all samples together, repeats among them (``--repeat``), as of all that follows but the memory."""
     prefilled_tokens: int
     """Of these, what is computed where a context that several samples share is computed once."""
     estimated: bool
@@ -219,11 +219,12 @@ def _cell_cost(
         cached.append(_computed_already(prompt, before))
         before = prompt
         answers.append(prompt.max_new_tokens)
-    scale = len(samples) / num_tried
+    scale, times = len(samples) / num_tried, plan.config.repeat
     if num_tried < len(samples) and sizes:
         stories += [sample.story_id for sample in samples[num_tried:]]
-    flops = scale * sum(prefill_flops(plan.checkpoint, size) for size in sizes)
-    flops -= scale * sum(prefill_flops(plan.checkpoint, size) for size in cached)
+    computed = sum(prefill_flops(plan.checkpoint, size) for size in sizes)
+    computed -= sum(prefill_flops(plan.checkpoint, size) for size in cached)
+    flops = times * scale * computed
     cost = CellCost(
         subset=cell.subset,
         length=cell.length,
@@ -233,13 +234,13 @@ def _cell_cost(
         stories=len(set(stories)),
         unfitting=round(scale * (num_tried - len(sizes))),
         unfitting_example=example,
-        prompt_tokens=round(scale * sum(sizes)),
-        prefilled_tokens=round(scale * (sum(sizes) - sum(cached))),
+        prompt_tokens=round(times * scale * sum(sizes)),
+        prefilled_tokens=round(times * scale * (sum(sizes) - sum(cached))),
         estimated=num_tried < len(samples),
-        answer_tokens=round(scale * sum(answers)),
+        answer_tokens=round(times * scale * sum(answers)),
         prefill_flops=flops,
         kv_bytes=plan.checkpoint.kv_bytes(max(map(sum, zip(sizes, answers, strict=True)), default=0)),
-        disk_bytes=round(scale * (disk + _TOKEN_BYTES * sum(answers))),
+        disk_bytes=round(times * scale * (disk + _TOKEN_BYTES * sum(answers))),
         seconds=_seconds(plan.checkpoint, cell.length, flops, pace),
         detectable_difference=detectable_difference([stories]),
     )

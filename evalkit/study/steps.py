@@ -323,8 +323,9 @@ class Run(Step):
         if not (self.out / "run.json").is_file():
             return False
         folder = RunFolder.open(self.out)
-        final = Counter(Cell(key.subset, key.length) for key in folder.recorded() if not folder.needs_asking(key))
-        return all(final[cell] >= number for cell, number in self.study.num_samples.items())
+        latest = (*folder.recorded().values(), *folder.repeats().values())
+        final = Counter(Cell(p.subset, p.length) for p in latest if not folder.needs_asking(p.key, p.repeat))
+        return all(final[cell] >= number * self.config.repeat for cell, number in self.study.num_samples.items())
 
     def carry_out(self, on_part: OnPart) -> str:
         """Ask what is missing; see ``Step``."""
@@ -352,6 +353,7 @@ class Run(Step):
         """Return what the prompts take, each as long as its length."""
         budget = self.study.experiment.budget
         tokens = sum(number * parse_length(cell.length) for cell, number in self.study.num_samples.items())
+        tokens *= self.config.repeat
         memory = 2 * budget.parameters if budget.parameters else None
         return Cost(tokens, memory, tokens / budget.eval_tokens_per_second if budget.eval_tokens_per_second else None)
 

@@ -14,11 +14,11 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from evalkit.benchmarks import task
+from evalkit.benchmarks.answers import answer_ids
 from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
 from evalkit.lengths import format_length, parse_length, parse_lengths
 from evalkit.options import option
-from evalkit.types import Benchmark, Prediction, Prompt, PromptEncoder, Sample, TokenIds
+from evalkit.types import Benchmark, Prompt, PromptEncoder, Sample, TokenIds
 
 OnLeak: TypeAlias = Literal["refuse", "drop", "allow"]
 
@@ -193,9 +193,9 @@ def make_examples(
         prompt = _fitting_prompt(sample, benchmark, encoder, length, recipe.longest)
         if prompt is None:
             continue
-        answer_ids = np.append(_answer_ids(sample, encoder), stop_id).astype(np.int32)
-        if len(prompt.token_ids) + len(answer_ids) <= recipe.longest:
-            examples.append(Example(prompt.token_ids, answer_ids))
+        taught = np.append(answer_ids(sample, sample.target, encoder), stop_id).astype(np.int32)
+        if len(prompt.token_ids) + len(taught) <= recipe.longest:
+            examples.append(Example(prompt.token_ids, taught))
             fitting.append(sample)
     if not examples:
         raise BadInput(
@@ -231,39 +231,3 @@ def _fitting_prompt(
             if tokens == longest:
                 raise
     return None
-
-
-def _answer_ids(sample: Sample, encoder: PromptEncoder) -> TokenIds:
-    """Encode an answer as a model is to write it: after a template's line break, or after bare text and a space.
-
-    A rule that takes the answer as it stands (MRCR's asks how it begins) does not forgive that space; there the answer
-    follows the colon of "Assistant:" at once.
-    """
-    if encoder.render([{"role": "user", "content": "?"}]) != "?":
-        return encoder.encode_after(sample.target, before="\n")
-    if _official_score(sample, f" {sample.target}") < _official_score(sample, sample.target):
-        return encoder.encode_after(sample.target, before=":")
-    return encoder.encode_after(f" {sample.target}", before="?")
-
-
-def _official_score(sample: Sample, output: str) -> float:
-    """Return what the official rule gives for an answer, 0 to 1."""
-    official = next(iter(task(sample.task).scorers.values()))
-    answered = Prediction(
-        task=sample.task,
-        subset=sample.subset,
-        length="",
-        sample_id=sample.sample_id,
-        story_id=sample.story_id,
-        question=sample.question,
-        target=sample.target,
-        prompt_tokens=0,
-        prompt_sha256="",
-        max_new_tokens=0,
-        fact_positions=(),
-        output=output,
-        output_tokens=0,
-        finish_reason="stop",
-        metadata=sample.metadata,
-    )
-    return official(answered).value or 0.0

@@ -332,6 +332,16 @@ SCORERS: Mapping[str, Callable[[Prediction], Score]] = {
 }
 
 
+def labels(sample: Sample) -> tuple[str, ...]:
+    """Return the labels that can answer a question: not those that it names itself, which no scorer credits.
+
+    Empty where the right answer is none of them: several objects (qa8).
+    """
+    question = sample.question.lower()
+    possible = tuple(label for label in _labels(sample.subset) if label.lower() not in question)
+    return possible if sample.target.lower() in map(str.lower, possible) else ()
+
+
 def _labels(subset: str) -> Sequence[str]:
     card = load_card("babilong")
     if subset not in card.subsets:

@@ -15,7 +15,7 @@ from evalkit.models.backends.cpu_dtype import fastest_on_cpu, say_which
 from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.backends.prefix import common_prefix
-from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use
+from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use, require_finite
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.modules import read_back_transformers, rebuild_rotary_modules
@@ -292,6 +292,7 @@ class HFBackend:
         rows = list(range(len(batch)))
         answers: list[list[int]] = [[] for _ in batch]
         logprobs: list[list[float]] = [[] for _ in batch]
+        scored: list[tuple[float, ...]] = [() for _ in batch]
         with torch.inference_mode():
             # The mask is always passed: without it, transformers takes gaps in position_ids for packed sequences.
             step = self.model(
@@ -302,6 +303,8 @@ class HFBackend:
                 use_cache=True,
                 logits_to_keep=1,
             )
+            if any(prompt.candidates for prompt in batch):
+                scored = self._score_candidates(batch, mask, step)
             while True:
                 cache, logits = step.past_key_values, step.logits[:, -1]
                 best, next_ids = logits.max(-1)
@@ -317,7 +320,8 @@ class HFBackend:
                         logprobs[row] += chosen[place : place + 1]
                     if stopped or len(answers[row]) >= batch[row].max_new_tokens:
                         seconds = time.perf_counter() - started
-                        yield batch[row], self._completion(answers[row], stopped, seconds, logprobs[row])
+                        completion = self._completion(answers[row], stopped, seconds, logprobs[row])
+                        yield batch[row], replace(completion, candidate_logprobs=scored[row])
                     else:
                         keep.append(place)
                 if not keep:
@@ -335,6 +339,43 @@ class HFBackend:
                     past_key_values=cache,
                     use_cache=True,
                 )
+
+    def _score_candidates(self, batch: list[Prompt], mask: "torch.Tensor", prefill: Any) -> list[tuple[float, ...]]:
+        """Return the log-probability of each prompt's candidates; the first tokens' are in the prompts' own logits.
+
+        Those behind are read on a copy of the prompts' keys and values (or of whatever state the model keeps), the
+        n-th candidates of all prompts at once, padded on the right.
+        """
+        import torch
+
+        first = prefill.logits[:, -1].float().log_softmax(-1)
+        found: list[list[float]] = [[] for _ in batch]
+        lists = [[torch.from_numpy(ids.astype("int64")) for ids in prompt.candidates.values()] for prompt in batch]
+        for place in range(max(map(len, lists))):
+            rows = [row for row, own in enumerate(lists) if place < len(own)]
+            texts = [lists[row][place] for row in rows]
+            sums = [float(first[row, text[0]]) for row, text in zip(rows, texts, strict=True)]
+            longest = max(map(len, texts)) - 1
+            if longest:
+                ids = torch.zeros(len(batch), longest, dtype=torch.long)
+                for row, text in zip(rows, texts, strict=True):
+                    ids[row, : len(text) - 1] = text[:-1]
+                steps = torch.arange(longest, device=self.device)
+                logits = self.model(
+                    input_ids=ids.to(self.device),
+                    attention_mask=torch.cat([mask, mask.new_ones(len(batch), longest)], dim=1),
+                    position_ids=mask.sum(-1, keepdim=True) + steps,
+                    past_key_values=deepcopy(prefill.past_key_values),
+                    use_cache=True,
+                ).logits
+                for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+                    behind = text[1:].to(self.device)
+                    logprobs = logits[row, : len(behind)].float().log_softmax(-1)
+                    sums[i] += float(logprobs.gather(-1, behind[:, None]).sum())
+            for row, value in zip(rows, sums, strict=True):
+                require_finite([value], self.checkpoint.path, self._loaded_dtype, len(batch[row].token_ids))
+                found[row].append(value)
+        return [tuple(values) for values in found]
 
     def _pad(self, batch: list[Prompt], shared: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """Return the ids behind the shared ones, padded on the left, and the mask of all.

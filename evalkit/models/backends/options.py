@@ -12,6 +12,9 @@ DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 class BackendOptions:
     """How a backend is asked; each has a subclass of its own."""
 
+    SCORES_GIVEN_TEXT: ClassVar[bool] = False
+    """Whether it fills ``Completion.candidate_logprobs``."""
+
     @property
     def decisive(self) -> dict[str, Any]:
         """Those of these settings that can change an answer, as they were typed: they tell run folders' names apart.
@@ -38,6 +41,7 @@ class ModelOptions(BackendOptions):
     """Of a backend that loads the weights itself."""
 
     GROUP: ClassVar[str] = "Backend"
+    SCORES_GIVEN_TEXT: ClassVar[bool] = True
 
     dtype: DType = option(
         "--dtype",

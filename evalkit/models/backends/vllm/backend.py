@@ -246,7 +246,10 @@ class VLLMBackend:
         )
 
     def _submit(self, prompt: Prompt) -> "Future[Any]":
-        return self._engine.submit(prompt.token_ids.tolist(), prompt.max_new_tokens, stops=self._stops)
+        candidates = [ids.tolist() for ids in prompt.candidates.values()]
+        return self._engine.submit(
+            prompt.token_ids.tolist(), prompt.max_new_tokens, stops=self._stops, candidates=candidates
+        )
 
     def _completion(self, future: "Future[Any]", seconds: float) -> Completion:
         """Turn a finished request into a completion without its stop token; EngineDied passes through."""
@@ -261,13 +264,13 @@ class VLLMBackend:
             return failed(
                 f"engine: {type(cause).__name__}: {message[0]}", retryable=isinstance(error, EngineGenerateError)
             )
-        output = future.result()
+        output, scored = future.result()
         answer = output.outputs[0]
         if answer.finish_reason not in ("stop", "length"):
             return failed(f"engine: the request ended with {answer.finish_reason!r}", retryable=True)
         token_ids = tuple(answer.token_ids)
         logprobs = _chosen_logprobs(answer)
-        require_finite(logprobs, self.checkpoint.path, self._dtype, len(output.prompt_token_ids))
+        require_finite([*logprobs, *scored], self.checkpoint.path, self._dtype, len(output.prompt_token_ids))
         if answer.finish_reason == "stop" and token_ids and token_ids[-1] in self._stops:
             token_ids = token_ids[:-1]
         return Completion(
@@ -277,6 +280,7 @@ class VLLMBackend:
             seconds=seconds,
             num_cached_tokens=output.num_cached_tokens or 0,
             logprobs=logprobs[: len(token_ids)] if self.logprobs else (),
+            candidate_logprobs=tuple(scored),
         )
 
     @property

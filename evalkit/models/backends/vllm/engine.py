@@ -276,11 +276,25 @@ class Engine:
         )
         return logged[-1] if logged else ""
 
-    def submit(self, token_ids: Sequence[int], max_new_tokens: int, *, stops: Sequence[int]) -> "Future[Any]":
-        """Ask for a greedy answer; the future holds vLLM's ``RequestOutput``, or the exception that ended it."""
-        return self._loop.submit(
-            self._ask(token_ids, adapted=True, max_tokens=max_new_tokens, stop_token_ids=list(stops))
-        )
+    def submit(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        stops: Sequence[int],
+        candidates: Sequence[Sequence[int]] = (),
+    ) -> "Future[tuple[Any, list[float]]]":
+        """Ask for a greedy answer, then for the log-probability of each candidate in its place.
+
+        The future holds vLLM's ``RequestOutput`` and those, or the exception that ended it.
+        """
+
+        async def both() -> tuple[Any, list[float]]:
+            answer = await self._ask(token_ids, adapted=True, max_tokens=max_new_tokens, stop_token_ids=list(stops))
+            scores = [self._score(token_ids, candidate) for candidate in candidates]  # the prompt is in the cache now
+            return answer, list(await asyncio.gather(*scores))
+
+        return self._loop.submit(both())
 
     def probe(self, token_ids: Sequence[int], *, adapted: bool) -> list[float]:
         """Return the natural-log probabilities of a prompt's tokens but for its first, and of the next one.
@@ -343,6 +357,24 @@ class Engine:
             while True:
                 await asyncio.wait_for(llm.is_sleeping(), stall_seconds)
                 await asyncio.sleep(WAIT_SECONDS)
+
+    async def _score(self, token_ids: Sequence[int], candidate: Sequence[int]) -> float:
+        """Return the natural-log probability of the ids in ``candidate`` behind those of a prompt, their sum.
+
+        vLLM gives it for the tokens of a prompt, so the candidate is sent as the end of one. By itself it would compute
+        such a prompt without its prefix cache, since there are no log-probabilities of what is cached. Those behind are
+        right (the last entries, whatever stands in front), and no others are wanted. Where the cache reaches as far as
+        the candidate, as after a prompt that ends with its block, it is asked again without.
+        """
+        ids = [*token_ids, *candidate]
+        for fresh in (False, True):
+            output = await self._ask(
+                ids, adapted=True, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=fresh
+            )
+            if (output.num_cached_tokens or 0) < len(token_ids):
+                break
+        behind = zip(candidate, output.prompt_logprobs[-len(candidate) :], strict=True)
+        return sum(float(by_token[token].logprob) for token, by_token in behind)
 
     async def _ask(self, token_ids: Sequence[int], *, adapted: bool, **params: Any) -> Any:
         from vllm import SamplingParams
