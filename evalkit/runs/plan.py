@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from evalkit.benchmarks import open_benchmark
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.errors import BadInput, ContextOverflow, EvalkitError
+from evalkit.escaping import require_name
 from evalkit.files import slug
 from evalkit.lengths import parse_length
 from evalkit.models.backends import Backend, open_backend
@@ -176,7 +177,7 @@ def make_plan(config: RunConfig) -> Plan:
         "card": f"{card.task} v{card.version} {card.sha256[:16]}",
         **{f"data.{name}": value for name, value in benchmark.recipe().items()},
     }
-    arm = config.arm or _arm(config, checkpoint)
+    arm = config.arm or require_name(_arm(config, checkpoint), f"The arm of {config.model} (without --arm)")
     sha = fingerprint_sha({**fingerprint, **config.engine.decisive})
     return Plan(
         config=config,
