@@ -11,13 +11,15 @@ from pathlib import Path
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file that is, after any interruption, either the old one or the new one as a whole.
 
+    Halves of surrogate pairs, which replies and names of files may hold and UTF-8 has not, stand there as \\udc80.
+
     Raises:
         OSError: it cannot be written; the old one stays, and no draft of the new one.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # of its own, should two processes write the same file
     try:
         with draft.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

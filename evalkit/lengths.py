@@ -5,7 +5,10 @@ import re
 from evalkit.errors import BadInput
 
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([km]?)", re.IGNORECASE)
+_LENGTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)([km]?)", re.IGNORECASE)
+_MAX_CHARS = 40
+MOST = 2**31
+"""No length reaches this: token counts are kept as 32-bit numbers."""
 
 
 def parse_length(text: str) -> int:
@@ -17,10 +20,11 @@ def parse_length(text: str) -> int:
     Raises:
         BadInput: the text is not a whole number of tokens, or of k (1,024) or M (1,048,576) tokens.
     """
-    match = _LENGTH.fullmatch(text.strip())
+    match = _LENGTH.fullmatch(text.strip()) if len(text) <= _MAX_CHARS else None
     tokens = float(match[1]) * _UNITS[match[2].lower()] if match else 0.5
-    if tokens != int(tokens):
-        raise BadInput(f"Length {text!r} is not a number of tokens; write it like 1536, 16k (16,384) or 1M.")
+    if tokens != int(tokens) or tokens >= MOST:
+        shown = repr(text) if len(text) <= _MAX_CHARS else f"of {len(text):,} characters"
+        raise BadInput(f"Length {shown} is not a number of tokens; write it like 1536, 16k (16,384) or 1M.")
     return int(tokens)
 
 

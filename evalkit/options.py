@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from evalkit.errors import BadInput
+from evalkit.reading import shown
 
 T = TypeVar("T")
+_MOST = 2**63
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +121,6 @@ def read(cls: type[T], values: Mapping[str, Any], where: str, **chosen: Any) -> 
         elif is_dataclass(hints[one.name]) and one.init:
             arguments[one.name] = read(hints[one.name], values, where)
     return cls(**arguments)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the values of a TOML file.
-
-    Raises:
-        BadInput: there is no such file, or it is not TOML.
-    """
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a TOML file: {error}.") from error
 
 
 def refuse_unknown(values: Mapping[str, Any], where: str, *classes: type) -> None:
@@ -246,10 +233,28 @@ def _typed(setting: Setting, value: Any, where: str) -> Any:
     try:
         if setting.option.parse is not None and isinstance(value, (str, list)):
             value = setting.option.parse(value if isinstance(value, str) else ",".join(map(str, value)))
+        _require_writable(value)
         return _adapter(setting.hint).validate_json(json.dumps(value, default=_plain), strict=True)
     except (ValidationError, BadInput, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).rstrip(".")
-        raise BadInput(f"{where}: {setting.option.key} is {value!r}; {reason[:1].lower() + reason[1:]}.") from error
+        raise BadInput(
+            f"{where}: {setting.option.key} is {shown(value)}; {reason[:1].lower() + reason[1:]}."
+        ) from error
+
+
+def _require_writable(value: Any) -> None:
+    """Refuse what no TOML, no run.json and no file system could hold.
+
+    Raises:
+        ValueError: what it is.
+    """
+    if isinstance(value, (list, tuple, dict)):
+        for one in [*value.values(), *value] if isinstance(value, dict) else value:
+            _require_writable(one)
+    elif isinstance(value, int) and abs(value) >= _MOST:
+        raise ValueError(f"a whole number should be below {_MOST:,}")
+    elif isinstance(value, (str, Path)) and (odd := _NO_TEXT.search(str(value))):
+        raise ValueError(f"it should be text in UTF-8 without the character {odd[0]!r}")
 
 
 def _plain(value: Any) -> Any:
@@ -266,7 +271,7 @@ def _adapter(hint: Any) -> Any:
 def _scalar(setting: Setting, kind: Any, text: str) -> Any:
     try:
         return Path(text) if kind is Path else kind(text) if kind in (int, float) else text
-    except ValueError as error:
+    except ValueError as error:  # also of more digits than Python reads
         name = {int: "a whole number", float: "a number"}[kind]
         raise BadInput(f"{setting.option.flag} takes {name}; got {text[:80]!r}.") from error
 

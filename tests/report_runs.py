@@ -95,7 +95,7 @@ def _prediction(
         "length": length,
         "sample_id": f"{index:05d}",
         "story_id": f"{subset}-{index // per_story:05d}",
-        "prompt_tokens": tokens - 20,
+        "prompt_tokens": max(tokens - 20, 0),
         "prompt_sha256": f"{index:064x}",
         "max_new_tokens": 20,
         "fact_positions": tuple(sorted(positions)),

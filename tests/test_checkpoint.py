@@ -299,7 +299,11 @@ def test_a_missing_file_is_named(copy: Path, missing: str, said: str):
         ("model.safetensors", b"", "not a safetensors file"),
         ("model.safetensors", b"\x00" * 64, "not a safetensors file"),
         ("model.safetensors", b"PK\x03\x04pickled tensors", "not a safetensors file"),
-        ("model.safetensors.index.json", b'{"weight_map": 3}', "not a weight index"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": 3}',
+            "index.json: weight_map is 3; input should be an object",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(copy: Path, file: str, content: bytes, said: str):

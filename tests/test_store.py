@@ -135,14 +135,14 @@ def test_only_what_may_still_be_answered_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_the_scope_grows_and_everything_else_is_that_of_the_last_invocation(tmp_path: Path) -> None:
-    asked = {"lengths": ["1k", "2k"], "samples": 50, "cells": {"qa1@1k": 50}}
+    asked = {"lengths": ["1k", "2k"], "samples": 50, "cells": {"qa1/1k": 50}}
     with start(tmp_path, config={"batch": 4, "scope": asked}):
         pass
-    asked = {"lengths": ["2k", "4k"], "samples": 20, "cells": {"qa1@1k": 20, "qa1@4k": 20}}
+    asked = {"lengths": ["2k", "4k"], "samples": 20, "cells": {"qa1/1k": 20, "qa1/4k": 20}}
     with start(tmp_path, config={"batch": 8, "scope": asked}):
         pass
     folder = RunFolder.open(tmp_path)
-    cells = {"qa1@1k": 50, "qa1@4k": 20}
+    cells = {"qa1/1k": 50, "qa1/4k": 20}
     assert folder.config == {"batch": 8, "scope": {"lengths": ["1k", "2k", "4k"], "samples": 50, "cells": cells}}
     assert not folder.published
 

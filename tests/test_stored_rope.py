@@ -130,7 +130,10 @@ def test_rules_with_formulas_of_their_own_are_carried_as_they_are(stored: Any):
             "64 of the 32",
         ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "truncate": "no"}}, "true or false"),
-        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads in .* is 0"),
+        (
+            {"num_attention_heads": 0, "head_dim": None},
+            "num_attention_heads is 0; input should be greater than or equal to 1",
+        ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "beta_slow": 64}}, "beta_slow"),
         ({"head_dim": 33}, "even"),
     ],

@@ -19,7 +19,7 @@ from evalkit.benchmarks import open_benchmark
 from evalkit.cli import commands
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.machine import processor
-from evalkit.options import read_toml
+from evalkit.reading import read_toml
 from evalkit.runs.config import run_config
 from evalkit.study import workers
 from evalkit.study.experiment import experiment_names, load_experiment

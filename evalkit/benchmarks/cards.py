@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.errors import BadInput
+from evalkit.reading import read_toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +117,7 @@ def read_card(path: Path) -> TaskCard:
     Raises:
         BadInput: it is not TOML, or a field is missing, unknown or impossible; names file and field.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a TOML file: {error}.") from error
+    values = read_toml(path)
     _check(f"{path}:", values, _CARD, _CARD_OPTIONAL)
     subsets = {name: _read_subset(f"{path}: subsets.{name}:", entry) for name, entry in values["subsets"].items()}
     for name, entry in values.get("source", {}).items():

@@ -1,5 +1,6 @@
 """The command line. Only here do errors become exit codes: 0 done, 1 failed samples are left, 2 wrong use."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from evalkit.cli.options import (
     token_count,
     train_classes,
 )
+from evalkit.cli.terminal import echo
 from evalkit.errors import BadInput, EvalkitError
+from evalkit.escaping import one_line
 
 if TYPE_CHECKING:
     from evalkit.runs.run import RunResult
@@ -52,10 +55,19 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except EvalkitError as error:
-            click.echo(f"evalkit: {error}", err=True)
+            echo(f"evalkit: {one_line(str(error))}", err=True)
+            ctx.exit(WRONG_USE)
+        except click.UsageError as error:
+            raise click.UsageError(one_line(error.format_message()), ctx=error.ctx) from error
+        except OSError as error:  # a full disk, a folder that may not be written, a name that is too long
+            if error.strerror is None or error.errno == errno.EPIPE:  # click's affair: whoever reads has gone
+                raise
+            what = error.filename if error.filename is not None else "A file"
+            reason = f"{what} cannot be used ({error.strerror}); make room, or name another path."
+            echo(f"evalkit: {one_line(reason)}", err=True)
             ctx.exit(WRONG_USE)
         except KeyboardInterrupt:
-            click.echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
+            echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
             ctx.exit(130)
 
 
@@ -101,7 +113,7 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
     refuse_missing(values, "model", "task", "lengths")
     config = run_config(values)
     if print_config:
-        click.echo(options.to_toml(config), nl=False)
+        echo(options.to_toml(config), nl=False)
         return
     if not dry_run:
         config.engine.require_reachable()
@@ -110,23 +122,23 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
         from evalkit.study.cost import run_cost
 
         cost = run_cost(plan)
-        click.echo(json.dumps(cost.to_json(), indent=1) if as_json else cost.to_text())
+        echo(json.dumps(cost.to_json(), indent=1) if as_json else cost.to_text())
         return
     if as_json:
         raise BadInput("--json prints a plan; add --dry-run, or leave it out.")
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     if quiet:
         result = running.run(plan)
     else:
-        click.echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
+        echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
         with Progress() as progress:
             result = running.run(plan, progress)
     for notice in result.notices:
-        click.echo(f"note: {notice}", err=True)
+        echo(f"note: {notice}", err=True)
     if not quiet:
         _print_tables([result.folder])
-        click.echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
+        echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
     _say_what_is_unscored(result)
     if result.failed:
         sys.exit(FAILED_SAMPLES)
@@ -135,16 +147,16 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
 def _say_what_is_unscored(result: "RunResult") -> None:
     if result.unfitting:
         example = result.unfitting_example.rstrip(".")
-        click.echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
+        echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
     if result.unfinished:
-        click.echo(
+        echo(
             f"{result.unfinished} answers were cut off inside their reasoning: unscored, neither right nor wrong; more "
             "--thinking-tokens give them room, in a run of their own.",
             err=True,
         )
     if result.failed:
         again = f"; the same command asks {result.retried} of them again" if result.retried else ""
-        click.echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
+        echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
@@ -170,7 +182,7 @@ def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dic
     values |= {"model": name} if name else {}
     refuse_missing(values, "model", "lengths")
     report = examine(run_config({"task": "babilong"} | values), gpu_memory=gpu_memory)
-    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
     if not report.ok:
         sys.exit(WRONG_USE)
 
@@ -199,7 +211,7 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
     refuse_missing(values, "model")
     values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
     report = crosscheck_plans([run_config(of_backend(values, backend)) for backend in backends])
-    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
 
 
 @main.command()
@@ -224,7 +236,7 @@ def status(folder: Path, watch: bool) -> None:
         statuses = all_status(folder)
         if watch and is_terminal:
             click.clear()
-        click.echo(describe(statuses, folder))
+        echo(describe(statuses, folder))
         if not watch or not any(one.state == "running" for one in statuses):
             return
         time.sleep(2 if is_terminal else 60)
@@ -280,10 +292,10 @@ def report(
         by=by,
         full=full,
     )
-    click.echo(built.text)
+    echo(built.text)
     for notice in built.notices:
-        click.echo(f"note: {notice}", err=True)
-    click.echo(f"written to {out}/: {', '.join(path.name for path in built.files)}", err=True)
+        echo(f"note: {notice}", err=True)
+    echo(f"written to {out}/: {', '.join(path.name for path in built.files)}", err=True)
 
 
 @main.command()
@@ -304,9 +316,9 @@ def compare(first: Path, second: Path, trained_length: int | None, margin: float
     from evalkit.report.compare import compare as compare_runs
 
     compared = compare_runs(first, second, trained_length=trained_length, margin=margin)
-    click.echo(compared.text)
+    echo(compared.text)
     for notice in compared.notices:
-        click.echo(f"note: {notice}", err=True)
+        echo(f"note: {notice}", err=True)
 
 
 @main.command()
@@ -314,16 +326,28 @@ def compare(first: Path, second: Path, trained_length: int | None, margin: float
 def score(runs: tuple[Path, ...]) -> None:
     """Compute the scores of recorded answers again, without a model.
 
-    \b
-    Example:
-      evalkit score results/ckpt-babilong-1a2b3c4d
-    """
-    from evalkit.records.folder import RunFolder
-    from evalkit.records.scoring import score_folder
+    RUNS are run folders, or folders that contain some. One that cannot be scored is named, and the others are scored.
 
-    for path in runs:
-        score_folder(RunFolder.open(path))
-    _print_tables(list(runs))
+    \b
+    Examples:
+      evalkit score results/ckpt-babilong-1a2b3c4d
+      evalkit score results/
+    """
+    from evalkit.records.scoring import score_folders
+
+    done: list[Path] = []
+    faults = []
+    for found in score_folders(runs):
+        if isinstance(found, EvalkitError):
+            faults.append(found)
+            echo(f"Left out: {found}", err=True)
+            continue
+        done.append(found.path)
+        for notice in found.notices:
+            echo(f"note: {notice}", err=True)
+    if not done:
+        raise BadInput(f"No run could be scored. {faults[0]}")
+    _print_tables(done)
 
 
 @main.command(cls=SettingsCommand, classes=train_classes)
@@ -353,7 +377,7 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 
         folder = finetune(config, on_step=show, on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr))
     if not quiet:
-        click.echo(describe(folder), err=True)
+        echo(describe(folder), err=True)
 
 
 @main.command()
@@ -393,7 +417,7 @@ def reproduce(
 
     if experiment is None:
         for name in experiment_names():
-            click.echo(f"{name:12} {load_experiment(name).about}")
+            echo(f"{name:12} {load_experiment(name).about}")
         return
     loaded = load_experiment(experiment, base=base, revision=revision, scale=scale)
     chosen = tuple(range(seeds)) if seeds else loaded.seeds
@@ -401,15 +425,15 @@ def reproduce(
     study = Study(experiment=loaded, root=out or Path("results") / name, plots=plots or Path("plots") / name)
     steps = plan_steps(study, chosen)
     if dry_run:
-        click.echo(describe(steps))
+        echo(describe(steps))
         return
     if not study.trains_base:
         resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
     with StudyProgress(steps) as progress:
         workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
-    click.echo(f"tables and figures: {study.plots}", err=True)
+    echo(f"tables and figures: {study.plots}", err=True)
     if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:
-        click.echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
+        echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
         sys.exit(FAILED_SAMPLES)
 
 
@@ -430,7 +454,7 @@ def show(run_folder: Path, key: str, around: float | None, width: int) -> None:
     """
     from evalkit.runs.show import show as rebuild
 
-    click.echo(rebuild(run_folder, key, depth=around, width=width))
+    echo(rebuild(run_folder, key, depth=around, width=width))
 
 
 @main.command()
@@ -453,7 +477,7 @@ def tasks(task: str | None) -> None:
         return
     card = load_card(task)
     _echo_wrapped(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}")
-    click.echo(card.paper)
+    echo(card.paper)
     default = ", ".join(card.default_subsets)
     _echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
     for name, subset in card.subsets.items():
@@ -467,7 +491,7 @@ def _echo_wrapped(text: str, indent: int = 0) -> None:
     import textwrap
 
     width = max(shutil.get_terminal_size().columns, indent + 20)
-    click.echo("\n".join(textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)))
+    echo("\n".join(textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)))
 
 
 @main.command()
@@ -485,7 +509,7 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None, "click knows the shells that are offered"
-    click.echo(kind(main, {}, "evalkit", "_EVALKIT_COMPLETE").source())
+    echo(kind(main, {}, "evalkit", "_EVALKIT_COMPLETE").source())
 
 
 @main.command("new-checkpoint")
@@ -503,7 +527,7 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     from evalkit.models.new_checkpoint import write_checkpoint
 
     write_checkpoint(folder, window=window, seed=seed)
-    click.echo(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
+    echo(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
 
 
 @main.command("import")
@@ -532,13 +556,13 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
     for found in import_folder(folder, out, arm=arm):
         if isinstance(found, BadInput):
             faults += 1
-            click.echo(f"Left out: {found}", err=True)
+            echo(f"Left out: {found}", err=True)
             continue
         for notice in found.notices:
-            click.echo(notice, err=True)
+            echo(notice, err=True)
         score_folder(found)
         imported += 1
-        click.echo(f"{found.path}: {len(found.recorded()):,} answers")
+        echo(f"{found.path}: {len(found.recorded()):,} answers")
     if not imported:
         raise BadInput(f"Nothing in {folder} could be imported: all of its {faults} files of answers are faulty.")
 
@@ -565,10 +589,10 @@ def export(run_folder: Path, out: Path, to: str) -> None:
     if to not in LAYOUTS:
         raise BadInput(f"--to is {to!r}; the layouts are {', '.join(LAYOUTS)}.")
     for path in write(run_folder, to, out):
-        click.echo(path)
+        echo(path)
 
 
 def _print_tables(folders: list[Path]) -> None:
     from evalkit.report.build import load_runs, terminal_tables
 
-    click.echo(terminal_tables(load_runs(folders)))
+    echo(terminal_tables(load_runs(folders)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from evalkit.cli.terminal import echo
 from evalkit.lengths import parse_length
 from evalkit.runs.run import Observer
 from evalkit.runs.status import duration
@@ -122,8 +123,7 @@ class StudyProgress(_Bar):
 
     def is_finished(self, step: "Step", what: str) -> None:
         """Write a line about a finished step."""
-        import click
 
         self.goes_on(step, 1.0)
         with self._bar.external_write_mode():
-            click.echo(f"{step}: {what}")  # without colours where there is no terminal
+            echo(f"{step}: {what}")  # without colours where there is no terminal

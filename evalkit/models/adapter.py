@@ -1,7 +1,6 @@
 """A LoRA adapter folder, checked against the base it is to be put on."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from typing import Any
 
 from evalkit.errors import BadInput
 from evalkit.files import first_line
+from evalkit.models.layouts import AdapterFile
 from evalkit.models.tokenizer import chat_template
 from evalkit.models.weights import StoredTensor, is_zero, sampled_hash, stored_tensors
+from evalkit.reading import read_as, read_json, shown
 
 _PREFIX = "base_model.model."
 _WRAPPING = re.compile(r"\.(?:base_layer|modules_to_save|original_module)(?=\.)")  # of peft, around the base's modules
@@ -60,15 +61,16 @@ class Adapter:
         for file in (config_file, weights):
             if not file.is_file():
                 raise BadInput(f"{folder} is not a LoRA adapter: it has no {file.name}; save one with peft.")
+        config = read_json(config_file) or {}
+        if (kind := config.get("peft_type")) not in (None, "LORA"):
+            raise BadInput(f"The adapter {folder} is of type {shown(kind)}; only LoRA adapters can be served.")
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            kind, rank, named = config["peft_type"], int(config["r"]), config.get("base_model_name_or_path")
-        except (ValueError, KeyError, TypeError) as error:
+            known = read_as(AdapterFile, config)
+        except BadInput as error:
+            reason = str(error).rstrip(".")
             raise BadInput(
-                f"{config_file} is not the config of a LoRA adapter ({error}); save it again with peft."
+                f"{config_file} is not the config of a LoRA adapter ({reason}); save it again with peft."
             ) from error
-        if kind != "LORA":
-            raise BadInput(f"The adapter {folder} is of type {kind}; only LoRA adapters can be served.")
         if config.get("alora_invocation_tokens"):
             raise BadInput(
                 f"The adapter {folder} is an activated LoRA (alora_invocation_tokens), which is off until a prompt "
@@ -76,7 +78,14 @@ class Adapter:
             )
         tensors = stored_tensors([weights])
         warnings = tuple(_own_files(folder, base))
-        adapter = cls(path=folder, base=named, rank=rank, config=config, tensors=tensors, warnings=warnings)
+        adapter = cls(
+            path=folder,
+            base=known.base_model_name_or_path,
+            rank=known.r,
+            config=config,
+            tensors=tensors,
+            warnings=warnings,
+        )
         adapter._require_base(_LoadedModel(base), base)
         if all(is_zero(tensor) for name, tensor in tensors.items() if _GIVES.search(name)):
             raise BadInput(f"The adapter {folder} changes nothing: all its B matrices are zero, as before training.")

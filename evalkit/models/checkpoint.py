@@ -15,8 +15,8 @@ from typing import Any
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
-from evalkit.models.folder import read_json
 from evalkit.models.hub import resolve
+from evalkit.models.layouts import SIZES, ConfigFile, GenerationFile, TokenizerFile, known, read_file
 from evalkit.models.rope.formulas import Frequencies
 from evalkit.models.rope.modules import own_frequencies
 from evalkit.models.rope.stored import (
@@ -32,12 +32,12 @@ from evalkit.models.training_record import TRAINING_RECORD, TrainingRecord
 from evalkit.models.weights import (
     DTYPE_NAMES,
     StoredTensor,
+    checkpoint_tensors,
     full_hash,
     num_parameters,
     sampled_hash,
-    stored_tensors,
-    weight_files,
 )
+from evalkit.reading import read_json
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash")
@@ -133,18 +133,19 @@ class Checkpoint:
             raise BadInput(f"There is no checkpoint folder {path}.")
         raw, where = _read_config(folder), f"{folder}/config.json"
         refuse_contradictions(raw, where)
-        tensors = stored_tensors(weight_files(folder))
+        tensors = checkpoint_tensors(folder)
         _require_tokenizer(folder)
         whole = _as_transformers_reads(folder)
         config = whole.get_text_config()
         longest = _longest(config, where)
         own, unbuilt = _own_frequencies(whole)
         rope = read_stored_rope(raw, config, where, own)
-        tokenizer_config = read_json(folder / "tokenizer_config.json") or {}
+        tokenizer = read_file(TokenizerFile, folder / "tokenizer_config.json")
+        read_file(GenerationFile, folder / "generation_config.json")
         given = Adapter.open(Path(adapter), folder) if adapter is not None else None
         training = TrainingRecord.read(given.path / TRAINING_RECORD) if given else None
         training = training or TrainingRecord.read(folder / TRAINING_RECORD)
-        limit = tokenizer_config.get("model_max_length")
+        limit = tokenizer[0].model_max_length if tokenizer else None
         return cls(
             path=folder,
             name=folder.resolve().name,
@@ -158,10 +159,10 @@ class Checkpoint:
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
             dtype=_dtype_of(tensors),
-            cache=layer_caches(config),
+            cache=_layer_caches(config, where),
             tensors=tensors,
             has_chat_template=chat_template(folder) is not None,
-            tokenizer_limit=int(limit) if isinstance(limit, (int, float)) and limit < _ENDLESS else None,
+            tokenizer_limit=int(limit) if limit is not None and limit < _ENDLESS else None,
             training=training,
             adapter=given,
             warnings=(
@@ -250,7 +251,7 @@ class Checkpoint:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - each model's class has its own way to stop
             return f"transformers cannot load {self.path}: {first_line(error)}."
         if missing := sorted(found["missing_keys"]):
             return (
@@ -275,9 +276,9 @@ class Checkpoint:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    raw = read_json(folder / "config.json")
-    if raw is not None:
-        return raw
+    found = read_file(ConfigFile, folder / "config.json")
+    if found is not None:
+        return found[1]
     if (folder / "adapter_config.json").is_file():
         raise BadInput(f"{folder} is a LoRA adapter; give its base as the model and this folder as --adapter.")
     raise BadInput(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
@@ -292,14 +293,20 @@ def _require_tokenizer(folder: Path) -> None:
 
 
 def _as_transformers_reads(folder: Path) -> Any:
-    from huggingface_hub.errors import StrictDataclassError  # values of a wrong type
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, StrictDataclassError) as error:
+    except Exception as error:  # each model's class has its own way to stop at a value
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise BadInput(f"transformers cannot use {folder}/config.json: {reason[:300]}.") from error
+
+
+def _layer_caches(config: Any, where: str) -> tuple[LayerCache, ...]:
+    try:
+        return layer_caches(config)
+    except Exception as error:  # of whichever field transformers or a model's class stumbles over
+        raise BadInput(f"The layers in {where} cannot be counted: {first_line(error)}.") from error
 
 
 def layer_caches(config: Any) -> tuple[LayerCache, ...]:
@@ -356,9 +363,11 @@ def _longest(config: Any, where: str) -> int:
     longest = getattr(config, "max_position_embeddings", None)
     if not isinstance(longest, int) or longest < 1:
         raise BadInput(f"{where} has no usable max_position_embeddings; it says how long a prompt may be.")
+    sizes = {name: getattr(config, name, None) for name in SIZES}
     for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
-        if not hasattr(config, name):
+        if sizes[name] is None:
             raise BadInput(f"{where} ({config.model_type}) has no {name}, so evalkit cannot size what it serves.")
+    known(ConfigFile, {name: value for name, value in sizes.items() if isinstance(value, (int, float))}, where)
     return longest
 
 

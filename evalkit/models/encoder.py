@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from evalkit.benchmarks.reasoning import is_closed, is_mark, is_unfinished, mentions_reasoning
 from evalkit.errors import BadInput
 from evalkit.files import first_line
+from evalkit.models.bounded import require_bounded
 from evalkit.models.tokenizer import load_tokenizer, stop_token_ids
 from evalkit.types import Message, TokenIds
 
@@ -106,6 +107,7 @@ class Encoder:
                 "--template-arg, or --no-chat-template."
             )
         if chat:
+            _require_bounded(tokenizer, system_prompt, template_args or {}, folder)
             _require_known(template_args or {}, tokenizer.chat_template, folder)
         encoder = cls(
             tokenizer,
@@ -195,20 +197,14 @@ class Encoder:
 
     def _apply(self, messages: Sequence[Message], *, generation: bool = True) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                [*messages],
-                tokenize=False,
-                add_generation_prompt=generation,
-                strftime_now=_TODAY.strftime,
-                **self.template_args,
-            )
+            text = _render(self.tokenizer, messages, self.template_args, generation=generation)
         except Exception as error:
             roles = " ".join(m["role"][0] for m in messages[:6])
             raise BadInput(
                 f"The chat template refuses this conversation (roles {roles} ...): {first_line(error)}; "
                 "use a template that takes it, or --no-chat-template."
             ) from error
-        return str(text)
+        return text
 
     def _thinking(self) -> Thinking:
         try:
@@ -288,6 +284,8 @@ def template_arguments(typed: Sequence[str]) -> dict[str, Any]:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
             found[name] = value
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+            raise BadInput(f"--template-arg {name} has a value beyond all bounds ({first_line(error)}).") from error
     return found
 
 
@@ -305,6 +303,29 @@ def template_variables(template: str) -> set[str]:
         return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source))
     except TemplateError as error:
         raise BadInput(f"The chat template cannot be read ({first_line(error)}).") from error
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], args: Mapping[str, Any], *, generation: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [*messages],
+            tokenize=False,
+            add_generation_prompt=generation,
+            strftime_now=_TODAY.strftime,
+            **args,
+        )
+    )
+
+
+def _require_bounded(tokenizer: Any, system_prompt: str | None, args: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a template that does not come to an end, before it runs in this process; see ``require_bounded``."""
+    system: list[Message] = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    conversations = ([*system, *_QUESTION], [*system, *_EXCHANGE, *_QUESTION])
+
+    def render() -> str:
+        return "".join(_render(tokenizer, messages, args, generation=True) for messages in conversations)
+
+    require_bounded(render, f"The chat template of {folder}")
 
 
 def _require_known(template_args: Mapping[str, Any], template: str, folder: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from evalkit.benchmarks.reasoning import is_mark
 from evalkit.errors import BadInput
 from evalkit.files import first_line
-from evalkit.models.folder import read_json, read_text
+from evalkit.models.layouts import ConfigFile, GenerationFile, TokenizerFile, read_file
+from evalkit.reading import read_text
 
 FILES = (
     "tokenizer.json",
@@ -74,7 +75,8 @@ def chat_template(folder: Path) -> str | None:
     if (file := folder / "chat_template.jinja").is_file():
         return read_text(file) or None
     for name in ("tokenizer_config.json", "chat_template.json"):
-        template = (read_json(folder / name) or {}).get("chat_template")
+        found = read_file(TokenizerFile, folder / name)
+        template = found[0].chat_template if found else None
         if isinstance(template, str):
             return template or None
         if template is not None:
@@ -89,10 +91,10 @@ def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     ``config.json`` only, others in the generation config only.
     """
     stops: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    config = read_json(folder / "config.json") or {}
-    text_config = config.get("text_config")
-    for values in (config, text_config, read_json(folder / "generation_config.json")):
-        named = values.get("eos_token_id") if isinstance(values, Mapping) else None
+    config = read_file(ConfigFile, folder / "config.json")
+    generation = read_file(GenerationFile, folder / "generation_config.json")
+    for values in (config and config[0], config and config[0].text_config, generation and generation[0]):
+        named = values.eos_token_id if values else None
         stops.update(named if isinstance(named, list) else [named] if named is not None else [])
     return tuple(sorted(stops))
 

@@ -8,15 +8,14 @@ same record without its results is ``plan.json``.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from evalkit.errors import BadInput
 from evalkit.files import write_whole
-from evalkit.models.folder import read_json
 from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.stored import KeptRule, KnownRule
+from evalkit.reading import read_as, read_json
 
 TRAINING_RECORD = "evalkit_training.json"
 SCHEMA = 2
@@ -115,10 +114,8 @@ class TrainingRecord:
         """
         try:
             values = read_json(file)
-        except NotADirectoryError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise BadInput(f"{file} cannot be read ({error}); restore it, or train again.") from error
+        except BadInput as error:
+            raise BadInput(f"{str(error).rstrip('.')}; restore it, or train again.") from error
         return None if values is None else cls.from_json(values, str(file))
 
     @classmethod
@@ -136,12 +133,13 @@ class TrainingRecord:
             raise BadInput(f"{where} has schema {values['schema']}; this evalkit reads up to {SCHEMA}: update it.")
         try:
             rope = values.get("rope")
-            record: TrainingRecord = _typed(cls, {name: value for name, value in values.items() if name != "rope"})
+            record = read_as(cls, {name: value for name, value in values.items() if name != "rope"})
             if rope is None:
                 return record
             kept = isinstance(rope, Mapping) and rope.get("rule") == "as stored"
-            return replace(record, rope=_typed(KeptRule if kept else RopeScaling, rope, "rope"))
-        except (BadInput, RecursionError) as error:
+            rule: KnownRule = read_as(KeptRule, rope, "rope") if kept else read_as(RopeScaling, rope, "rope")
+            return replace(record, rope=rule)
+        except BadInput as error:
             raise BadInput(f"{where} is no training record: {str(error).rstrip('.')}.") from error
 
     @property
@@ -178,25 +176,3 @@ def _walk(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
-
-
-def _typed(cls: type, values: Any, name: str = "") -> Any:
-    """Return an instance of JSON values. Raises BadInput with the first field that is wrong."""
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(cls).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, (name, *first["loc"]) if name else first["loc"]))
-        if first["type"] == "missing":
-            raise BadInput(f"{place} is missing") from error
-        said = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise BadInput(f"{place} is {str(first['input'])[:80]!r}; {said}") from error
-
-
-@cache
-def _adapter(cls: type) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)

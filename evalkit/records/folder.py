@@ -24,19 +24,17 @@ from evalkit.errors import BadInput, RunFolderError
 from evalkit.files import write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
+from evalkit.records.run_file import RUN, SCHEMA, read_run
 from evalkit.types import Key, Prediction, Score
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA = 2
-_READ_ONLY_SCHEMAS = (1,)
-"""Of folders that a report reads and no run continues: their fingerprints lack what the engine was found to be."""
 MAX_ATTEMPTS = 5
 """How often a sample with a retryable error is tried, over all invocations together."""
 
-_RUN, _PREDICTIONS, _SCORES, _PROMPTS = "run.json", "predictions.jsonl", "scores.parquet", "prompts"
+_PREDICTIONS, _SCORES, _PROMPTS = "predictions.jsonl", "scores.parquet", "prompts"
 _LOCK, _WRITER = "run.lock", "writer.txt"
 _ENGINE = "engine."
 """What begins the names of those parts of the fingerprint that are known only once an engine runs."""
@@ -77,7 +75,7 @@ class RunFolder:
             RunFolderError: no run folder, or one of another schema version, or one whose ``run.json`` is damaged.
         """
         path = Path(path)
-        return cls(path, _read_run(path))
+        return cls(path, read_run(path))
 
     @classmethod
     def start(
@@ -119,13 +117,13 @@ class RunFolder:
     def _start_locked(
         cls, path: Path, lock: Any, arm: str, config: dict[str, Any], parts: dict[str, Any], provenance: dict[str, Any]
     ) -> Self:
-        for draft in (*path.glob(f"{_RUN}*.tmp"), *(path / _PROMPTS).glob("*.tmp")):  # of a writer that was killed
+        for draft in (*path.glob(f"{RUN}*.tmp"), *(path / _PROMPTS).glob("*.tmp")):  # of a writer that was killed
             draft.unlink(missing_ok=True)
         (path / _WRITER).write_text(this_process(), encoding="utf-8")
         run: dict[str, Any] = {"schema": SCHEMA, "arm": arm, "config": config, "provenance": [provenance]}
         run["fingerprint"] = {"sha256": fingerprint_sha(parts), "parts": parts}
-        if (path / _RUN).exists():
-            before = _read_run(path)
+        if (path / RUN).exists():
+            before = read_run(path)
             if before["schema"] != SCHEMA:
                 raise RunFolderError(
                     f"Run folder {path} was written by an earlier evalkit (schema {before['schema']}, now {SCHEMA}), "
@@ -179,9 +177,9 @@ class RunFolder:
         fingerprint = {"sha256": fingerprint_sha(self.fingerprint), "parts": self.fingerprint}
         run = {"schema": SCHEMA, "arm": self.arm, "config": self.config, "provenance": self.provenance}
         try:
-            write_whole(self.path / _RUN, json.dumps(run | {"fingerprint": fingerprint}, indent=1, allow_nan=False))
+            write_whole(self.path / RUN, json.dumps(run | {"fingerprint": fingerprint}, indent=1, allow_nan=False))
         except OSError as error:
-            raise _not_written(self.path / _RUN, error) from error
+            raise _not_written(self.path / RUN, error) from error
 
     def add_provenance(self, facts: Mapping[str, Any]) -> None:
         """Add to what ``run.json`` says of this invocation: what is known only once a model is loaded.
@@ -394,7 +392,7 @@ def find_run_folders(root: Path | str) -> list[Path]:
     """
     if not Path(root).is_dir():
         raise BadInput(f"There is no folder {root}.")
-    return sorted(path.parent for path in Path(root).rglob(_RUN))
+    return sorted(path.parent for path in Path(root).rglob(RUN))
 
 
 def _not_written(what: Path | str, error: OSError) -> RunFolderError:
@@ -426,33 +424,6 @@ def _unlock(path: Path, lock: Any) -> None:
     lock.release()
 
 
-def _read_run(path: Path) -> dict[str, Any]:
-    file = path / _RUN
-    try:
-        run = json.loads(file.read_bytes())
-        schema = run["schema"]
-        if schema not in (SCHEMA, *_READ_ONLY_SCHEMAS):
-            raise RunFolderError(
-                f"Run folder {path} has schema version {schema}, and this evalkit writes version {SCHEMA}; "
-                f"use the evalkit that made it, or another folder."
-            )
-        sound = run["fingerprint"]["sha256"] == fingerprint_sha(run["fingerprint"]["parts"])
-        sound = sound and isinstance(run["arm"], str) and isinstance(run["config"], dict)
-        sound = sound and isinstance(run["provenance"], list)
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunFolderError(f"{path} is not a run folder: it has no {_RUN}.") from None
-    except OSError as error:
-        raise RunFolderError(f"{file} cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, LookupError):
-        sound = False
-    if not sound:
-        raise RunFolderError(
-            f"{file} is damaged or was edited by hand (its parts do not fit its hash, or are missing); "
-            f"restore it from a backup, or use another folder."
-        )
-    return dict(run)
-
-
 def _refuse_another_run(path: Path, recorded: dict[str, Any], asked: dict[str, Any]) -> None:
     if different := differences(recorded, asked):
         raise RunFolderError(
@@ -468,7 +439,7 @@ def _refuse_strangers(path: Path) -> None:
         names.remove(_PREDICTIONS)
     if names:
         raise RunFolderError(
-            f"{path} has no {_RUN} but holds {min(names)}, so it is not a run folder; name a new or empty folder."
+            f"{path} has no {RUN} but holds {min(names)}, so it is not a run folder; name a new or empty folder."
         )
 
 

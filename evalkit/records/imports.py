@@ -8,6 +8,7 @@ from typing import Any
 from evalkit.benchmarks import imported_runs
 from evalkit.benchmarks.imported import ImportedRun
 from evalkit.errors import BadInput
+from evalkit.escaping import require_name
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 
@@ -54,6 +55,7 @@ def import_folder(
 
 
 def _write(run: ImportedRun, out: Path, name: str, provenance: Mapping[str, Any]) -> RunFolder:
+    arm = require_name(f"{name} ({run.setting_in_words})" if run.setting else name, f"The model in {run.source}")
     path = out / re.sub(r"[^\w.@+-]", "_", "--".join(part for part in (*name.split("/"), run.setting) if part))
     files, recipes = dict(run.files), dict(run.recipes)
     if (path / "run.json").exists():
@@ -66,7 +68,7 @@ def _write(run: ImportedRun, out: Path, name: str, provenance: Mapping[str, Any]
             )
         if files.keys() <= known.keys() and all(p.key in before.recorded() for p in run.predictions):
             return before
-        files, recipes = {**known, **files}, {**before.config["recipes"], **recipes}
+        files, recipes = {**known, **files}, {**before.config.get("recipes", {}), **recipes}
     cells = [(p.subset, p.length) for p in run.predictions]
     config = {
         "task": run.task,
@@ -83,7 +85,7 @@ def _write(run: ImportedRun, out: Path, name: str, provenance: Mapping[str, Any]
     }
     with RunFolder.start(
         path,
-        arm=f"{name} ({run.setting_in_words})" if run.setting else name,
+        arm=arm,
         config=config,
         fingerprint={"published": run.task, "model": run.model, "setting": run.setting},
         provenance={**provenance, "source": str(run.source)},

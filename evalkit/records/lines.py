@@ -7,13 +7,17 @@ that was edited by hand is noticed, and a line that a killed process left unfini
 """
 
 import json
+import math
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from evalkit.errors import RunFolderError
+from evalkit.errors import BadInput, RunFolderError
+from evalkit.lengths import parse_length
+from evalkit.reading import parse_json, shown
 from evalkit.records.fingerprint import plain
 from evalkit.types import AnswerLogprob, Prediction
 
@@ -21,6 +25,25 @@ FIELDS = tuple(field.name for field in fields(Prediction))
 _CHECKSUM = b',"checksum":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MARK = _CHECKSUM.partition(b"%")[0]
+_MOST = 2**31 - 1
+_MANY = 50  # brackets, above which a line may be nested deeper than the bound
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "a list", dict: "an object"}
+_WORDS |= {type(None): "null"}
+_METADATA = {"facts": list, "supporting": list, "tags": dict, "wanted": int, "prefix": str, "rule": str}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """Return what JSON may hold for the type of a field."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for one in get_args(hint) for kind in _kinds(one))
+    written: dict[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,), Literal: (str,)}
+    written |= {AnswerLogprob: (dict,)}
+    origin = get_origin(hint) or hint
+    return written.get(origin, (origin,))
+
+
+_KINDS = {name: _kinds(hint) for name, hint in get_type_hints(Prediction).items()}
+_COUNTS = tuple(name for name, kinds in _KINDS.items() if kinds == (int,))
 
 
 class Line(NamedTuple):
@@ -48,25 +71,96 @@ def encode(prediction: Prediction) -> bytes:
 
 
 def decode(line: bytes) -> Prediction | None:
-    """Return the prediction of a line, or None when the line is damaged or unfinished."""
+    """Return the prediction of a line, or None when the line is damaged or unfinished.
+
+    Raises:
+        BadInput: the line fits its checksum, so that somebody wrote it on purpose, and is no prediction; names the
+            field. Fields that are not known, as a later version may write, are passed over.
+    """
     body = line[:-_CHECKSUM_LENGTH]
     if line[len(body) :] != _CHECKSUM % zlib.crc32(body):
         return None
-    record: dict[str, Any] = json.loads(body + b"}")
-    record["fact_positions"] = tuple(record["fact_positions"])
+    try:
+        record: Any = json.loads(body + b"}", parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        record = None
+    if record is None or body.count(b"[") > _MANY or body.count(b"{") > _MANY:
+        record = parse_json(body + b"}", "it")  # slower, and says what is wrong
+    if not isinstance(record, dict):
+        raise BadInput("it is no JSON object.")
     if "passing" in record:  # its name in run folders of schema 1
         record["retryable"] = record.pop("passing")
-    if record.get("answer_logprob") is not None:
-        record["answer_logprob"] = AnswerLogprob(**record["answer_logprob"])
-    return Prediction(**record)
+    values: dict[str, Any] = {}
+    for name, kinds in _KINDS.items():
+        value = values[name] = record[name] if name in record else _default(name)
+        if type(value) not in kinds:
+            raise BadInput(f"{name} is {shown(value)}; it should be {' or '.join(_WORDS[kind] for kind in kinds)}.")
+    _require_usable(values)
+    values["fact_positions"] = tuple(values["fact_positions"])
+    if values["answer_logprob"] is not None:
+        values["answer_logprob"] = _answer_logprob(values["answer_logprob"])
+    return Prediction(**values)
+
+
+def _require_usable(values: Mapping[str, Any]) -> None:
+    """Refuse what a table, a scorer or a report could not hold or use, though it is of the right type.
+
+    Raises:
+        BadInput: the first such field.
+    """
+    if (values["output"] is None) != (values["error"] is not None):
+        raise BadInput("of output and error exactly one should be null.")
+    if values["error"] is not None and not values["error"].strip():
+        raise BadInput("error is empty.")
+    parse_length(values["length"])
+    for name, kind in _METADATA.items():
+        if type(value := values["metadata"].get(name)) not in (kind, type(None)):
+            raise BadInput(f"metadata.{name} is {shown(value)}; it should be {_WORDS[kind]}.")
+    for name, number in _whole_numbers(values):
+        if type(number) is not int or not 0 <= number <= _MOST:
+            raise BadInput(f"{name} is {shown(number)}; it should be a whole number from 0 to {_MOST:,}.")
+    if any(type(fact) is not str for fact in values["metadata"].get("facts") or ()):
+        raise BadInput("metadata.facts should be a list of texts.")
+
+
+def _answer_logprob(record: Mapping[str, Any]) -> AnswerLogprob:
+    target, tokens, wrong = record.get("target"), record.get("tokens"), record.get("wrong")
+    if type(tokens) is not int or not 0 < tokens <= _MOST:
+        raise BadInput(f"answer_logprob.tokens is {shown(tokens)}; it should be a whole number from 1 to {_MOST:,}.")
+    if not isinstance(wrong, dict):
+        raise BadInput(f"answer_logprob.wrong is {shown(wrong)}; it should be an object.")
+    for name, value in (("target", target), *((f"wrong.{label}", value) for label, value in wrong.items())):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise BadInput(f"answer_logprob.{name} is {shown(value)}; it should be a number.")
+    return AnswerLogprob(target=float(record["target"]), tokens=tokens, wrong=wrong)
+
+
+def _whole_numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each number of a record that a table keeps as int32, with the name of its field."""
+    metadata = values["metadata"]
+    yield from ((name, values[name]) for name in _COUNTS)
+    yield from (("fact_positions", one) for one in values["fact_positions"])
+    yield from (("metadata.supporting", one) for one in metadata.get("supporting") or ())
+    yield "metadata.wanted", metadata.get("wanted") or 0
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _default(name: str) -> Any:
+    field = Prediction.__dataclass_fields__[name]
+    if field.default is MISSING and field.default_factory is MISSING:
+        raise BadInput(f"{name} is missing.")
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def read(path: Path) -> Iterator[Line]:
     """Yield the lines of a file. The last one may be bad: a writer that was killed, or is still writing, leaves that.
 
     Raises:
-        RunFolderError: a bad line with others after it, which is damage, and nothing here may guess what it said; or
-            no such file.
+        RunFolderError: a bad line with others after it, which is damage, and nothing here may guess what it said; a
+            line whose fields are no prediction's; or no such file.
     """
     end = 0
     try:
@@ -75,7 +169,13 @@ def read(path: Path) -> Iterator[Line]:
         raise RunFolderError(f"{path} cannot be read ({error.strerror}); restore it from a backup.") from error
     with file:
         for number, line in enumerate(file, start=1):
-            prediction = decode(line)
+            try:
+                prediction = decode(line)
+            except BadInput as error:
+                raise RunFolderError(
+                    f"Line {number} of {path} is no prediction, though it fits its checksum: {error} Restore the file "
+                    "from a backup, or delete that line."
+                ) from error
             # A tail that a killed writer left has no checksum before its end; one that has holds another line, whose
             # newline was damaged. (In JSON, a quotation mark inside a text has a backslash in front.)
             swallowed = _MARK in line[:-_CHECKSUM_LENGTH]

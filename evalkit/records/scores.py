@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from evalkit.errors import BadInput
+from evalkit.reading import parse_json
 from evalkit.records.fingerprint import plain
 from evalkit.types import Key, Prediction, Score
 
@@ -119,7 +121,7 @@ def read(path: Path, predictions: Path, scorer_version: str, columns: Sequence[s
     import pyarrow.parquet as pq
 
     try:
-        made_from = Source(**json.loads(pq.read_schema(path).metadata[_SOURCE]))
+        made_from = Source(**parse_json(pq.read_schema(path).metadata[_SOURCE], str(path)))
         if made_from.scorer_version != scorer_version or made_from.size != predictions.stat().st_size:
             return None
         if made_from.sha256 != digest(predictions, made_from.size):
@@ -127,5 +129,5 @@ def read(path: Path, predictions: Path, scorer_version: str, columns: Sequence[s
         # Not read_table, which imports Arrow's machinery for data sets: a quarter of a second.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(columns=columns)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, BadInput):
         return None

@@ -1,10 +1,12 @@
 """The scores of a run folder: the stored ones where they still hold, else computed anew."""
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import benchmarks
-from evalkit.errors import RunFolderError
-from evalkit.records.folder import RunFolder
+from evalkit.errors import BadInput, EvalkitError, RunFolderError
+from evalkit.records.folder import RunFolder, find_run_folders
 from evalkit.types import Score
 
 if TYPE_CHECKING:
@@ -29,6 +31,30 @@ def score_folder(folder: RunFolder) -> "pa.Table":
     return folder.write_scores(_computed(folder), _version(folder))
 
 
+def score_folders(paths: Iterable[Path]) -> Iterator[RunFolder | EvalkitError]:
+    """Compute the scores of all run folders at or below some paths again; see ``score_folder``.
+
+    Yields:
+        Each folder when its scores are written, and for one that cannot be scored the error that names it.
+
+    Raises:
+        BadInput: a path is no folder, or there is no run folder at or below it.
+    """
+    for path in paths:
+        found = find_run_folders(path)
+        if not found:
+            raise BadInput(
+                f"There is no run folder (one with a run.json) at or below {path}; make one with evalkit run."
+            )
+        for place in found:
+            try:
+                folder = RunFolder.open(place)
+                score_folder(folder)
+                yield folder
+            except EvalkitError as error:
+                yield error
+
+
 def scored(folder: RunFolder) -> Scored:
     """Return the scores of a folder; one that may only be read gets them computed and not kept.
 
@@ -51,4 +77,6 @@ def _computed(folder: RunFolder) -> list[Score]:
 
 
 def _version(folder: RunFolder) -> str:
+    if "task" not in folder.config:
+        raise RunFolderError(f"{folder.path}/run.json has no task in its config; restore it from a backup.")
     return benchmarks.scorer_version(folder.config["task"])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evalkit.errors import BadInput
+from evalkit.escaping import require_name
 from evalkit.lengths import format_length, parse_length, parse_lengths
 from evalkit.report import stats
 from evalkit.report.stats import Interval
@@ -28,6 +29,7 @@ from evalkit.train.recipes import RECIPES
 PAPER = "paper"
 """Name of the tables that ship with the package: arXiv 2606.23687 and its authors' repository."""
 ZONES = ("beginning", "middle", "end")
+_NAMES = {"task", "subset", "arm", "first", "second", "model", "questions"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +223,9 @@ def _each(rows: Sequence[tuple[int, Row]], name: str, read: Callable[[Row, str],
     for line, row in rows:
         where = f"{name}, line {line}"
         try:
+            for column in _NAMES & row.keys():
+                if row[column]:
+                    require_name(row[column], f"column {column}")
             found.append(read(row, where))
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from error

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from evalkit.escaping import csv_cell
 from evalkit.report.tables import Entry, Row, Table
 
 _BOLD, _DIM, _END = "\x1b[1m", "\x1b[2m", "\x1b[0m"
@@ -136,7 +137,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _twelve_digits(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: csv_cell(_twelve_digits(value)) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 

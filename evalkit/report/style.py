@@ -33,6 +33,7 @@ _PUBLISHED_LINES = ("--", ":", "-.")
 _GREY = "#777777"
 
 RC = {
+    "text.parse_math": False,  # a name may hold dollar signs
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,

@@ -9,6 +9,7 @@ from evalkit import options
 from evalkit.benchmarks import TASKS, task
 from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput
+from evalkit.escaping import require_name
 from evalkit.lengths import parse_lengths
 from evalkit.models.backends import BACKENDS, backend_kind, best_backend
 from evalkit.models.encoder import template_arguments
@@ -93,6 +94,8 @@ class RunConfig:
             raise BadInput(f"--samples is {self.samples}; ask at least 1 question.")
         if self.repeat < 1:
             raise BadInput(f"--repeat is {self.repeat}; each sample is asked at least once.")
+        if self.arm is not None:
+            require_name(self.arm, "--arm")
         if self.seed < 0:
             raise BadInput(f"--seed is {self.seed}; it is 0 or more.")
         template_arguments(self.template_args)

@@ -3,7 +3,8 @@
     lm-eval    OUT/<arm>/results_<time>.json and samples_<task>_<subset>_<length>_<time>.jsonl
     inspect    OUT/<time>_<task>_<id>.json, one log of version 2 (Inspect)
     babilong   OUT/<arm>/qa1_16k_instruction_yes_....csv and .json beside it (``evalkit import`` reads them)
-    csv        OUT/<run>.csv, a row per answer and scorer
+    csv        OUT/<run>.csv, a row per answer and scorer, for spreadsheets: text that begins like a formula has an
+               apostrophe in front
 
 None of them has a place for whole prompts: a prompt of 128K tokens is in no record of a run. The question stands for
 it, with the hash of the prompt where the layout has a field for one. A sample that failed has no score in any of them.
@@ -24,6 +25,7 @@ from typing import Any, TypeAlias
 
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
+from evalkit.escaping import csv_cell
 from evalkit.files import slug, write_whole
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
@@ -317,7 +319,16 @@ _COLUMNS = (
 
 def _long_csv(run: _Run) -> dict[str, str]:
     rows = (
-        (run.arm, *(getattr(answer.prediction, name) for name in _COLUMNS), scorer, value, answer.details[scorer])
+        tuple(
+            csv_cell(cell)
+            for cell in (
+                run.arm,
+                *(getattr(answer.prediction, name) for name in _COLUMNS),
+                scorer,
+                value,
+                answer.details[scorer],
+            )
+        )
         for answer in run.answers
         for scorer, value in answer.values.items()
     )
@@ -351,9 +362,12 @@ def _standard_error(values: Sequence[float]) -> float:
 
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[_clean(value) for value in row] for row in rows])
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    plain.writerow(columns)
+    for row in rows:
+        cells = [_clean(value) for value in row]
+        holds_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (quoted if holds_return else plain).writerow(cells)  # a bare \r is written unquoted, and read as a row's end
     return text.getvalue()
 
 

@@ -10,6 +10,7 @@ from evalkit.benchmarks import open_benchmark
 from evalkit.benchmarks.answers import candidates
 from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.errors import BadInput, ContextOverflow, EvalkitError
+from evalkit.escaping import require_name
 from evalkit.files import slug
 from evalkit.lengths import parse_length
 from evalkit.models.backends import BACKENDS, Backend, backend_kind, open_backend
@@ -179,7 +180,7 @@ def make_plan(config: RunConfig) -> Plan:
         "card": f"{card.task} v{card.version} {card.sha256[:16]}",
         **{f"data.{name}": value for name, value in benchmark.recipe().items()},
     }
-    arm = config.arm or _arm(config, checkpoint)
+    arm = config.arm or require_name(_arm(config, checkpoint), f"The arm of {config.model} (without --arm)")
     sha = fingerprint_sha({**fingerprint, **config.engine.decisive})
     return Plan(
         config=config,

@@ -11,7 +11,7 @@ import numpy as np
 from evalkit.lengths import parse_length
 from evalkit.models.backends.prefix import common_prefix
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.folder import read_json
+from evalkit.reading import read_json
 from evalkit.records.folder import find_run_folders
 from evalkit.report.resampling import Observations
 from evalkit.report.stats import contrast

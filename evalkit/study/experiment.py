@@ -19,9 +19,11 @@ from typing import Any
 
 from evalkit import options
 from evalkit.errors import BadInput
+from evalkit.escaping import require_name
 from evalkit.files import slug
 from evalkit.models.rope.served import Factor, RopeRequest
 from evalkit.options import option
+from evalkit.reading import read_toml
 from evalkit.runs.config import RunConfig, run_config
 from evalkit.train.finetune import TrainConfig, train_config
 
@@ -152,7 +154,7 @@ def load_experiment(
             f"There is no experiment {name!r}; there are {', '.join(experiment_names())}, or give a .toml file."
         )
     where = str(path)
-    values = _at_scale(options.read_toml(path), scale, where)
+    values = _at_scale(read_toml(path), scale, where)
     if base:
         values = {key: value for key, value in values.items() if key != "revision"} | {"base": str(base)}
     if revision:
@@ -234,6 +236,7 @@ def _refuse(values: Mapping[str, Any], keys: Sequence[str] | Mapping[str, Any], 
 def _refuse_one_folder_for_two(where: str, what: str, names: Sequence[str]) -> None:
     folders: dict[str, str] = {}
     for name in names:
+        require_name(name, f"{where}: one of {what}")
         if not slug(name):
             raise BadInput(f"{where}: {what} have the name {name!r}, of which no folder's name can be made.")
         if slug(name) in folders:

@@ -8,6 +8,8 @@
 With LoRA the adapter is merged, or (``merge=False``) kept in ``out`` to be served beside its base.
 """
 
+import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,6 +21,7 @@ from evalkit.benchmarks import open_benchmark, task
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput, EngineError
+from evalkit.files import first_line
 from evalkit.lengths import parse_length
 from evalkit.models import tokenizer
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu
@@ -36,7 +39,8 @@ from evalkit.models.training_record import (
     TrainingRecord,
 )
 from evalkit.models.weights import DTYPE_NAMES
-from evalkit.options import option, read_toml
+from evalkit.options import option
+from evalkit.reading import read_toml
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import recorded_config, run_config
 from evalkit.runs.plan import asked_samples
@@ -528,6 +532,11 @@ def _train(trainer: Any, config: TrainConfig, on_notice: Callable[[str], None]) 
         raise EngineError(
             f"The GPU has too little memory for {config.batch_size} x {config.data.longest:,} tokens; lower "
             "--batch-size and raise --accumulation, add --gradient-checkpointing, or train with --lora-rank."
+        ) from error
+    except (pickle.UnpicklingError, EOFError, json.JSONDecodeError) as error:  # only what holds no code is loaded
+        raise BadInput(
+            f"{last} cannot be gone on with ({first_line(error)[:200]}): a file of it is damaged, or no training's; "
+            "delete it, and the same command goes on from what is left."
         ) from error
     trainer.accelerator.wait_for_everyone()
 

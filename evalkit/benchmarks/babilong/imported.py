@@ -15,7 +15,7 @@ What was not published stays unknown: ``prompt_tokens``, ``output_tokens`` and `
 import csv
 import hashlib
 import io
-import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from evalkit.benchmarks.babilong.stories import stories_of_rows
 from evalkit.benchmarks.imported import ImportedRun
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length, parse_length
+from evalkit.reading import parse_json
 from evalkit.types import Prediction
 
 _NAME = re.compile(r"(qa(?:[1-9]|1\d|20))_(\d+(?:\.\d+)?[km]?)(?:_(.+?))??(?:_shard(\d+)of(\d+))?", re.IGNORECASE)
@@ -279,20 +280,27 @@ def _recipe(path: Path) -> dict[str, Any]:
     """Return what the publisher says of prompt and decoding; empty where the file is absent."""
     if not path.exists():
         return {}
-    try:
-        recipe = json.loads(_text(path), parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}, line {error.lineno}: {error.msg}; this is not JSON.") from error
+    recipe = parse_json(_text(path), str(path))
     if not isinstance(recipe, dict):
         raise BadInput(f"{path}, line 1: a JSON object with prompt and generate_kwargs is expected.")
-    return recipe
+    plain: dict[str, Any] = _without_nan(recipe)
+    return plain
+
+
+def _without_nan(value: Any) -> Any:
+    """Return JSON values with null for what JSON does not have: run.json keeps them."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _max_new_tokens(recipe: dict[str, Any]) -> int:
     decoding = recipe.get("generate_kwargs")
     decoding = decoding if isinstance(decoding, dict) else {}
     limit = decoding.get("max_new_tokens", decoding.get("max_output_tokens"))
-    return limit if isinstance(limit, int) else 0
+    return limit if isinstance(limit, int) and not isinstance(limit, bool) and 0 <= limit < 2**31 else 0
 
 
 def _predictions(table: _Table, stories: Sequence[str | None]) -> list[Prediction]:

@@ -5,7 +5,6 @@ length and task (``4k/qa1-00000-of-00001.parquet``, about 1,000 rows). Both have
 A row has no facts of its own: context and facts come mixed, at the published length.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from evalkit.benchmarks.babilong.structure import tags_of_text
 from evalkit.benchmarks.cards import TaskCard
 from evalkit.benchmarks.rows import row_id
 from evalkit.errors import BadInput
+from evalkit.reading import parse_json, read_text
 from evalkit.types import Sample
 
 COLUMNS = ("input", "question", "target")
@@ -102,9 +102,7 @@ def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, An
 def _json_problem(path: Path) -> str | None:
     """Say what is wrong with a JSON list of rows, with the line; None where that does not show here."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        return f"line {error.lineno}, {error.msg}."
-    except UnicodeDecodeError:
-        return "it is not UTF-8."
+        rows = parse_json(read_text(path), "it")
+    except BadInput as error:
+        return str(error)
     return "it holds no rows." if rows == [] else None

@@ -6,7 +6,6 @@ never executed.
 """
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Any
 
 from evalkit.benchmarks.cards import TaskCard
 from evalkit.errors import BadInput
+from evalkit.reading import parse_json, read_text, shown
 
 OFFICIAL_RESULTS = "RMT-team/babilong_evals"
 _FIELDS = ("instruction", "examples", "post_prompt")
@@ -84,9 +84,14 @@ def load_wording(source: str, card: TaskCard) -> dict[str, Wording]:
 
 def _check_template(where: str, wording: Wording) -> None:
     """Refuse a template that cannot be filled in, or in which a text of the wording has no place."""
+    for name in ("template", *_FIELDS):
+        if not isinstance(getattr(wording, name), str):
+            raise BadInput(f"{where}: {name} is {shown(getattr(wording, name))}; it should be text.")
     try:
-        wording.fill("", "")
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        for _, slot, layout, conversion in Formatter().parse(wording.template):
+            if slot is not None and (slot not in (*_FIELDS, "context", "question") or layout or conversion):
+                raise ValueError(f"{{{slot}}}")  # a layout, such as {context:>99999999999}, could fill the memory
+    except ValueError as error:
         raise BadInput(f"{where}: the template has a placeholder that is not known ({error}).") from error
     needed = [*(name for name in _FIELDS if getattr(wording, name)), "context", "question"]
     slots = _slots(wording.template)
@@ -103,7 +108,7 @@ def _from_results(source: Path) -> dict[str, Wording]:
         if subset in wording:
             continue
         try:
-            prompt = json.loads(path.read_text(encoding="utf-8"))["prompt"]
+            prompt = parse_json(read_text(path), str(path))["prompt"]
             wording[subset] = Wording(template=prompt["template"], **{name: prompt[name] for name in _FIELDS})
         except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no UTF-8
             raise BadInput(
@@ -116,12 +121,12 @@ def _from_python(path: Path) -> dict[str, Wording]:
     """Read the template and the dictionary of prompts by subset that ``prompts.py`` assigns."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:  # ValueError: a NUL, or no UTF-8
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: a NUL, or no UTF-8
         raise BadInput(f"{path} is not a Python file that can be parsed ({error}).") from error
     assigned: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
-            with suppress(ValueError):  # what is no text is not the wording
+            with suppress(ValueError, RecursionError):  # what is no text is not the wording
                 value = _text_of(node.value, assigned)
                 assigned |= {name.id: value for name in node.targets if isinstance(name, ast.Name)}
     templates = [

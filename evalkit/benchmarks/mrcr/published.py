@@ -27,6 +27,7 @@ from evalkit.benchmarks.options import Part
 from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.lengths import format_length, parse_length
+from evalkit.reading import parse_json
 from evalkit.types import Message, Sample, TokenCounter
 
 Row = Mapping[str, Any]
@@ -300,9 +301,9 @@ def _google_sample(task: str, subset: str, sample_id: str, label: str, place: st
 def _messages(place: str, row: Row) -> tuple[Message, ...]:
     """Return the conversation in the column "prompt"."""
     try:
-        turns = json.loads(_text(place, row, "prompt"))
+        turns = parse_json(_text(place, row, "prompt"), f"{place}: column 'prompt'")
         messages: tuple[Message, ...] = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise BadInput(f"{place}: column 'prompt' is not a JSON list of messages ({error}).") from error
     if not all(isinstance(message[field], str) for message in messages for field in ("role", "content")):
         raise BadInput(f"{place}: a message in column 'prompt' has a role or content that is not text.")

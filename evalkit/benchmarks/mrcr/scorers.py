@@ -17,6 +17,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 
 from evalkit.benchmarks.reasoning import answer_of, unscored, without_reasoning
+from evalkit.errors import BadInput
 from evalkit.types import Prediction, Score
 
 SCORER_VERSION = "1"
@@ -109,6 +110,9 @@ def _score(
     """Return the score; unscored (None) where there is no answer."""
     if (output := answer_of(prediction)) is None:
         return unscored(prediction, name)
+    for needed in ("prefix", "rule"):
+        if needed not in prediction.metadata:
+            raise BadInput(f"The answer to {'/'.join(prediction.key)} has no {needed} in its metadata to score it by.")
     prefix = str(prediction.metadata["prefix"])
     grade = rule(output, prediction.target, prefix, str(prediction.metadata["rule"]))
     return Score(

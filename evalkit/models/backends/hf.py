@@ -437,7 +437,9 @@ def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | No
         return model
     except ImportError as error:
         raise BadInput(f"--attention-backend {attention} cannot be used here: {first_line(error)}.") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except EngineError:
+        raise
+    except Exception as error:  # each model's class has its own way to stop at a value of its config
         reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise EngineError(f"The weights in {folder} cannot be loaded: {reason}") from error
 
@@ -496,5 +498,5 @@ def with_adapter(model: Any, adapter: Path) -> Any:
         raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
     try:
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:
         raise BadInput(f"The adapter {adapter} cannot be put on its base: {first_line(error)}.") from error

@@ -8,7 +8,7 @@ transformers itself brings them into one form and fills in each model family's d
 that form becomes a ``RopeScaling`` where the formula is one of ours, and what it covers is worked out and checked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from evalkit.models.rope.formulas import (
     relative_differences,
     yarn_attention_factor,
 )
+from evalkit.reading import shown
 
 FULL = "full_attention"  # the layer type that sees the whole context, in configs with one rule per layer type
 _SAME_RULE = ({"longrope", "su"}, {"default", "mrope"})  # an old and a new name of one rule
@@ -45,7 +46,12 @@ _NUMBERS = (
     "attention_factor",
     "mscale",
     "mscale_all_dim",
+    "low_freq_factor",
+    "high_freq_factor",
+    "rope_local_base_freq",
 )
+_FACTORS = ("short_factor", "long_factor")
+_MOST = 1e15  # thetas go to 1e9; what is far beyond overflows float32 in the engines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,20 +129,19 @@ def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
     old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
     for key, entry in (("rope_scaling", old), ("rope_parameters", new)):
         if entry is not None and not isinstance(entry, Mapping):
-            raise BadInput(f"{key} in {where} is {entry!r}; it should be an object with rope_type and its settings.")
+            raise BadInput(
+                f"{key} in {where} is {shown(entry)}; it should be an object with rope_type and its settings."
+            )
     if old and new and dict(old) != dict(new):
         raise BadInput(
             f"{where} has both rope_scaling and rope_parameters, and they differ; keep the one that is right."
         )
     entry = _stored_entry(raw)
+    for values in (raw, *_entries(entry)):
+        _require_types(values, where)
     names = {entry[key] for key in ("type", "rope_type") if key in entry}
     if len(names) > 1 and names not in _SAME_RULE:
         raise BadInput(f"The rope settings in {where} say type {entry['type']!r} and rope_type {entry['rope_type']!r}.")
-    for key, value in [*raw.items(), *entry.items()]:
-        if key in _NUMBERS and not (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
-            raise BadInput(f"{key} in {where} is {value!r}; it should be a number.")
-    if not isinstance(entry.get("truncate", True), bool):
-        raise BadInput(f"truncate in {where} is {entry['truncate']!r}; it should be true or false.")
     for key in ("rope_theta", "original_max_position_embeddings"):
         if key in entry and raw.get(key) not in (None, entry[key]):
             raise BadInput(f"{where} gives {key} twice, {entry[key]:g} in its rope settings and {raw[key]:g} beside.")
@@ -144,6 +149,33 @@ def refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
         raise BadInput(
             f"{where} has a rope factor {entry['factor']:g} but no rope_type to use it; name one, such as yarn."
         )
+
+
+def _entries(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a rope entry, and those of layer types in it."""
+    yield entry
+    yield from (inner for inner in entry.values() if isinstance(inner, Mapping))
+
+
+def _require_types(values: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that no rule could compute with, which each engine would stop at in its own way, or would not.
+
+    Raises:
+        BadInput: the field.
+    """
+    for key, value in values.items():
+        if key in _NUMBERS and not (value is None or _is_usable(value)):
+            raise BadInput(f"{key} in {where} is {shown(value)}; it should be a number, from {-_MOST:g} to {_MOST:g}.")
+        if key in _FACTORS and not (isinstance(value, list) and all(map(_is_usable, value))):
+            raise BadInput(f"{key} in {where} is {shown(value)}; it should be a list of numbers.")
+        if key in ("type", "rope_type") and not isinstance(value, str):
+            raise BadInput(f"{key} in {where} is {shown(value)}; it should be a name, such as yarn.")
+    if not isinstance(values.get("truncate", True), bool):
+        raise BadInput(f"truncate in {where} is {shown(values['truncate'])}; it should be true or false.")
+
+
+def _is_usable(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MOST <= value <= _MOST
 
 
 def read_stored_rope(
@@ -177,10 +209,6 @@ def read_stored_rope(
         if _stored_entry(raw):
             raise BadInput(f"{where} has rope settings without a rope_theta; write down the one of the training.")
         return None
-    if not config.num_attention_heads > 0:
-        raise BadInput(
-            f"num_attention_heads in {where} is {config.num_attention_heads}; a model has at least one head."
-        )
     head_dim = head_size(config)
     spread = entry.get("rope_type") == "proportional"  # the turned pairs are a part, but lie among those of the whole
     rotary_dim = head_dim if spread else int(head_dim * entry.get("partial_rotary_factor", 1.0))

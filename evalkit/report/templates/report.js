@@ -213,7 +213,9 @@ function lengths(keep) {
 
 // A score's link: #samples/task/subset/length/arm
 function follow() {
-  const [place, task, subset, length, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponent);
+  let parts;
+  try { parts = location.hash.slice(1).split("/").map(decodeURIComponent); } catch { return; } // an address such as #%
+  const [place, task, subset, length, ...rest] = parts;
   const arm = rest.join("/"); // an arm may be named after organisation/model
   if (place !== "samples" || !arm) return;
   at("cell-subset").value = `${task}/${subset}`;

@@ -1,0 +1,1 @@
+"""A campaign of generated inputs against evalkit's commands; ``python -m tests.fuzz --help``."""
