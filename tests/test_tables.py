@@ -6,10 +6,11 @@ import pytest
 
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import terminal_tables
+from evalkit.report.cells import Entry, Row, Table
 from evalkit.report.load import load_runs
 from evalkit.report.published import read_published
-from evalkit.report.render import latex, markdown, terminal
-from evalkit.report.tables import Entry, Row, Table, all_tables, score_table, summary_table
+from evalkit.report.render import latex, markdown
+from evalkit.report.tables import all_tables, score_table, summary_table
 from tests.report_runs import holds_to, training, write_run
 
 K = 1024
@@ -124,30 +125,6 @@ def test_every_latex_row_has_as_many_cells_as_columns(analysis: Analysis) -> Non
         for line in body.splitlines():
             if line.endswith(r"\\"):
                 assert line.replace(r"\&", "").count("&") == len(table.columns) - 1, line
-
-
-def test_a_terminal_is_not_driven_by_the_name_of_an_arm(analysis: Analysis) -> None:
-    assert "\x1b[31m" not in terminal(score_table(analysis, "babilong", "official"))
-
-
-def test_terminal_columns_line_up() -> None:
-    rows = (
-        Row(group="a", entries=(Entry("arm"), Entry("9.5", "[1.0, 20.0]", best=True))),
-        Row(group="b", entries=(Entry("a longer arm"), Entry("100.0"))),
-    )
-    table = Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
-    plain = terminal(table).replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
-    ends = {len(line) for line in plain[2:] if line}
-    assert ends == {len("a longer arm") + 2 + len("[1.0, 20.0]")}
-
-
-def test_long_names_stay_different_when_they_are_shortened() -> None:
-    names = ["organisation/model-128k (instruction+examples) (published)", "organisation/model-128k (none) (published)"]
-    rows = tuple(Row(group="g", entries=(Entry(name), Entry("1.0"))) for name in names)
-    lines = terminal(
-        Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
-    ).splitlines()
-    assert lines[-1] != lines[-2]
 
 
 def test_run_tables_need_no_second_arm(results: Path) -> None:

@@ -270,8 +270,15 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 @click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
 @click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
 @click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
+@quiet_option
 def reproduce(
-    experiment: str | None, seeds: int | None, base: str | None, out: Path | None, plots: Path | None, dry_run: bool
+    experiment: str | None,
+    seeds: int | None,
+    base: str | None,
+    out: Path | None,
+    plots: Path | None,
+    dry_run: bool,
+    quiet: bool,
 ) -> None:
     """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
 
@@ -302,9 +309,10 @@ def reproduce(
         return
     if base is not None:
         resolve(base)  # downloaded once, before several processes ask for it
-    with StudyProgress(steps) as progress:
+    with StudyProgress(steps, quiet=quiet) as progress:
         workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
-    click.echo(f"tables and figures: {study.plots}", err=True)
+    if not quiet:
+        click.echo(f"tables and figures: {study.plots}", err=True)
     if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:
         click.echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
         sys.exit(FAILED_SAMPLES)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import ANY_PATH, FOLDER, token_count
+from evalkit.cli.options import ANY_PATH, FOLDER, quiet_option, token_count
 from evalkit.errors import BadInput
 
 margin_option = click.option(
@@ -29,7 +29,8 @@ margin_option = click.option(
     help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
 )
 @click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
-@click.option("--full", is_flag=True, help="Read every answer again and count kinds of errors (errors.csv).")
+@click.option("--full", is_flag=True, help="Print every table; count kinds of errors in all answers (errors.csv).")
+@quiet_option
 def report(
     runs: tuple[Path, ...],
     out: Path,
@@ -39,6 +40,7 @@ def report(
     published: tuple[str, ...],
     by: str | None,
     full: bool,
+    quiet: bool,
 ) -> None:
     """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
 
@@ -53,6 +55,7 @@ def report(
       evalkit report results/plain-babilong-1a2b3c4d results/yarn-babilong-5e6f7a8b --out plots/yarn/
     """
     from evalkit.report.build import build
+    from evalkit.report.terminal import files_text, notes_text
 
     if not runs and not published:
         raise BadInput("There is nothing to report: name run folders, or --published paper.")
@@ -66,10 +69,11 @@ def report(
         by=by,
         full=full,
     )
-    click.echo(built.text)
-    for notice in built.notices:
-        click.echo(f"note: {notice}", err=True)
-    click.echo(f"written to {out}/: {', '.join(path.name for path in built.files)}", err=True)
+    if not quiet:
+        click.echo(built.text)
+    click.echo(notes_text(built.notices, full=full), nl=False, err=True)
+    if not quiet:
+        click.echo(files_text(out, built.files), err=True)
 
 
 @click.command()
@@ -88,11 +92,11 @@ def compare(first: Path, second: Path, trained_length: int | None, margin: float
       evalkit compare results/randomized-yarn-babilong-1a2b3c4d results/plain-babilong-5e6f7a8b
     """
     from evalkit.report.compare import compare as compare_runs
+    from evalkit.report.terminal import notes_text
 
     compared = compare_runs(first, second, trained_length=trained_length, margin=margin)
     click.echo(compared.text)
-    for notice in compared.notices:
-        click.echo(f"note: {notice}", err=True)
+    click.echo(notes_text(compared.notices), nl=False, err=True)
 
 
 @click.command()

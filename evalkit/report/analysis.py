@@ -13,6 +13,9 @@ from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
 from evalkit.report.published import Published, PublishedMean
 
+_MOST_NAMED = 4
+"""Arms that a note names; more are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
@@ -143,4 +146,9 @@ def _leakage(arms: Sequence[Arm]) -> list[str]:
         for leak in sorted({run.training.found if run.training else "" for run in arm.runs}):
             found.setdefault(leak.rstrip("."), []).append(repr(arm.name))
     found.pop("", None)
-    return [f"Training data of {', '.join(names)} against the evaluation: {leak}." for leak, names in found.items()]
+    trained = sum(any(run.training for run in arm.runs) for arm in arms if not arm.control)
+    sentences = []
+    for leak, names in found.items():
+        whose = ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} of {trained} trained arms"
+        sentences.append(f"Training data of {whose} against the evaluation: {leak}.")
+    return sentences

@@ -38,6 +38,11 @@ class Arm:
         return all(run.published for run in self.runs)
 
     @property
+    def label(self) -> str:
+        """The name as tables and figures show it."""
+        return f"{self.name} (published)" if self.published else self.name
+
+    @property
     def control(self) -> str:
         """ "no-context" or "facts-only" where the arm only bounds the others."""
         return self.runs[0].control if self.runs else ""

@@ -9,6 +9,7 @@ from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.cells import Table, effective_text
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
@@ -22,15 +23,8 @@ from evalkit.report.published_report import write_published
 from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
-from evalkit.report.tables import (
-    Table,
-    all_tables,
-    comparison_table,
-    effective_text,
-    group_tables,
-    score_table,
-    summary_table,
-)
+from evalkit.report.tables import all_tables, score_table
+from evalkit.report.terminal import terminal, terminal_full, terminal_report, terminal_width
 from evalkit.report.words import findings
 
 __all__ = ["Loaded", "Report", "build", "load_runs", "terminal_tables"]
@@ -55,7 +49,6 @@ SUMMARY_COLUMNS = (
 )
 _CURVE_COLUMNS = (*(c for c in SUMMARY_COLUMNS if c not in ("run", "trained_length", "published")), "models")
 """Of an arm over all its runs, as figures and tables show it."""
-_MAX_TERMINAL_ROWS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +56,7 @@ class Report:
     """What ``build`` made."""
 
     text: str
-    """For the terminal: findings in words, differences, summary, scores."""
+    """For the terminal, as wide as it is."""
     notices: tuple[str, ...]
     """What was left out or should be known, one sentence each."""
     files: tuple[Path, ...]
@@ -94,7 +87,7 @@ def build(
         seed: of the resampling.
         published: tables of others' figures to show beside; see ``read_published``.
         by: a tag of the samples, to group them by.
-        full: read every answer and count kinds of errors as well.
+        full: tell everything in the text; read every answer and count kinds of errors as well.
 
     Raises:
         BadInput: no usable run, no arm of the baseline's name, a published table that cannot be right or stand beside
@@ -140,7 +133,9 @@ def build(
     except OSError as error:
         raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
-    return Report(text=_terminal(analysis), notices=notices, files=(page, *files), analysis=analysis)
+    width = terminal_width()
+    text = terminal_full(analysis, tables, width) if full else terminal_report(analysis, width)
+    return Report(text=text, notices=notices, files=(page, *files), analysis=analysis)
 
 
 def _build_published(published: Published, out: Path, sources: Sequence[str]) -> Report:
@@ -196,32 +191,9 @@ def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
 def terminal_tables(loaded: Loaded) -> str:
     """Return the score tables of some runs as text, without comparing them: what ``evalkit run`` prints at its end."""
     analysis = analyse(loaded)
+    width, said = terminal_width(), set[str]()
     tables = [score_table(analysis, task, analysis.scorers(task)[0]) for task in analysis.tasks]
-    return "\n\n".join(map(render.terminal, tables))
-
-
-def _terminal(analysis: Analysis) -> str:
-    """Findings, then for each task differences, summary and scores; a long score table shrinks to its averages."""
-    parts = ["\n".join([found.title, *(f"  {s}" for s in found.sentences)]) for found in findings(analysis)]
-    for task in analysis.tasks:
-        scorer = analysis.scorers(task)[0]
-        if any(c.task == task for c in analysis.comparisons):
-            parts.append(render.terminal(comparison_table(analysis, task, scorer)))
-        parts.append(render.terminal(summary_table(analysis, task, scorer)))
-        scores = score_table(analysis, task, scorer)
-        averages = tuple(row for row in scores.rows if row.group == AVERAGE)
-        if len(scores.rows) > _MAX_TERMINAL_ROWS and averages:
-            scores = Table(
-                name=scores.name,
-                title=f"{scores.title}, averages (every subset: report.md)",
-                caption=scores.caption,
-                columns=scores.columns,
-                num_labels=scores.num_labels,
-                rows=averages,
-            )
-        parts.append(render.terminal(scores))
-        parts += [render.terminal(table) for table in group_tables(analysis, task)]
-    return "\n\n".join(parts)
+    return "\n\n".join(terminal(table, width, said) for table in tables)
 
 
 # -- CSV: long form, 0 to 100 ----------------------------------------------------------------------------------------

@@ -1,17 +1,16 @@
-"""One table, printed for a terminal, as Markdown, as LaTeX (booktabs); rows of figures as CSV, records as JSON."""
+"""One table as Markdown, as LaTeX (booktabs); rows of figures as CSV, records as JSON."""
 
 import csv
 import io
 import itertools
 import json
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from evalkit.report.tables import Entry, Row, Table
+from evalkit.report.cells import Entry, Row, Table
+from evalkit.report.naming import printable
 
-_BOLD, _DIM, _END = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -30,55 +29,6 @@ _LATEX = {
     ">": "$>$",
     "<": "$<$",
 }
-
-
-def terminal(table: Table, width: int = 120) -> str:
-    """Return the table in aligned columns, intervals in a second line; bold and dim by escape codes.
-
-    Names are shortened, and free of control characters: a checkpoint may be called anything.
-    """
-    lines = _terminal_lines(table)
-    below = [[entry.below for entry in row.entries] for row in table.rows]
-    widths = [max(map(len, column)) for column in zip(table.columns, *lines, *below, strict=True)]
-
-    def line(texts: Sequence[str], styles: Sequence[str] = ()) -> str:
-        cells = []
-        for i, (text, size) in enumerate(zip(texts, widths, strict=True)):
-            padding = " " * (size - len(text))
-            styled = f"{styles[i]}{text}{_END}" if styles and styles[i] and text else text
-            cells.append(styled + padding if i < table.num_labels else padding + styled)
-        return "  ".join(cells).rstrip()
-
-    out = [f"{_BOLD}{table.title}{_END}", *(_DIM + part + _END for part in textwrap.wrap(table.caption, width)), ""]
-    out += [line(table.columns), line(["-" * size for size in widths])]
-    above: Row | None = None
-    for row, texts, intervals in zip(table.rows, lines, below, strict=True):
-        if above is not None and above.group != row.group:
-            out.append("")
-        if table.num_labels > 1 and above is not None and above.group == row.group:
-            texts = ["", *texts[1:]]
-        dim = _DIM if row.kind in ("chance", "detail") else ""
-        out.append(line(texts, [_BOLD if entry.best else dim for entry in row.entries]))
-        if any(intervals):
-            out.append(line(intervals, [_DIM] * len(intervals)))
-        above = row
-    return "\n".join(out)
-
-
-def _terminal_lines(table: Table) -> list[list[str]]:
-    """The texts of all rows, names cut as short as leaves them different from each other."""
-    names = {_plain(e.text) for row in table.rows for e in row.entries[: table.num_labels]}
-    limit = next(n for n in (30, 40, 60, 100, 10**6) if len({_shortened(name, n) for name in names}) == len(names))
-    return [
-        [_shortened(_plain(e.text), limit) if i < table.num_labels else e.text for i, e in enumerate(row.entries)]
-        for row in table.rows
-    ]
-
-
-def _shortened(name: str, limit: int) -> str:
-    """Cut the middle out of long names, on both sides of a minus."""
-    parts = name.split(" − ")
-    return " − ".join(p if len(p) <= limit else f"{p[: limit // 2]}…{p[-(limit // 2) + 1 :]}" for p in parts)
 
 
 def markdown(table: Table) -> str:
@@ -149,14 +99,9 @@ def json_text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
-def _plain(text: str) -> str:
-    """Without control characters, which could move a terminal's cursor or recolour it."""
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
 def markdown_text(text: str) -> str:
     """Return text that is not read as markup, whatever it holds."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _plain(text)) if not _is_number(text) else text
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text)) if not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:
@@ -170,5 +115,5 @@ def _latex_cell(entry: Entry) -> str:
 
 def _latex(text: str) -> str:
     """Return text that LaTeX prints as it stands, with real minus signs before numbers."""
-    typeset = re.sub(r"(?<![\w.)])-(?=\d)", "−", _plain(text).replace(">=", "≥"))
+    typeset = re.sub(r"(?<![\w.)])-(?=\d)", "−", printable(text).replace(">=", "≥"))
     return "".join(_LATEX.get(c, c) for c in typeset)
