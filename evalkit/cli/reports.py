@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import ANY_PATH, FOLDER, quiet_option, token_count
+from evalkit.cli.options import ANY_PATH, FOLDER, lengths, quiet_option, token_count
 from evalkit.errors import BadInput
 
 margin_option = click.option(
@@ -29,6 +29,8 @@ margin_option = click.option(
     help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
 )
 @click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
+@click.option("--arms", multiple=True, help="Arms of the main table (terminal, LaTeX), with commas or repeated.")
+@click.option("--lengths", "chosen", type=lengths, default="", help="Lengths of the main table, such as 16k,128k.")
 @click.option("--full", is_flag=True, help="Print every table; count kinds of errors in all answers (errors.csv).")
 @quiet_option
 def report(
@@ -39,6 +41,8 @@ def report(
     margin: float,
     published: tuple[str, ...],
     by: str | None,
+    arms: tuple[str, ...],
+    chosen: tuple[str, ...],
     full: bool,
     quiet: bool,
 ) -> None:
@@ -68,6 +72,8 @@ def report(
         published=list(published),
         by=by,
         full=full,
+        arms=arms,
+        lengths=chosen,
     )
     if not quiet:
         click.echo(built.text)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm, disagreements, make_arms
 from evalkit.report.beside import Beside, beside
 from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
@@ -48,6 +49,11 @@ class Analysis:
     def tasks(self) -> tuple[str, ...]:
         """Tasks in order."""
         return tuple(dict.fromkeys(panel.task for panel in self.panels))
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """Lengths of all tasks, from short to long."""
+        return tuple(sorted({n for panel in self.panels for n in panel.lengths}, key=parse_length))
 
     def scorers(self, task: str) -> tuple[str, ...]:
         """Return the scorers of a task, the one that the report speaks of first."""

@@ -82,6 +82,38 @@ def _place(arm: Arm) -> tuple[object, ...]:
     return arm.published, bool(arm.control), recipe, natural(arm.name)
 
 
+def chosen_arms(texts: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the arms that were named, in that order; "a,b" names two, unless an arm has that name.
+
+    Raises:
+        BadInput: an arm that there is not.
+    """
+    found = []
+    for text in texts:
+        words = text.split(",")
+        while words:
+            ends = [n for n in range(len(words), 0, -1) if ",".join(words[:n]).strip() in known]
+            if not ends:
+                raise BadInput(
+                    f"No arm is named {','.join(words).strip()!r}; the arms are {', '.join(map(repr, known))}."
+                )
+            found.append(",".join(words[: ends[0]]).strip())
+            words = words[ends[0] :]
+    return tuple(dict.fromkeys(found))
+
+
+def chosen_lengths(lengths: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the lengths that were named.
+
+    Raises:
+        BadInput: a length that was not asked.
+    """
+    for length in lengths:
+        if length not in known:
+            raise BadInput(f"No run was asked at {length}; the lengths are {', '.join(known)}.")
+    return tuple(lengths)
+
+
 def disagreements(arm: Arm) -> list[str]:
     """Name what differs between the runs of an arm besides seed and task: a reader takes it for one method.
 

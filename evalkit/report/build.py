@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.arms import chosen_arms, chosen_lengths
 from evalkit.report.cells import Table, effective_text
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
 from evalkit.report.groups import GROUP_COLUMNS, group_rows
+from evalkit.report.latex import appendix, paper_tables
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.mistakes import MISTAKE_COLUMNS, Mistakes, mistake_rows, mistake_tables, mistakes
 from evalkit.report.page import render_page
@@ -51,6 +53,13 @@ _CURVE_COLUMNS = (*(c for c in SUMMARY_COLUMNS if c not in ("run", "trained_leng
 """Of an arm over all its runs, as figures and tables show it."""
 
 
+class Shown(NamedTuple):
+    """What main tables show; all where nothing is named."""
+
+    arms: tuple[str, ...]
+    lengths: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What ``build`` made."""
@@ -75,6 +84,8 @@ def build(
     published: Sequence[str] = (),
     by: str | None = None,
     full: bool = False,
+    arms: Sequence[str] = (),
+    lengths: Sequence[str] = (),
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
 
@@ -87,6 +98,8 @@ def build(
         seed: of the resampling.
         published: tables of others' figures to show beside; see ``read_published``.
         by: a tag of the samples, to group them by.
+        arms: those that the main table shows, in this order; each entry may name several, with commas between.
+        lengths: those that the main table shows, such as "16k".
         full: tell everything in the text; read every answer and count kinds of errors as well.
 
     Raises:
@@ -107,6 +120,7 @@ def build(
         published=tables_of_others,
         by=by,
     )
+    shown = Shown(chosen_arms(arms, [arm.name for arm in analysis.arms]), chosen_lengths(lengths, analysis.lengths))
     options = {
         "baseline": baseline,
         "trained_length": trained_length,
@@ -115,6 +129,8 @@ def build(
         "published": list(published) or None,
         "by": by,
         "full": full or None,
+        "arms": list(arms) or None,
+        "lengths": ",".join(lengths) or None,
     }
     known = {name: value for name, value in options.items() if value is not None}
     record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
@@ -122,7 +138,7 @@ def build(
     tables = [*all_tables(analysis), *mistake_tables(wrong)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = _write_texts(analysis, tables, wrong, record, out)
+        files = _write_texts(analysis, tables, wrong, record, out, shown)
         drawn = []
         for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
@@ -134,7 +150,9 @@ def build(
         raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
     width = terminal_width()
-    text = terminal_full(analysis, tables, width) if full else terminal_report(analysis, width)
+    text = (
+        terminal_full(analysis, tables, width) if full else terminal_report(analysis, width, shown.arms, shown.lengths)
+    )
     return Report(text=text, notices=notices, files=(page, *files), analysis=analysis)
 
 
@@ -152,12 +170,19 @@ def _unwritten(out: Path, error: OSError) -> BadInput:
 
 
 def _write_texts(
-    analysis: Analysis, tables: Sequence[Table], wrong: Sequence[Mistakes], record: dict[str, Any], out: Path
+    analysis: Analysis,
+    tables: Sequence[Table],
+    wrong: Sequence[Mistakes],
+    record: dict[str, Any],
+    out: Path,
+    shown: Shown,
 ) -> list[Path]:
     origin = one_line(record)
     contents = {
         "report.md": _markdown(analysis, tables, origin),
-        "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
+        "tables.tex": paper_tables(analysis, "column", origin, arms=shown.arms, lengths=shown.lengths),
+        "tables-wide.tex": paper_tables(analysis, "text", origin, arms=shown.arms, lengths=shown.lengths),
+        "appendix.tex": appendix(tables, origin),
         "summary.csv": render.csv_text(SUMMARY_COLUMNS, _summary_rows(analysis)),
         "curves.csv": render.csv_text(_CURVE_COLUMNS, _curve_rows(analysis)),
         "comparisons.csv": render.csv_text(_COMPARISON_COLUMNS, _comparison_rows(analysis)),

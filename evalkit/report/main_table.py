@@ -1,12 +1,12 @@
 """The one table that a terminal and a paper show: every arm's score at each length, and what it is worth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
-from evalkit.report.arms import length_name
+from evalkit.report.arms import Arm, length_name
 from evalkit.report.cells import (
     NOT_RUN,
     Entry,
@@ -25,6 +25,10 @@ from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.tables import endpoint
 
 Intervals: TypeAlias = Literal["all", "differences", "none"]
+Extra: TypeAlias = Literal["difference", "effective"]
+EXTRAS: tuple[Extra, ...] = ("difference", "effective")
+_Column: TypeAlias = tuple[str, Callable[[str], Entry]]
+"""Heading, and each arm's entry."""
 
 
 def main_table(
@@ -34,6 +38,7 @@ def main_table(
     arms: Sequence[str] = (),
     lengths: Sequence[str] = (),
     intervals: Intervals = "all",
+    extras: Sequence[Extra] = EXTRAS,
 ) -> Table:
     """Return scores over lengths, averaged over subsets, the difference from the baseline and the effective length.
 
@@ -43,52 +48,74 @@ def main_table(
         arms: those to show, in this order; none for all.
         lengths: those to show; none for all.
         intervals: those to show in a second line.
+        extras: columns beside the scores. Samples without a score are always counted where there are some.
     """
     scorer = analysis.scorers(task)[0]
     cells = whole_cells(analysis, task, scorer)
-    shown = [n for n in analysis.panel(task, scorer).lengths if not lengths or n in lengths]
     present = {arm.name: arm for arm in analysis.arms if any(c.arm == arm.name for c in cells)}
-    compared = {c.arm: c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)}
-    effective = {s.arm: s.effective for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
-    names = [name for name in arms if name in present] or list(present)
-    own = {name: {c.length: c for c in cells if c.arm == name} for name in names}
-    averaged = {s.arm: s.subsets for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
-    ranked = [name for name in names if present[name].runs and not present[name].control]
-    if len({averaged.get(name) for name in ranked}) > 1:
-        ranked = []  # means over other subsets do not compare
-    best = {n: max((_mean(own[name].get(n)) for name in ranked), default=-1.0) for n in shown}
-    is_failing = any(c.n_unscored for c in cells)
-    rows = []
-    for name in names:
-        found = [own[name].get(n) for n in shown]
-        entries = [Entry(present[name].label)]
-        for n, cell in zip(shown, found, strict=True):
-            is_best = len(ranked) > 1 and name in ranked and _mean(cell) == best[n] >= 0
-            entries.append(score_entry(cell, is_best, with_interval=intervals == "all"))
-        if compared:
-            c = compared.get(name)
-            difference = difference_entry(c.primary, c.primary_p_holm) if c else Entry(NOT_RUN)
-            entries.append(difference if intervals != "none" else replace(difference, below=""))
-        entries.append(effective_entry(effective.get(name)))
-        if is_failing:
-            number = sum(c.n_unscored for c in own[name].values())
-            entries.append(Entry(str(number), number=number))
-        rows.append(Row(group="", entries=tuple(entries), kind=row_kind(present[name])))
-    columns = (
-        "Arm",
-        *(length_name(parse_length(n)) for n in shown),
-        *(["Difference"] if compared else []),
-        "Effective",
-        *(["Unscored"] if is_failing else []),
+    names = [name for name in arms if name in present] if arms else list(present)
+    cells = [c for c in cells if c.arm in names and (not lengths or c.length in lengths)]
+    shown = [n for n in analysis.panel(task, scorer).lengths if any(c.length == n for c in cells)]
+    columns = _score_columns(
+        analysis, cells, shown, [present[name] for name in names], with_interval=intervals == "all"
     )
+    columns += _extra_columns(analysis, task, scorer, extras, with_interval=intervals != "none")
+    if any(c.n_unscored for c in cells):
+        columns.append(("Unscored", lambda name: _count(sum(c.n_unscored for c in cells if c.arm == name))))
+    rows = [
+        Row(group="", entries=(Entry(present[n].label), *(entry(n) for _, entry in columns)), kind=row_kind(present[n]))
+        for n in names
+    ]
+    headings = [heading for heading, _ in columns]
     return Table(
         name=f"main-{task}",
-        title=f"{task_title(task)}: {scorer} score, {over_subsets(analysis, task, cells)}",
-        caption=_caption(analysis, task, cells, intervals == "all"),
-        columns=columns,
+        title=f"{task_title(task)}: {scorer} score{over_subsets(analysis, task, cells)}",
+        caption=_caption(analysis, cells, headings, intervals == "all"),
+        columns=("Arm", *headings),
         num_labels=1,
-        rows=(*rows, *chance_row(cells, "", ["chance"], len(columns), fill=len(shown))),
+        rows=(*rows, *chance_row(cells, "", ["chance"], 1 + len(columns), fill=len(shown))),
     )
+
+
+def _score_columns(
+    analysis: Analysis, cells: Sequence[CellScore], lengths: Sequence[str], arms: Sequence[Arm], *, with_interval: bool
+) -> list[_Column]:
+    """A column for each length, the best arm of each in bold, where all average the same subsets."""
+    found = {(c.arm, c.length): c for c in cells}
+    averaged = {(s.arm, s.task, s.scorer): s.subsets for s in analysis.summaries}
+    ranked = [arm.name for arm in arms if arm.runs and not arm.control]
+    if len(ranked) < 2 or len({averaged.get((name, cells[0].task, cells[0].scorer)) for name in ranked}) > 1:
+        ranked = []
+
+    def column(length: str) -> _Column:
+        best = max((_mean(found.get((name, length))) for name in ranked), default=-1.0)
+
+        def entry(name: str) -> Entry:
+            cell = found.get((name, length))
+            return score_entry(cell, name in ranked and _mean(cell) == best >= 0, with_interval=with_interval)
+
+        return length_name(parse_length(length)), entry
+
+    return [column(length) for length in lengths]
+
+
+def _extra_columns(
+    analysis: Analysis, task: str, scorer: str, extras: Sequence[Extra], *, with_interval: bool
+) -> list[_Column]:
+    compared = {c.arm: c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)}
+    effective = {s.arm: s.effective for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
+
+    def difference(name: str) -> Entry:
+        c = compared.get(name)
+        entry = difference_entry(c.primary, c.primary_p_holm) if c else Entry(NOT_RUN)
+        return entry if with_interval else replace(entry, below="")
+
+    columns: list[_Column] = []
+    if compared and "difference" in extras:
+        columns.append(("Difference", difference))
+    if "effective" in extras:
+        columns.append(("Effective", lambda name: effective_entry(effective.get(name))))
+    return columns
 
 
 def whole_cells(analysis: Analysis, task: str, scorer: str) -> list[CellScore]:
@@ -99,33 +126,39 @@ def whole_cells(analysis: Analysis, task: str, scorer: str) -> list[CellScore]:
 
 
 def over_subsets(analysis: Analysis, task: str, cells: Sequence[CellScore]) -> str:
-    """Return "qa1", "averaged over 5 subsets", or over how many each arm is averaged where they differ."""
-    if cells[0].subset != AVERAGE:
-        return cells[0].subset
+    """Return ", qa1", ", averaged over 5 subsets", or over how many each arm is averaged where they differ."""
+    if not cells or cells[0].subset != AVERAGE:
+        return f", {cells[0].subset}" if cells else ""
     arms: dict[int, list[str]] = {}
-    scorer = cells[0].scorer
     for s in analysis.summaries:
-        if (s.task, s.scorer) == (task, scorer) and any(c.arm == s.arm for c in cells):
+        if (s.task, s.scorer) == (task, cells[0].scorer) and any(c.arm == s.arm for c in cells):
             arms.setdefault(len(s.subsets), []).append(s.arm)
-    if len(arms) == 1:
-        return f"averaged over {next(iter(arms))} subsets"
     most, *others = sorted(arms, key=lambda n: -len(arms[n]))
-    named = [f"over {n} for {', '.join(arms[n][:3])}{' and more' if len(arms[n]) > 3 else ''}" for n in others]
-    return f"averaged over {most} subsets ({'; '.join(named)})"
+    named = [f"over {n} for {', '.join(arms[n][:3])}{' and others' if len(arms[n]) > 3 else ''}" for n in others]
+    more = f" ({'; '.join(named)})" if named else ""
+    return f", averaged over {most} subsets{more}"
 
 
-def _caption(analysis: Analysis, task: str, cells: Sequence[CellScore], intervals: bool) -> str:
-    compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, cells[0].scorer)]
+def _caption(analysis: Analysis, cells: Sequence[CellScore], headings: Sequence[str], intervals: bool) -> str:
+    if not cells:
+        return ""
+    task, scorer = cells[0].task, cells[0].scorer
     parts = [f"0 to 100{', with 95 % intervals' if intervals else ''}; n = {counts_text(c.n for c in cells)} a length."]
-    if compared:
+    if "Difference" in headings:
+        compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
         parts.append(
             f"Difference: from {compared[0].baseline}, paired, {endpoint(compared)}; * p < 0.05 after Holm's "
             "correction."
         )
-    parts.append("Effective: the longest length whose interval stays above 0.85 of the in-distribution score.")
-    if any(row for row in chance_row(cells, "", [], 0, fill=0)):
+    if "Effective" in headings:
+        parts.append("Effective: the longest length whose interval stays above 0.85 of the in-distribution score.")
+    if chance_row(cells, "", [], 0, fill=0):
         parts.append(chance_note(task))
     return " ".join(filter(None, parts))
+
+
+def _count(number: int) -> Entry:
+    return Entry(str(number), number=number)
 
 
 def _mean(cell: CellScore | None) -> float:

@@ -9,6 +9,7 @@ from evalkit.report import render
 from evalkit.report.arms import length_name, span
 from evalkit.report.cells import NOT_RUN, Entry, Row, Table, interval_text, task_title
 from evalkit.report.figures import Drawing
+from evalkit.report.latex import appendix
 from evalkit.report.provenance import one_line
 from evalkit.report.published import Count, Published, arm_names
 from evalkit.report.published_figures import by_name, mean_over, published_drawings, question_sets, set_title
@@ -40,7 +41,7 @@ def write_published(published: Published, out: Path, record: dict[str, Any]) -> 
     origin = one_line(record)
     texts = {
         "report.md": _markdown(published, tables, drawings, origin),
-        "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
+        "tables.tex": appendix(tables, origin),
         "published.csv": render.csv_text(_COUNT_COLUMNS, map(count_row, published.counts)),
         "report.json": render.json_text(record),
     }

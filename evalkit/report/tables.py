@@ -126,7 +126,8 @@ def comparison_table(analysis: Analysis, task: str, scorer: str) -> Table:
         p, n = p_entry(c.primary_p_holm), c.primary.n if c.primary else 0
         num_pairs = Entry(str(n) if n else NOT_RUN, number=n), Entry(str(c.num_unpaired), number=c.num_unpaired)
         words = Entry(c.verdict or NOT_RUN), Entry(c.order.word if c.order else NOT_RUN)
-        rows.append(Row(group=label, entries=(Entry(label), *cells, primary, p, *words, *num_pairs)))
+        group = "baseline" if c in compared else "pairs"
+        rows.append(Row(group=group, entries=(Entry(label), *cells, primary, p, *words, *num_pairs)))
     return Table(
         name=f"differences-{task}-{scorer}",
         title=f"{task_title(task)}: differences between arms, {scorer.replace('_', ' ')} score",

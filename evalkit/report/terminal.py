@@ -28,12 +28,13 @@ def terminal_width() -> int:
     return max(_NARROWEST, shutil.get_terminal_size((100, 24)).columns)
 
 
-def terminal_report(analysis: Analysis, width: int) -> str:
-    """Return the short report: for each task what was found, and one table."""
+def terminal_report(analysis: Analysis, width: int, arms: Sequence[str] = (), lengths: Sequence[str] = ()) -> str:
+    """Return the short report: for each task what was found, and one table, of some arms and lengths or of all."""
     parts = []
     for found, task in zip(short_findings(analysis), analysis.tasks, strict=True):
         parts.append(_finding(found, width))
-        parts.append(terminal(_that_fits(analysis, task, width), width))
+        table = _that_fits(analysis, task, width, arms, lengths)
+        parts += [terminal(table, width)] if table.rows else []
         if analysis.groups:  # they were asked for
             parts += [terminal(table, width) for table in group_tables(analysis, task)]
     return "\n\n".join(parts)
@@ -46,10 +47,10 @@ def terminal_full(analysis: Analysis, tables: Iterable[Table], width: int) -> st
     return "\n\n".join([*parts, *(terminal(table, width, said) for table in tables)])
 
 
-def _that_fits(analysis: Analysis, task: str, width: int) -> Table:
+def _that_fits(analysis: Analysis, task: str, width: int, arms: Sequence[str], lengths: Sequence[str]) -> Table:
     """The main table with intervals where they fit beside each other, else with those of differences, else without."""
     for intervals in ("all", "differences", "none"):
-        table = main_table(analysis, task, intervals=intervals)
+        table = main_table(analysis, task, arms=arms, lengths=lengths, intervals=intervals)
         if _limit(table, width) is not None:
             break
     return table
