@@ -6,10 +6,11 @@ import pytest
 
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import terminal_tables
+from evalkit.report.cells import Row, Table
 from evalkit.report.load import load_runs
 from evalkit.report.published import read_published
-from evalkit.report.render import latex, markdown, terminal
-from evalkit.report.tables import Entry, Row, Table, all_tables, score_table, summary_table
+from evalkit.report.render import markdown
+from evalkit.report.tables import all_tables, score_table, summary_table
 from tests.report_runs import holds_to, training, write_run
 
 K = 1024
@@ -55,7 +56,6 @@ def test_the_best_arm_of_a_column_is_bold(analysis: Analysis) -> None:
     }
     assert best == [max(scores, key=lambda arm: scores[arm] or 0)]
     text = row_of(table, "qa1", best[0]).entries[at].text
-    assert rf"\textbf{{{text}}}" in latex(table)
     assert f"**{text}** [" in markdown(table)
 
 
@@ -99,55 +99,9 @@ def test_published_means_are_left_out_where_no_length_meets_theirs(tmp_path: Pat
     assert not [row for row in table.rows if row.kind == "published"]
 
 
-def test_odd_names_are_escaped_in_latex_and_markdown(analysis: Analysis) -> None:
+def test_odd_names_are_escaped_in_markdown(analysis: Analysis) -> None:
     for table in all_tables(analysis):
-        text = latex(table)
-        assert "50% &" not in text
-        assert text.count("{") == text.count("}")
         assert "<b>" not in markdown(table).replace("\\<b\\>", "")
-
-
-def test_latex_sets_signs_as_signs_and_leaves_names_alone() -> None:
-    entries = (Entry("Qwen2.5-7B - base"), Entry("-3.1", "[-5.0, +0.2]"), Entry(">=128K"))
-    table = Table(
-        name="t", title="T", caption="", columns=("Arm", "4K", "Effective"), num_labels=1,
-        rows=(Row(group="g", entries=entries),),
-    )  # fmt: skip
-    text = latex(table)
-    assert r"Qwen2.5-7B - base & $-$3.1 & $\geq$128K \\" in text
-    assert r"{\scriptsize [$-$5.0, +0.2]}" in text
-
-
-def test_every_latex_row_has_as_many_cells_as_columns(analysis: Analysis) -> None:
-    for table in all_tables(analysis):
-        body = latex(table).split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
-        for line in body.splitlines():
-            if line.endswith(r"\\"):
-                assert line.replace(r"\&", "").count("&") == len(table.columns) - 1, line
-
-
-def test_a_terminal_is_not_driven_by_the_name_of_an_arm(analysis: Analysis) -> None:
-    assert "\x1b[31m" not in terminal(score_table(analysis, "babilong", "official"))
-
-
-def test_terminal_columns_line_up() -> None:
-    rows = (
-        Row(group="a", entries=(Entry("arm"), Entry("9.5", "[1.0, 20.0]", best=True))),
-        Row(group="b", entries=(Entry("a longer arm"), Entry("100.0"))),
-    )
-    table = Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
-    plain = terminal(table).replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
-    ends = {len(line) for line in plain[2:] if line}
-    assert ends == {len("a longer arm") + 2 + len("[1.0, 20.0]")}
-
-
-def test_long_names_stay_different_when_they_are_shortened() -> None:
-    names = ["organisation/model-128k (instruction+examples) (published)", "organisation/model-128k (none) (published)"]
-    rows = tuple(Row(group="g", entries=(Entry(name), Entry("1.0"))) for name in names)
-    lines = terminal(
-        Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
-    ).splitlines()
-    assert lines[-1] != lines[-2]
 
 
 def test_run_tables_need_no_second_arm(results: Path) -> None:

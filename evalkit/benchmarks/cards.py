@@ -44,6 +44,8 @@ class TaskCard:
     default_samples: int
     """Per subset and length."""
     subsets: Mapping[str, SubsetCard]
+    guess: str = ""
+    """What a subset's chance is the score of."""
     max_new_tokens: int | None = None
     """None: decided for each sample by its answer."""
     template: str = ""
@@ -68,6 +70,7 @@ _CARD: dict[str, tuple[type, ...]] = {
     "subsets": (dict,),
 }
 _CARD_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "guess": (str,),
     "max_new_tokens": (int,),
     "template": (str,),
     "source": (dict,),
@@ -86,7 +89,7 @@ _SOURCE: dict[str, tuple[type, ...]] = {"id": (str,), "revision": (str,)}
 _SOURCE_OPTIONAL: dict[str, tuple[type, ...]] = {"layout": (str,)}
 
 # What no answer and no score hangs on. A version has its own place beside the hash in a run's fingerprint.
-_DESCRIBES = {"title", "version", "description", "paper", "default_subsets", "default_samples"}
+_DESCRIBES = {"title", "version", "description", "paper", "guess", "default_subsets", "default_samples"}
 _SUBSET_DESCRIBES = {"title", "chance"}
 
 

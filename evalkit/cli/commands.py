@@ -14,11 +14,13 @@ from evalkit.cli.options import (
     SettingsCommand,
     names,
     of_backend,
+    quiet_option,
     refuse_missing,
     run_classes,
     token_count,
     train_classes,
 )
+from evalkit.cli.reports import compare, export, import_, print_tables, report, score
 from evalkit.cli.terminal import echo
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
@@ -28,16 +30,6 @@ if TYPE_CHECKING:
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
-
-
-margin_option = click.option(
-    "--margin",
-    type=click.FloatRange(min=0, min_open=True),
-    default=3.0,
-    show_default=True,
-    help="Points: arms that are shown to differ by less are equivalent.",
-)
-quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but warnings and failures.")
 
 
 class _Group(click.Group):
@@ -137,7 +129,7 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
     for notice in result.notices:
         echo(f"note: {notice}", err=True)
     if not quiet:
-        _print_tables([result.folder])
+        print_tables([result.folder])
         echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
     _say_what_is_unscored(result)
     if result.failed:
@@ -242,112 +234,8 @@ def status(folder: Path, watch: bool) -> None:
         time.sleep(2 if is_terminal else 60)
 
 
-@main.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
-@click.option("--baseline", help="Arm that the others are compared with; default: plain training, or the first arm.")
-@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
-@margin_option
-@click.option(
-    "--published",
-    multiple=True,
-    metavar="paper|FILE.csv",
-    help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
-)
-@click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
-@click.option("--full", is_flag=True, help="Read every answer again and count kinds of errors (errors.csv).")
-def report(
-    runs: tuple[Path, ...],
-    out: Path,
-    baseline: str | None,
-    trained_length: int | None,
-    margin: float,
-    published: tuple[str, ...],
-    by: str | None,
-    full: bool,
-) -> None:
-    """Compare runs: tables in the terminal; Markdown, CSV, figures and a page in --out.
-
-    RUNS are run folders, or folders that contain some; none for a report on --published alone. A table of counts has
-    the columns task, subset, arm, length, n, correct (or mean, 0 to 1) and source.
-
-    \b
-    Examples:
-      evalkit report results/
-      evalkit report results/ --published paper
-      evalkit report results/ --by entries
-      evalkit report results/plain-babilong-1a2b3c4d results/yarn-babilong-5e6f7a8b --out plots/yarn/
-    """
-    from evalkit.report.build import build
-
-    if not runs and not published:
-        raise BadInput("There is nothing to report: name run folders, or --published paper.")
-    built = build(
-        runs,
-        out,
-        baseline=baseline,
-        trained_length=trained_length,
-        margin=margin,
-        published=list(published),
-        by=by,
-        full=full,
-    )
-    echo(built.text)
-    for notice in built.notices:
-        echo(f"note: {notice}", err=True)
-    echo(f"written to {out}/: {', '.join(path.name for path in built.files)}", err=True)
-
-
-@main.command()
-@click.argument("first", type=FOLDER)
-@click.argument("second", type=FOLDER)
-@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
-@margin_option
-def compare(first: Path, second: Path, trained_length: int | None, margin: float) -> None:
-    """Say by how much FIRST is better than SECOND on the samples that both answered, and how sure that is.
-
-    Each is a run folder, or a folder of runs that are one arm (several seeds). Runs that were asked different data are
-    refused, with the difference named.
-
-    \b
-    Example:
-      evalkit compare results/randomized-yarn-babilong-1a2b3c4d results/plain-babilong-5e6f7a8b
-    """
-    from evalkit.report.compare import compare as compare_runs
-
-    compared = compare_runs(first, second, trained_length=trained_length, margin=margin)
-    echo(compared.text)
-    for notice in compared.notices:
-        echo(f"note: {notice}", err=True)
-
-
-@main.command()
-@click.argument("runs", nargs=-1, required=True, type=FOLDER)
-def score(runs: tuple[Path, ...]) -> None:
-    """Compute the scores of recorded answers again, without a model.
-
-    RUNS are run folders, or folders that contain some. One that cannot be scored is named, and the others are scored.
-
-    \b
-    Examples:
-      evalkit score results/ckpt-babilong-1a2b3c4d
-      evalkit score results/
-    """
-    from evalkit.records.scoring import score_folders
-
-    done: list[Path] = []
-    faults = []
-    for found in score_folders(runs):
-        if isinstance(found, EvalkitError):
-            faults.append(found)
-            echo(f"Left out: {found}", err=True)
-            continue
-        done.append(found.path)
-        for notice in found.notices:
-            echo(f"note: {notice}", err=True)
-    if not done:
-        raise BadInput(f"No run could be scored. {faults[0]}")
-    _print_tables(done)
+for _command in (report, compare, score):
+    main.add_command(_command)
 
 
 @main.command(cls=SettingsCommand, classes=train_classes)
@@ -389,6 +277,7 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 @click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
 @click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
 @click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
+@quiet_option
 def reproduce(
     experiment: str | None,
     seeds: int | None,
@@ -398,6 +287,7 @@ def reproduce(
     out: Path | None,
     plots: Path | None,
     dry_run: bool,
+    quiet: bool,
 ) -> None:
     """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
 
@@ -429,9 +319,10 @@ def reproduce(
         return
     if not study.trains_base:
         resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
-    with StudyProgress(steps) as progress:
+    with StudyProgress(steps, quiet=quiet) as progress:
         workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
-    echo(f"tables and figures: {study.plots}", err=True)
+    if not quiet:
+        echo(f"tables and figures: {study.plots}", err=True)
     if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:
         echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
         sys.exit(FAILED_SAMPLES)
@@ -530,69 +421,5 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     echo(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
 
 
-@main.command("import")
-@click.argument("folder", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
-@click.option("--arm", help="Name in tables and figures; default: the model's, from its folders.")
-def import_(folder: Path, out: Path, arm: str | None) -> None:
-    """Turn a folder of published BABILong answers into run folders that 'report' shows beside yours.
-
-    A file that cannot be used is named, and the others are imported.
-
-    A table of counts needs no import: evalkit report --published FILE.csv shows it.
-
-    \b
-    Example:
-      evalkit import babilong_evals/microsoft/Phi-3-mini-128k-instruct && evalkit report results/
-    """
-    from evalkit.records.imports import import_folder
-    from evalkit.records.scoring import score_folder
-
-    if folder.is_file():
-        raise BadInput(
-            f"{folder} is no folder of answers; a table of counts needs no import: evalkit report --published {folder}"
-        )
-    imported, faults = 0, 0
-    for found in import_folder(folder, out, arm=arm):
-        if isinstance(found, BadInput):
-            faults += 1
-            echo(f"Left out: {found}", err=True)
-            continue
-        for notice in found.notices:
-            echo(notice, err=True)
-        score_folder(found)
-        imported += 1
-        echo(f"{found.path}: {len(found.recorded()):,} answers")
-    if not imported:
-        raise BadInput(f"Nothing in {folder} could be imported: all of its {faults} files of answers are faulty.")
-
-
-@main.command()
-@click.argument("run_folder", metavar="RUN", type=FOLDER)
-@click.argument("out", type=ANY_PATH)
-@click.option("--to", required=True, metavar="LAYOUT", help="lm-eval, inspect, babilong or csv.")
-def export(run_folder: Path, out: Path, to: str) -> None:
-    """Write a run's answers and scores into the folder OUT, in the layout of another tool.
-
-    lm-eval: results and samples as lm-evaluation-harness writes them. inspect: a log for 'inspect view'. babilong: the
-    CSV files of BABILong's authors. csv: a row per answer and scorer. Prompts are in none of them; questions are.
-
-    \b
-    Examples:
-      evalkit export results/ckpt-babilong-1a2b3c4d --to inspect logs/
-      evalkit export results/ckpt-babilong-1a2b3c4d --to csv tables/
-    """
-    from evalkit.errors import BadInput
-    from evalkit.runs.export import LAYOUTS
-    from evalkit.runs.export import export as write
-
-    if to not in LAYOUTS:
-        raise BadInput(f"--to is {to!r}; the layouts are {', '.join(LAYOUTS)}.")
-    for path in write(run_folder, to, out):
-        echo(path)
-
-
-def _print_tables(folders: list[Path]) -> None:
-    from evalkit.report.build import load_runs, terminal_tables
-
-    echo(terminal_tables(load_runs(folders)))
+for _command in (import_, export):
+    main.add_command(_command)

@@ -13,6 +13,7 @@ from evalkit.options import Setting
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but warnings and failures.")
 
 
 # Types of options that belong to one command alone: click calls them with what was typed.

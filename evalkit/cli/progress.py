@@ -1,5 +1,6 @@
 """Progress bars: of a run, in prompt tokens, since a 128K prompt takes longer than a 1K one; and of a whole study."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -98,18 +99,19 @@ def _tokens(length: str) -> int:
 class StudyProgress(_Bar):
     """Shows how much of a study's estimated work is done, and the time left. Silent where there is no terminal."""
 
-    def __init__(self, steps: "Sequence[Step]") -> None:
-        """Take the steps of the plan."""
+    def __init__(self, steps: "Sequence[Step]", *, quiet: bool = False) -> None:
+        """Take the steps of the plan; ``quiet``: show nothing but the notes of a report."""
         from tqdm import tqdm
 
         from evalkit.study.steps import estimated_seconds
 
         self._seconds = {str(step): estimated_seconds(step) for step in steps}
         self._shares = dict.fromkeys(self._seconds, 0.0)
+        self._quiet = quiet
         self._bar = tqdm(
             total=sum(self._seconds.values()),
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
         )
 
@@ -125,5 +127,9 @@ class StudyProgress(_Bar):
         """Write a line about a finished step."""
 
         self.goes_on(step, 1.0)
+        if self._quiet:
+            notes = re.search(r"^note: .*", what, re.DOTALL | re.MULTILINE)
+            echo(notes[0] if notes else "", nl=notes is not None, err=True)
+            return
         with self._bar.external_write_mode():
             echo(f"{step}: {what}")  # without colours where there is no terminal

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm, disagreements, make_arms
 from evalkit.report.beside import Beside, beside
 from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
@@ -12,6 +13,9 @@ from evalkit.report.groups import Group, refuse_unknown_tag, tag_groups
 from evalkit.report.load import Loaded
 from evalkit.report.panel import Measure, Panel, make_panels
 from evalkit.report.published import Published, PublishedMean
+
+_MOST_NAMED = 4
+"""Arms that a note names; more are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,11 @@ class Analysis:
     def tasks(self) -> tuple[str, ...]:
         """Tasks in order."""
         return tuple(dict.fromkeys(panel.task for panel in self.panels))
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """Lengths of all tasks, from short to long."""
+        return tuple(sorted({n for panel in self.panels for n in panel.lengths}, key=parse_length))
 
     def scorers(self, task: str) -> tuple[str, ...]:
         """Return the scorers of a task, the one that the report speaks of first."""
@@ -143,4 +152,9 @@ def _leakage(arms: Sequence[Arm]) -> list[str]:
         for leak in sorted({run.training.found if run.training else "" for run in arm.runs}):
             found.setdefault(leak.rstrip("."), []).append(repr(arm.name))
     found.pop("", None)
-    return [f"Training data of {', '.join(names)} against the evaluation: {leak}." for leak, names in found.items()]
+    trained = sum(any(run.training for run in arm.runs) for arm in arms if not arm.control)
+    sentences = []
+    for leak, names in found.items():
+        whose = ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} of {trained} trained arms"
+        sentences.append(f"Training data of {whose} against the evaluation: {leak}.")
+    return sentences

@@ -38,6 +38,11 @@ class Arm:
         return all(run.published for run in self.runs)
 
     @property
+    def label(self) -> str:
+        """The name as tables and figures show it."""
+        return f"{self.name} (published)" if self.published else self.name
+
+    @property
     def control(self) -> str:
         """ "no-context" or "facts-only" where the arm only bounds the others."""
         return self.runs[0].control if self.runs else ""
@@ -75,6 +80,38 @@ def make_arms(runs: Sequence[Run], *, baseline: str | None, trained_length: int 
 def _place(arm: Arm) -> tuple[object, ...]:
     recipe = _RECIPES.index(arm.recipe) if arm.recipe in _RECIPES else len(_RECIPES)
     return arm.published, bool(arm.control), recipe, natural(arm.name)
+
+
+def chosen_arms(texts: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the arms that were named, in that order; "a,b" names two, unless an arm has that name.
+
+    Raises:
+        BadInput: an arm that there is not.
+    """
+    found = []
+    for text in texts:
+        words = text.split(",")
+        while words:
+            ends = [n for n in range(len(words), 0, -1) if ",".join(words[:n]).strip() in known]
+            if not ends:
+                raise BadInput(
+                    f"No arm is named {','.join(words).strip()!r}; the arms are {', '.join(map(repr, known))}."
+                )
+            found.append(",".join(words[: ends[0]]).strip())
+            words = words[ends[0] :]
+    return tuple(dict.fromkeys(found))
+
+
+def chosen_lengths(lengths: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the lengths that were named.
+
+    Raises:
+        BadInput: a length that was not asked.
+    """
+    for length in lengths:
+        if length not in known:
+            raise BadInput(f"No run was asked at {length}; the lengths are {', '.join(known)}.")
+    return tuple(lengths)
 
 
 def disagreements(arm: Arm) -> list[str]:

@@ -3,16 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.arms import chosen_arms, chosen_lengths
+from evalkit.report.cells import Table, effective_text
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
 from evalkit.report.groups import GROUP_COLUMNS, group_rows
+from evalkit.report.latex import appendix, paper_tables
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.logprobs import LOGPROB_COLUMNS, log_probabilities, logprob_rows, logprob_tables
 from evalkit.report.mistakes import MISTAKE_COLUMNS, mistake_rows, mistake_tables, mistakes
@@ -24,15 +27,8 @@ from evalkit.report.repeats import REPEAT_COLUMNS, repeat_rows, repeat_tables, r
 from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
-from evalkit.report.tables import (
-    Table,
-    all_tables,
-    comparison_table,
-    effective_text,
-    group_tables,
-    score_table,
-    summary_table,
-)
+from evalkit.report.tables import all_tables, score_table
+from evalkit.report.terminal import terminal, terminal_full, terminal_report, terminal_width
 from evalkit.report.words import findings
 
 __all__ = ["Loaded", "Report", "build", "load_runs", "terminal_tables"]
@@ -57,7 +53,13 @@ SUMMARY_COLUMNS = (
 )
 _CURVE_COLUMNS = (*(c for c in SUMMARY_COLUMNS if c not in ("run", "trained_length", "published")), "models")
 """Of an arm over all its runs, as figures and tables show it."""
-_MAX_TERMINAL_ROWS = 40
+
+
+class Shown(NamedTuple):
+    """What main tables show; all where nothing is named."""
+
+    arms: tuple[str, ...]
+    lengths: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Report:
     """What ``build`` made."""
 
     text: str
-    """For the terminal: findings in words, differences, summary, scores."""
+    """For the terminal, as wide as it is."""
     notices: tuple[str, ...]
     """What was left out or should be known, one sentence each."""
     files: tuple[Path, ...]
@@ -84,6 +86,8 @@ def build(
     published: Sequence[str] = (),
     by: str | None = None,
     full: bool = False,
+    arms: Sequence[str] = (),
+    lengths: Sequence[str] = (),
 ) -> Report:
     """Write every table and figure and the page of some runs into ``out``.
 
@@ -96,7 +100,9 @@ def build(
         seed: of the resampling.
         published: tables of others' figures to show beside; see ``read_published``.
         by: a tag of the samples, to group them by.
-        full: read every answer and count kinds of errors as well.
+        arms: those that the main table shows, in this order; each entry may name several, with commas between.
+        lengths: those that the main table shows, such as "16k".
+        full: tell everything in the text; read every answer and count kinds of errors as well.
 
     Raises:
         BadInput: no usable run, no arm of the baseline's name, a published table that cannot be right or stand beside
@@ -116,6 +122,7 @@ def build(
         published=tables_of_others,
         by=by,
     )
+    shown = Shown(chosen_arms(arms, [arm.name for arm in analysis.arms]), chosen_lengths(lengths, analysis.lengths))
     options = {
         "baseline": baseline,
         "trained_length": trained_length,
@@ -124,6 +131,8 @@ def build(
         "published": list(published) or None,
         "by": by,
         "full": full or None,
+        "arms": list(arms) or None,
+        "lengths": ",".join(lengths) or None,
     }
     known = {name: value for name, value in options.items() if value is not None}
     record = provenance(loaded.runs, given, known, tables_of_others.files if tables_of_others else {})
@@ -136,7 +145,7 @@ def build(
         more = {"logprobs.csv": render.csv_text(LOGPROB_COLUMNS, logprob_rows(logprobs))} if logprobs else {}
         more |= {"repeats.csv": render.csv_text(REPEAT_COLUMNS, repeat_rows(repeats))} if repeats else {}
         more |= {"errors.csv": render.csv_text(MISTAKE_COLUMNS, mistake_rows(wrong))} if wrong else {}
-        files = _write_texts(analysis, tables, more, record, out)
+        files = _write_texts(analysis, tables, more, record, out, shown)
         drawn = []
         for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
@@ -147,7 +156,11 @@ def build(
     except OSError as error:
         raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
-    return Report(text=_terminal(analysis), notices=notices, files=(page, *files), analysis=analysis)
+    width = terminal_width()
+    text = (
+        terminal_full(analysis, tables, width) if full else terminal_report(analysis, width, shown.arms, shown.lengths)
+    )
+    return Report(text=text, notices=notices, files=(page, *files), analysis=analysis)
 
 
 def _build_published(published: Published, out: Path, sources: Sequence[str]) -> Report:
@@ -164,12 +177,19 @@ def _unwritten(out: Path, error: OSError) -> BadInput:
 
 
 def _write_texts(
-    analysis: Analysis, tables: Sequence[Table], more: Mapping[str, str], record: dict[str, Any], out: Path
+    analysis: Analysis,
+    tables: Sequence[Table],
+    more: Mapping[str, str],
+    record: dict[str, Any],
+    out: Path,
+    shown: Shown,
 ) -> list[Path]:
     origin = one_line(record)
     contents = {
         "report.md": _markdown(analysis, tables, origin),
-        "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
+        "tables.tex": paper_tables(analysis, "column", origin, arms=shown.arms, lengths=shown.lengths),
+        "tables-wide.tex": paper_tables(analysis, "text", origin, arms=shown.arms, lengths=shown.lengths),
+        "appendix.tex": appendix(tables, origin),
         "summary.csv": render.csv_text(SUMMARY_COLUMNS, _summary_rows(analysis)),
         "curves.csv": render.csv_text(_CURVE_COLUMNS, _curve_rows(analysis)),
         "comparisons.csv": render.csv_text(_COMPARISON_COLUMNS, _comparison_rows(analysis)),
@@ -202,32 +222,9 @@ def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
 def terminal_tables(loaded: Loaded) -> str:
     """Return the score tables of some runs as text, without comparing them: what ``evalkit run`` prints at its end."""
     analysis = analyse(loaded)
+    width, said = terminal_width(), set[str]()
     tables = [score_table(analysis, task, analysis.scorers(task)[0]) for task in analysis.tasks]
-    return "\n\n".join(map(render.terminal, tables))
-
-
-def _terminal(analysis: Analysis) -> str:
-    """Findings, then for each task differences, summary and scores; a long score table shrinks to its averages."""
-    parts = ["\n".join([found.title, *(f"  {s}" for s in found.sentences)]) for found in findings(analysis)]
-    for task in analysis.tasks:
-        scorer = analysis.scorers(task)[0]
-        if any(c.task == task for c in analysis.comparisons):
-            parts.append(render.terminal(comparison_table(analysis, task, scorer)))
-        parts.append(render.terminal(summary_table(analysis, task, scorer)))
-        scores = score_table(analysis, task, scorer)
-        averages = tuple(row for row in scores.rows if row.group == AVERAGE)
-        if len(scores.rows) > _MAX_TERMINAL_ROWS and averages:
-            scores = Table(
-                name=scores.name,
-                title=f"{scores.title}, averages (every subset: report.md)",
-                caption=scores.caption,
-                columns=scores.columns,
-                num_labels=scores.num_labels,
-                rows=averages,
-            )
-        parts.append(render.terminal(scores))
-        parts += [render.terminal(table) for table in group_tables(analysis, task)]
-    return "\n\n".join(parts)
+    return "\n\n".join(terminal(table, width, said) for table in tables)
 
 
 # -- CSV: long form, 0 to 100 ----------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from evalkit.errors import BadInput
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.comparison import MARGIN, data_differences
 from evalkit.report.load import Loaded, Run, load_runs
-from evalkit.report.render import terminal
 from evalkit.report.tables import comparison_table
+from evalkit.report.terminal import terminal, terminal_width, wrapped
 from evalkit.report.words import findings
 
 
@@ -65,9 +65,11 @@ def compare(
     )
     if not analysis.comparisons:
         raise BadInput(f"{a} and {b} have no sample in common: their tasks, subsets or lengths do not meet.")
-    tables = [terminal(comparison_table(analysis, c.task, c.scorer)) for c in analysis.comparisons]
+    width, said = terminal_width(), set[str]()
+    tables = [terminal(comparison_table(analysis, c.task, c.scorer), width, said) for c in analysis.comparisons]
     sentences = [f"{found.title}: {' '.join(found.sentences)}" for found in findings(analysis)]
-    return Compared(text="\n\n".join([*tables, *sentences]), notices=analysis.notes, analysis=analysis)
+    ends = ["\n".join(wrapped(sentence, width, "", "  ")) for sentence in sentences]
+    return Compared(text="\n\n".join([*tables, *ends]), notices=analysis.notes, analysis=analysis)
 
 
 def _within(run: Run, folder: Path) -> bool:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name
+from evalkit.report.cells import task_title
 from evalkit.report.coverage import coverage
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.style import RC, Look, length_axis, looks, mark_trained
-from evalkit.report.tables import task_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,8 +24,8 @@ from evalkit.errors import EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 from evalkit.report.arms import Arm, length_name
+from evalkit.report.cells import NOT_RUN, Entry, Row, Table, task_title
 from evalkit.report.panel import natural
-from evalkit.report.tables import NOT_RUN, Entry, Row, Table, task_title
 from evalkit.runs.config import recorded_config
 from evalkit.types import Prediction, Sample
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.report.analysis import Analysis
+from evalkit.report.cells import Table, task_title
 from evalkit.report.figures import Drawing
 from evalkit.report.provenance import digest
 from evalkit.report.samples import Samples
-from evalkit.report.tables import Table, task_title
 from evalkit.report.words import findings
 
 _TEMPLATES = Path(__file__).with_name("templates")

@@ -7,14 +7,16 @@ from typing import Any
 from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.arms import length_name, span
+from evalkit.report.cells import NOT_RUN, Entry, Row, Table, interval_text, task_title
 from evalkit.report.figures import Drawing
+from evalkit.report.latex import appendix
 from evalkit.report.provenance import one_line
 from evalkit.report.published import Count, Published, arm_names
 from evalkit.report.published_figures import by_name, mean_over, published_drawings, question_sets, set_title
 from evalkit.report.published_pairs import PairedCounts, compare_pairs
 from evalkit.report.stats import SIGNIFICANT, Interval
 from evalkit.report.style import save
-from evalkit.report.tables import NOT_RUN, Entry, Row, Table, interval_text, task_title
+from evalkit.report.terminal import terminal, terminal_width
 
 _KEYS = ("task", "subset", "questions", "zone")
 _COUNT_COLUMNS = (*_KEYS, "arm", "model", "range", "train_factor", "serve_factor", "length", "n", "correct", "score",
@@ -39,7 +41,7 @@ def write_published(published: Published, out: Path, record: dict[str, Any]) -> 
     origin = one_line(record)
     texts = {
         "report.md": _markdown(published, tables, drawings, origin),
-        "tables.tex": "\n\n".join([f"% {origin}", *map(render.latex, tables)]) + "\n",
+        "tables.tex": appendix(tables, origin),
         "published.csv": render.csv_text(_COUNT_COLUMNS, map(count_row, published.counts)),
         "report.json": render.json_text(record),
     }
@@ -50,7 +52,8 @@ def write_published(published: Published, out: Path, record: dict[str, Any]) -> 
     files = [out / name for name in texts]
     for drawing in drawings:
         files += save(drawing.figure(), out, drawing.name, origin)
-    return "\n\n".join(map(render.terminal, tables)), files
+    width, said = terminal_width(), set[str]()
+    return "\n\n".join(terminal(table, width, said) for table in tables), files
 
 
 def published_tables(published: Published, paired: Sequence[PairedCounts]) -> list[Table]:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name, span
-from evalkit.report.comparison import Comparison
+from evalkit.report.cells import effective_text, interval_text, task_title
+from evalkit.report.comparison import Comparison, Verdict
 from evalkit.report.estimates import ArmSummary
 from evalkit.report.stats import SIGNIFICANT, Contrast
-from evalkit.report.tables import effective_text, interval_text, task_title
 
 
 class Finding(NamedTuple):
@@ -34,6 +34,49 @@ def findings(analysis: Analysis) -> list[Finding]:
             sentences = [_alone(summary) for summary in summaries.values()]
         found.append(Finding(task_title(task), (*sentences, *caveats(compared))))
     return found
+
+
+def short_findings(analysis: Analysis) -> list[Finding]:
+    """Return for each task: the primary comparisons, put together by their verdict, the largest differences first."""
+    found = []
+    for task in analysis.tasks:
+        scorer = analysis.scorers(task)[0]
+        compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
+        sentences = [_verdict_sentence(compared, verdict, analysis.margin) for verdict in _VERDICTS]
+        found.append(Finding(task_title(task), tuple(filter(None, [*sentences, *caveats(compared)]))))
+    return found
+
+
+_VERDICTS: tuple[Verdict | None, ...] = ("better", "worse", "equivalent", "undecided", None)
+_MOST_NAMED = 6
+"""Arms of one verdict that are named; tables have them all."""
+
+
+def _verdict_sentence(compared: Sequence[Comparison], verdict: Verdict | None, margin: float) -> str:
+    own = [c for c in compared if c.verdict == verdict]
+    if not own:
+        return ""
+    baseline = own[0].baseline
+    begin = {
+        "better": f"Better than {baseline}",
+        "worse": f"Worse than {baseline}",
+        "equivalent": f"Equivalent to {baseline} within {margin:g} points",
+        "undecided": f"Undecided against {baseline}",
+        None: f"No length with scores of both to compare with {baseline}",
+    }[verdict]
+    spans = {_span(c) for c in own}
+    where = f" at {spans.pop()}" if len(spans) == 1 and verdict else ""
+    ordered = sorted(own, key=lambda c: -abs(c.primary.mean) if c.primary else 0)
+    named = []
+    for c in ordered[:_MOST_NAMED]:
+        points = f" {100 * c.primary.mean:+.1f} {interval_text(c.primary, signed=True)}" if c.primary else ""
+        named.append(f"{c.arm}{points}{f' at {_span(c)}' if verdict and not where else ''}")
+    more = f"; and {len(own) - _MOST_NAMED} more" if len(own) > _MOST_NAMED else ""
+    return f"{begin}{where}: {'; '.join(named)}{more}."
+
+
+def _span(c: Comparison) -> str:
+    return span(parse_length(n) for n in c.lengths)
 
 
 def compared_sentence(c: Comparison, summaries: dict[str, ArmSummary], margin: float) -> str:

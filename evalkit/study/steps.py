@@ -377,12 +377,13 @@ class Report(Step):
     def carry_out(self, on_part: OnPart) -> str:
         """Make it; see ``Step``."""
         from evalkit.report.build import build
+        from evalkit.report.terminal import notes_text
 
         folders = self._folders()
         if not folders:
             raise BadInput(f"No run below {self.study.root} has an answer, so there is nothing to report.")
         report = build(folders, self.study.plots, published=self.study.experiment.published)
-        return "\n".join([report.text, *(f"note: {notice}" for notice in report.notices)])
+        return f"{report.text}\n{notes_text(report.notices, full=False)}".rstrip()
 
     def _folders(self) -> list[Path]:
         """Return the run folders: of other seeds than are asked for, those that are finished."""

@@ -1,0 +1,166 @@
+"""What a terminal shows: short, as wide as it is and never wider, and no two arms by one name."""
+
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from evalkit.cli.commands import main
+from evalkit.report.cells import Entry, Row, Table
+from evalkit.report.naming import short_names
+from evalkit.report.terminal import terminal, terminal_width
+from tests.report_runs import holds_to, training, write_run
+
+K = 1024
+TINY = Path(__file__).parents[1] / "results" / "reference" / "tiny"
+NAMES = (
+    "microsoft/Phi-3-mini-128k-instruct (instruction+examples)",
+    "microsoft/Phi-3-mini-128k-instruct (none)",
+    "Randomized YaRN, paper's range, no curriculum",
+    "50% & up_to {8k} <b>\x1b[31m|$\\",
+    "plain",
+)
+
+
+def plain(text: str) -> list[str]:
+    return re.sub(r"\x1b\[\d+m", "", text).splitlines()
+
+
+def table_of(names: tuple[str, ...], *, columns: int = 6, below: str = "[10.0, 20.0]") -> Table:
+    rows = [Row(group="g", entries=(Entry(name), *[Entry("15.0", below)] * columns)) for name in names]
+    lengths = (f"{2**i}K" for i in range(columns))
+    return Table(name="t", title="A title", caption="A caption. n: samples.", columns=("Arm", *lengths), num_labels=1,
+                 rows=tuple(rows))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    for archive in TINY.glob("seed-*.tar.xz"):
+        with tarfile.open(archive) as packed:
+            packed.extractall(root, filter="data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def two_arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    for recipe in ("plain", "yarn"):
+        write_run(root / recipe, arm=recipe, accuracy=holds_to(8 * K), samples=10, training=training(recipe))
+    return root
+
+
+def report(*words: str, columns: int, out: Path) -> Result:
+    done = CliRunner(env={"COLUMNS": str(columns)}).invoke(main, ["report", *words, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_the_report_on_the_tiny_study_is_short_and_as_wide_as_the_terminal(
+    tiny: Path, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from evalkit.report import build
+
+    monkeypatch.setattr(build, "all_drawings", lambda analysis: [])  # they are the same at every width, and take long
+    lines = plain(report(str(tiny), columns=columns, out=tmp_path).output)
+    assert max(map(len, lines)) <= columns
+    assert len(lines) <= 60
+    text = " ".join(" ".join(lines).split())
+    assert text.startswith(
+        "BABILong Better than plain at 256 to 4K: Randomized YaRN, paper's range +53.1 [+32.2, +73.5]"
+    )
+    assert f"{tmp_path}/: report.html" in text.replace("/ ", "/")
+    assert "Randomized YaRN, paper's range is better" not in text, "a sentence per arm is for --full"
+
+
+def test_the_whole_report_has_every_table_no_line_too_wide_and_no_explanation_twice(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from evalkit.report import build
+
+    monkeypatch.setattr(build, "all_drawings", lambda analysis: [])
+    lines = plain(report(str(tiny), "--full", columns=80, out=tmp_path).output)
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    titles = re.findall(r"^### (.*)$", (tmp_path / "report.md").read_text(), re.MULTILINE)
+    assert len(titles) >= 6
+    assert all(title in text for title in titles)
+    assert "Randomized YaRN, paper's range is better: 53.1 points" in text
+    assert text.count("Effective: the longest length up to which the interval stays above") == 1
+
+
+def test_without_a_terminal_a_report_has_a_hundred_columns_or_what_columns_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.get_terminal_size", lambda fd: (_ for _ in ()).throw(OSError()))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert terminal_width() == 100
+    monkeypatch.setenv("COLUMNS", "133")
+    assert terminal_width() == 133
+
+
+def test_quiet_prints_notes_alone(two_arms: Path, tmp_path: Path) -> None:
+    done = report(str(two_arms), "--quiet", columns=100, out=tmp_path)
+    assert done.stdout == ""
+    assert done.stderr.startswith("note: ")
+    assert {line[:4] for line in done.stderr.splitlines()} <= {"note", "    "}
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_line_of_a_table_is_wider_than_the_terminal_and_no_number_is_lost(width: int) -> None:
+    table = table_of(NAMES)
+    lines = plain(terminal(table, width))
+    assert max(map(len, lines)) <= width
+    assert " ".join(lines).count("[10.0, 20.0]") == len(NAMES) * 6
+    headings = [word for line in lines if line.startswith("Arm") for word in line.split()[1:]]
+    assert headings == list(table.columns[1:])
+
+
+def test_columns_line_up() -> None:
+    rows = (
+        Row(group="a", entries=(Entry("arm"), Entry("9.5", "[1.0, 20.0]", best=True))),
+        Row(group="b", entries=(Entry("a longer arm"), Entry("100.0"))),
+    )
+    table = Table(name="t", title="T", caption="", columns=("Arm", "4K"), num_labels=1, rows=rows)
+    ends = {len(line) for line in plain(terminal(table, 80))[2:] if line}
+    assert ends == {len("a longer arm") + 2 + len("[1.0, 20.0]")}
+
+
+def test_a_terminal_is_not_driven_by_the_name_of_an_arm() -> None:
+    assert "\x1b[31m" not in terminal(table_of(NAMES), 100)
+
+
+@pytest.mark.parametrize("limit", [8, 16, 24, 40])
+def test_what_tells_names_apart_stays_when_they_are_shortened(limit: int) -> None:
+    short = short_names(NAMES, limit)
+    assert max(map(len, short.values())) <= limit
+    assert len(set(short.values())) == len(NAMES)
+    if limit >= 24:
+        assert "none" in short[NAMES[1]]
+        assert "examples" in short[NAMES[0]]
+    assert short["plain"] == "plain"
+
+
+@given(st.lists(st.text(max_size=60), max_size=60), st.integers(6, 40))
+@example(["a\x00", "a\x01", "a�"], 8)
+@example(["x" * 50 + "1", "x" * 50 + "2"], 8)
+@example(["a − b", "a − c", "a"], 10)
+def test_no_two_names_are_ever_shown_alike(names: list[str], limit: int) -> None:
+    whole = [name for name in names if " − " not in name]
+    short = short_names(whole, limit)
+    assert len(set(short.values())) == len(set(whole))
+    assert all(len(text) <= limit for text in short.values())
+    assert len(set(short_names(names, limit).values())) == len(set(names))
+
+
+def test_both_sides_of_a_difference_are_shortened() -> None:
+    short = short_names([f"{first} − {second}" for first in NAMES for second in NAMES if first != second], 30)
+    assert max(map(len, short.values())) <= 30
+    assert len(set(short.values())) == len(short)
+    assert all(text.count(" − ") == 1 for text in short.values())
