@@ -3,7 +3,7 @@
 import errno
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,13 +20,10 @@ from evalkit.cli.options import (
     token_count,
     train_classes,
 )
-from evalkit.cli.reports import compare, export, import_, print_tables, report, score
+from evalkit.cli.reports import compare, export, import_, report, score
 from evalkit.cli.terminal import echo
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
-
-if TYPE_CHECKING:
-    from evalkit.runs.run import RunResult
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
@@ -76,15 +73,20 @@ def main() -> None:
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
+@click.argument("file", required=False, type=ANY_PATH)
 @click.option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
-@click.option("--print-config", is_flag=True, help="Print these settings as TOML, for 'train --against', and stop.")
+@click.option("--print-config", is_flag=True, help="Print what is typed as such a FILE, and stop.")
 @quiet_option
-def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: dict[str, Any]) -> None:
+def run(
+    file: Path | None, dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: dict[str, Any]
+) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
     Killed or interrupted, the same command goes on where it was. Nothing is downloaded but a model or a data set of the
-    hub that is named.
+    hub that is named. FILE is a TOML file of settings, which options that are typed take the place of. It may have
+    several checkpoints, each with its rope rule, under [arms], and several tasks, each under [[evaluation]]; their run
+    folders go to results/FILE/, or to --out.
 
     \b
     Examples:
@@ -93,62 +95,32 @@ def run(dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: d
       evalkit run --model ckpt/ --task babilong --lengths 4k,8k --rope yarn --factor auto
       evalkit run --model ckpt/ --task babilong --subsets qa3 --lengths 1k,2k \\
           --facts babi/ --noise novel.txt --depth 0,0.5,1
+      evalkit run study.toml --dry-run
     """
-    import json
-
     from evalkit import options
-    from evalkit.cli.progress import Progress
-    from evalkit.runs import plan as planning
-    from evalkit.runs import run as running
+    from evalkit.cli.running import carry_out, show_cost
     from evalkit.runs.config import run_config
+    from evalkit.study.evaluation import Evaluation, load_evaluation
 
-    refuse_missing(values, "model", "task", "lengths")
-    config = run_config(values)
+    if file is None:
+        refuse_missing(values, "model", "task", "lengths")
+    asked = load_evaluation(file, values) if file else Evaluation(runs=(run_config(values),), folder=None)
     if print_config:
-        echo(options.to_toml(config), nl=False)
+        if len(asked.runs) > 1:
+            raise BadInput(f"--print-config prints one run as a file, and {file} is a file of {len(asked.runs)}.")
+        echo(options.to_toml(asked.runs[0]), nl=False)
         return
     if not dry_run:
-        config.engine.require_reachable()
-    plan = planning.make_plan(config)
+        for config in asked.runs:
+            config.engine.require_reachable()
+    plans = asked.plans()
     if dry_run:
-        from evalkit.study.cost import run_cost
-
-        cost = run_cost(plan)
-        echo(json.dumps(cost.to_json(), indent=1) if as_json else cost.to_text())
+        show_cost(plans, as_json=as_json)
         return
     if as_json:
         raise BadInput("--json prints a plan; add --dry-run, or leave it out.")
-    for warning in plan.warnings:
-        echo(f"warning: {warning}", err=True)
-    if quiet:
-        result = running.run(plan)
-    else:
-        echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
-        with Progress() as progress:
-            result = running.run(plan, progress)
-    for notice in result.notices:
-        echo(f"note: {notice}", err=True)
-    if not quiet:
-        print_tables([result.folder])
-        echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
-    _say_what_is_unscored(result)
-    if result.failed:
+    if carry_out(plans, quiet=quiet):
         sys.exit(FAILED_SAMPLES)
-
-
-def _say_what_is_unscored(result: "RunResult") -> None:
-    if result.unfitting:
-        example = result.unfitting_example.rstrip(".")
-        echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
-    if result.unfinished:
-        echo(
-            f"{result.unfinished} answers were cut off inside their reasoning: unscored, neither right nor wrong; more "
-            "--thinking-tokens give them room, in a run of their own.",
-            err=True,
-        )
-    if result.failed:
-        again = f"; the same command asks {result.retried} of them again" if result.retried else ""
-        echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
@@ -291,12 +263,14 @@ def reproduce(
 ) -> None:
     """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
 
-    Without EXPERIMENT the experiments are listed. What is done already is not done again.
+    EXPERIMENT is the name of one that comes with evalkit, or a TOML file of your own; without it those that come with
+    evalkit are listed. What is done already is not done again. A file that trains nothing is for 'evalkit run FILE'.
 
     \b
     Examples:
       evalkit reproduce tiny
       evalkit reproduce smollm2 --scale cpu --base smollm2/
+      evalkit reproduce mine.toml --seeds 3
       evalkit reproduce paper --base Qwen/Qwen2.5-7B-Instruct --dry-run
     """
     from evalkit.cli.progress import StudyProgress

@@ -1,5 +1,7 @@
 """An experiment: which arms are trained, what they are asked, and what the comparison draws. One TOML file each.
 
+Where nothing is trained, see ``evaluation``.
+
 Settings stand flat and under the names that the command line has: ``learning_rate`` is ``--learning-rate``.
 
     about = "..."  base = "Qwen2.5-7B-Instruct"  seeds = [0, 1, 2]
@@ -93,18 +95,16 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.seeds or min(self.seeds) < 0:
             raise BadInput(f"{self.file}: seeds is {list(self.seeds)}; name at least one, from 0 up.")
-        _refuse(self.training, _OF_THE_STUDY, f"{self.file} [training]", "the study gives it")
-        _refuse(self.evaluation, ("out", "model", "revision", "arm"), f"{self.file} [evaluation]", "the study gives it")
-        _refuse(
-            self.evaluation, options.settings(RopeRequest), f"{self.file} [evaluation]", "each of [[curves]] has it"
-        )
+        refuse(self.training, _OF_THE_STUDY, f"{self.file} [training]", "the study gives it")
+        refuse(self.evaluation, ("out", "model", "revision", "arm"), f"{self.file} [evaluation]", "the study gives it")
+        refuse(self.evaluation, options.settings(RopeRequest), f"{self.file} [evaluation]", "each of [[curves]] has it")
         for name, own in self.arms.items():
-            _refuse(own, _OF_THE_STUDY, f"{self.file}, arm {name!r}", "the study gives it")
+            refuse(own, _OF_THE_STUDY, f"{self.file}, arm {name!r}", "the study gives it")
         for curve in self.curves:
             if curve.arm != BASE and curve.arm not in self.arms:
                 raise BadInput(f"{self.file}: curve {curve.label!r} is of no arm: {curve.arm!r} is not in [arms].")
-        _refuse_one_folder_for_two(self.file, "arms", [BASE, RUNS, *self.arms])
-        _refuse_one_folder_for_two(self.file, "curves", [curve.label for curve in self.curves])
+        refuse_one_folder_for_two(self.file, "arms", [BASE, RUNS, *self.arms])
+        refuse_one_folder_for_two(self.file, "curves", [curve.label for curve in self.curves])
         for name in self.arms:
             self.train_config(name, base=BASE, out=name)
         for curve in self.curves:
@@ -112,15 +112,15 @@ class Experiment:
 
     def train_config(self, arm: str, **given: Any) -> TrainConfig:
         """Return the training of an arm; ``given`` holds what the file leaves to the study."""
-        with _named(f"{self.file} [training]"):
+        with named(f"{self.file} [training]"):
             train_config({"recipe": "plain", **given, **self.training}, f"{self.file} [training]")
-        with _named(f"{self.file}, arm {arm!r}"):
+        with named(f"{self.file}, arm {arm!r}"):
             return train_config({**given, **self.training, **self.arms[arm]}, f"{self.file}, arm {arm!r}")
 
     def run_config(self, curve: Curve | None, **given: Any) -> RunConfig:
         """Return the run of a curve, or, of none, what all curves are asked; ``given`` as in ``train_config``."""
         where = f"{self.file} [evaluation]"
-        with _named(where):
+        with named(where):
             config = run_config({**given, **self.evaluation}, where)
         if curve is None:
             return config
@@ -159,6 +159,8 @@ def load_experiment(
         values = {key: value for key, value in values.items() if key != "revision"} | {"base": str(base)}
     if revision:
         values |= {"revision": revision}
+    if not {"training", "curves"} & values.keys():
+        raise BadInput(f"{where} trains nothing that could be reproduced; to ask what it says: evalkit run {where}")
     options.refuse_unknown(values, where, Experiment)
     chosen: dict[str, Any] = {}
     if "curves" in values:
@@ -166,7 +168,7 @@ def load_experiment(
     if "budget" in values:
         _check_table(values["budget"], where, "[budget]")
         options.refuse_unknown(values["budget"], f"{where} [budget]", Budget)
-        with _named(f"{where} [budget]"):
+        with named(f"{where} [budget]"):
             chosen["budget"] = options.read(Budget, values["budget"], f"{where} [budget]")
     return options.read(
         Experiment, values, where, file=where, name=f"{path.stem}-{scale}" if scale else path.stem, **chosen
@@ -199,7 +201,7 @@ def _curves(tables: Any, where: str) -> Iterator[Curve]:
         _check_table(values, where, "[[curves]]")
         place = f"{where}, curve {values.get('name') or values.get('arm') or number!r}"
         options.refuse_unknown(values, place, Curve)
-        with _named(place):
+        with named(place):
             factors = values.get("factor")
             for factor in factors if isinstance(factors, list) else []:
                 curve = options.read(Curve, {**values, "factor": factor}, place)
@@ -213,7 +215,7 @@ def _factor_label(factor: Factor) -> str:
 
 
 @contextmanager
-def _named(where: str) -> Iterator[None]:
+def named(where: str) -> Iterator[None]:
     """Let every refusal name the file and the table that it is about."""
     try:
         yield
@@ -228,12 +230,14 @@ def _check_table(values: Any, where: str, heading: str) -> None:
         raise BadInput(f"{where}: {values!r} stands where settings under a heading {heading} belong.")
 
 
-def _refuse(values: Mapping[str, Any], keys: Sequence[str] | Mapping[str, Any], where: str, because: str) -> None:
+def refuse(values: Mapping[str, Any], keys: Sequence[str] | Mapping[str, Any], where: str, because: str) -> None:
+    """Refuse a setting that has no place in a table. Raises BadInput."""
     if key := next((key for key in values if key in keys), None):
         raise BadInput(f"{where} has the setting {key}, but {because}; leave it out.")
 
 
-def _refuse_one_folder_for_two(where: str, what: str, names: Sequence[str]) -> None:
+def refuse_one_folder_for_two(where: str, what: str, names: Sequence[str]) -> None:
+    """Refuse names that would share a folder, or that none can be made of. Raises BadInput."""
     folders: dict[str, str] = {}
     for name in names:
         require_name(name, f"{where}: one of {what}")
