@@ -6,6 +6,7 @@
     +-- ContextOverflow          one prompt does not fit its length; recorded, never truncated
     +-- RunFolderError           a run folder that is locked, damaged, of another schema, or another run's
     +-- EngineError              a model engine or server that cannot be started or has died for good
+        +-- EngineLost           its process died or hangs; another one may answer
 
 A message names the thing, the value, the rule and the way out, in one sentence. Only ``cli.py`` turns these into exit
 codes; everything else that escapes is a bug and keeps its traceback.
@@ -34,3 +35,7 @@ class RunFolderError(EvalkitError):
 
 class EngineError(EvalkitError):
     """A model engine or server that cannot be started, or has died more often than it may be restarted."""
+
+
+class EngineLost(EngineError):
+    """An engine whose process died or hangs: what it was asked can be asked of another one."""

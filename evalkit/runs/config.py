@@ -18,7 +18,7 @@ from evalkit.options import option
 from evalkit.records.folder import RunFolder
 from evalkit.runs.shards import parse_shard
 
-_SINCE = {"answer_logprob", "repeat"}
+_SINCE = {"answer_logprob", "repeat", "replicas", "ray"}
 """Settings that run folders of schema 2 did not have at first; their defaults are what was done."""
 
 
@@ -76,6 +76,18 @@ class RunConfig:
     )
     engine: Any
     """Of the backend's own class."""
+    replicas: int | None = option(
+        "--replicas",
+        "Engines side by side, each on devices of its own; needs the extra 'ray'.",
+        default=None,
+        group="Several devices",
+    )
+    ray: str | None = option(
+        "--ray",
+        "Use a Ray cluster: its head's HOST:PORT, or auto; default of --replicas: all that fit.",
+        default=None,
+        group="Several devices",
+    )
 
     arm: str | None = option(
         "--arm",
@@ -98,6 +110,8 @@ class RunConfig:
             require_name(self.arm, "--arm")
         if self.seed < 0:
             raise BadInput(f"--seed is {self.seed}; it is 0 or more.")
+        if self.replicas is not None and self.replicas < 1:
+            raise BadInput(f"--replicas is {self.replicas}; start at least 1 engine.")
         template_arguments(self.template_args)
 
 

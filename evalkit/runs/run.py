@@ -1,29 +1,25 @@
 """Carry out a plan: build prompts, ask the backend, record each answer as it comes, score what was recorded."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evalkit import options
-from evalkit.benchmarks.reasoning import is_unfinished
 from evalkit.benchmarks.rows import row_number
-from evalkit.errors import BadInput, ContextOverflow, RunFolderError
+from evalkit.errors import BadInput, RunFolderError
 from evalkit.lengths import parse_length
-from evalkit.models.encoder import Thinking
 from evalkit.records.folder import RunFolder, this_process
 from evalkit.records.scoring import score_folder
+from evalkit.runs.answers import OVERFLOW, Ask, Event, Loading, Served, key_of
 from evalkit.runs.config import recorded_config
+from evalkit.runs.engines import open_engines
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import now, provenance
-from evalkit.types import AnswerLogprob, Completion, Key, Prediction, Prompt, Sample
-
-_OVERFLOW = "context_overflow"
-MAX_FACT_CHARS = 4000
-"""Facts longer than this together (MRCR's needles) are not repeated in every record; ``evalkit show`` rebuilds them."""
+from evalkit.types import Prediction, Prompt, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +76,14 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
     """
     observer = observer or Observer()
     _refuse_another_part(plan)
-    backend = plan.open_backend()
     observer.phase("building prompts")
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
-    asked = 0
-    with RunFolder.start(
-        plan.out, arm=plan.arm, config=_config(plan), fingerprint=plan.fingerprint, provenance=provenance()
-    ) as folder:
+    with (
+        closing(open_engines(plan, [prompt for _, prompt in previews if isinstance(prompt, Prompt)])) as engines,
+        RunFolder.start(
+            plan.out, arm=plan.arm, config=_config(plan), fingerprint=plan.fingerprint, provenance=provenance()
+        ) as folder,
+    ):
         for cell, prompt in previews:
             if isinstance(prompt, Prompt):
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
@@ -98,33 +95,47 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         if not any(todo):
             _refuse_other_settings(plan, folder)
             folder.accept()
-        read_back: dict[str, Any] = {}
-        pace = Pace()
-        since: dict[str, Any] = {}  # for ``runs/status.py``
-        with closing(backend):
-            for group, asks in zip(plan.groups, todo, strict=True):
-                if not asks:
-                    continue
-                observer.phase("loading the model")
-                pace.loads()
-                found = backend.serve(group.rope, group.lengths, group.positions)
-                folder.identify(backend.identity())
-                since = since or _answering(folder)
-                read_back |= dict.fromkeys(group.lengths, found)
-                folder.add_provenance({"rope": read_back, "engine": backend.settings(), "answering": since})
+        asked = _record(engines.answers(list(zip(plan.groups, todo, strict=True))), folder, observer)
+        engines.close()
+        score_folder(folder)
+        return _result(plan, folder, asked, engines.warnings)
+
+
+def _record(events: Iterable[Event], folder: RunFolder, observer: Observer) -> int:
+    """Record what is answered, and by what, as it is told; return how many prompts were answered.
+
+    Raises:
+        RunFolderError: the folder belongs to another engine, or cannot be written.
+        EngineError: see ``Engines.answers``.
+    """
+    asked, pace, loading = 0, Pace(), False
+    read_back: dict[str, Any] = {}
+    since: dict[str, Any] = {}  # for ``runs/status.py``
+    for event in events:
+        if isinstance(event, Loading):
+            observer.phase("loading the model")
+            pace.loads()
+            loading = True
+        elif isinstance(event, Served):
+            folder.identify(event.identity)
+            since = since or _answering(folder)
+            read_back |= dict.fromkeys(event.group.lengths, event.read_back)
+            known = {"rope": read_back, "engine": event.settings, "answering": since}
+            folder.add_provenance(known | ({"pace": pace.to_json()} if asked else {}))
+            if loading:  # else others answer already
                 pace.is_loaded()
                 observer.phase("answering")
-                for prompt, completion in backend.generate(_prompts(plan, folder, asks, observer)):
-                    completion = _with_status(completion, plan.encoder.thinking)
-                    attempt = folder.next_attempt(prompt.key, prompt.repeat)
-                    prediction = _prediction(prompt, completion, attempt)
-                    folder.append(prediction)
-                    asked += 1
-                    pace.answered(prediction)
-                    observer.answered(prediction)
-                folder.add_provenance({"pace": pace.to_json()})
-        score_folder(folder)
-        return _result(plan, folder, asked, backend.warnings)
+                loading = False
+        else:
+            prediction = replace(event, attempt=folder.next_attempt(event.key, event.repeat))
+            folder.append(prediction)
+            if prediction.prompt_sha256:
+                asked += 1
+                pace.answered(prediction)
+            observer.answered(prediction)
+    if since:
+        folder.add_provenance({"pace": pace.to_json()})
+    return asked
 
 
 def _refuse_another_part(plan: Plan) -> None:
@@ -172,13 +183,7 @@ def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:
             )
 
 
-class _Ask(NamedTuple):
-    sample: Sample
-    length: str
-    repeat: int
-
-
-def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[_Ask]:
+def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[Ask]:
     """Yield what is not recorded, longest first; then what is to be repeated.
 
     Repeats come in the opposite order within a cell, so that other prompts share their batches: what that changes is
@@ -196,11 +201,11 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
                 yield from reversed(list(of_cell))
 
 
-def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[_Ask]:
+def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[Ask]:
     rows = {key._replace(sample_id=row_number(key.sample_id)): key.sample_id for key in folder.recorded()}
     for cell in plan.cells(lengths):
         for sample in plan.samples_of(cell):
-            key = _key(sample, cell.length)
+            key = key_of(sample, cell.length)
             before = rows.get(key._replace(sample_id=row_number(key.sample_id)), key.sample_id)
             if before != key.sample_id:
                 raise BadInput(
@@ -208,116 +213,16 @@ def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], re
                     f"{folder.path} holds an answer to; use another --out, or the files of that time."
                 )
             if folder.needs_asking(key, repeat):
-                yield _Ask(sample, cell.length, repeat)
-
-
-def _key(sample: Sample, length: str) -> Key:
-    return Key(sample.task, sample.subset, length, sample.sample_id)
-
-
-def _prompts(plan: Plan, folder: RunFolder, asks: Sequence[_Ask], observer: Observer) -> Iterator[Prompt]:
-    """Yield the prompts to ask; a sample that cannot be one is recorded as an error, never truncated.
-
-    A repeat is for its answer alone.
-    """
-    for ask in asks:
-        try:
-            prompt = plan.build(ask.sample, ask.length)
-            yield prompt if ask.repeat == 1 else replace(prompt, repeat=ask.repeat, candidates={})
-        except (ContextOverflow, BadInput) as error:
-            kind = _OVERFLOW if isinstance(error, ContextOverflow) else "prompt"
-            prediction = _unasked(ask, f"{kind}: {error}")
-            folder.append(prediction)
-            observer.answered(prediction)
-
-
-def _with_status(completion: Completion, thinking: Thinking) -> Completion:
-    """Return the completion with unfinished reasoning named so.
-
-    Where the prompt itself opened the reasoning, an answer that is cut off without closing it is unfinished; one that
-    ends by itself is an answer: models are trained to answer such prompts at once.
-    """
-    opened = thinking == "open" and completion.finish_reason == "length"
-    if completion.error is None and is_unfinished(completion.text, opened=opened):
-        return replace(completion, finish_reason="unfinished_reasoning")
-    return completion
-
-
-def _prediction(prompt: Prompt, completion: Completion, attempt: int) -> Prediction:
-    sample = prompt.sample
-    return Prediction(
-        task=sample.task,
-        subset=sample.subset,
-        length=prompt.length,
-        sample_id=sample.sample_id,
-        story_id=sample.story_id,
-        question=sample.question,
-        target=sample.target,
-        prompt_tokens=len(prompt.token_ids),
-        prompt_sha256=prompt.sha256,
-        max_new_tokens=prompt.max_new_tokens,
-        fact_positions=prompt.fact_positions,
-        output=None if completion.error else completion.text,
-        output_tokens=len(completion.token_ids),
-        finish_reason=completion.finish_reason,
-        cached_tokens=completion.num_cached_tokens,
-        seconds=round(completion.seconds, 4),
-        attempt=attempt,
-        error=completion.error,
-        retryable=completion.retryable,
-        answer_logprob=_answer_logprob(prompt, completion),
-        repeat=prompt.repeat,
-        metadata=_metadata(sample),
-    )
-
-
-def _answer_logprob(prompt: Prompt, completion: Completion) -> AnswerLogprob | None:
-    if completion.error is not None or not prompt.candidates:
-        return None
-    ids = next(iter(prompt.candidates.values()))
-    target, *wrong = (round(value, 6) for value in completion.candidate_logprobs)
-    return AnswerLogprob(
-        target=target, tokens=len(ids), wrong=dict(zip(list(prompt.candidates)[1:], wrong, strict=True))
-    )
-
-
-def _metadata(sample: Sample) -> dict[str, Any]:
-    """Return the sample's own metadata, and its facts where they are short statements, for a report to show."""
-    if not sample.facts or sum(map(len, sample.facts)) > MAX_FACT_CHARS:
-        return dict(sample.metadata)
-    return {"facts": list(sample.facts), "supporting": list(sample.supporting), **sample.metadata}
-
-
-def _unasked(ask: _Ask, error: str) -> Prediction:
-    sample = ask.sample
-    return Prediction(
-        task=sample.task,
-        subset=sample.subset,
-        length=ask.length,
-        sample_id=sample.sample_id,
-        story_id=sample.story_id,
-        question=sample.question,
-        target=sample.target,
-        prompt_tokens=0,
-        prompt_sha256="",
-        max_new_tokens=0,
-        fact_positions=(),
-        output=None,
-        output_tokens=0,
-        finish_reason="error",
-        error=error,
-        repeat=ask.repeat,
-        metadata=_metadata(sample),
-    )
+                yield Ask(sample, cell.length, repeat)
 
 
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
     recorded = folder.recorded()
-    keys = [_key(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
+    keys = [key_of(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
     repeats = (folder.repeats()[key, n] for key in keys for n in range(2, plan.config.repeat + 1))
     errors = [p for p in (*(recorded[key] for key in keys), *repeats) if p.error]
-    unfitting = [p for p in errors if (p.error or "").startswith(_OVERFLOW)]
-    failed = [p for p in errors if not (p.error or "").startswith(_OVERFLOW)]
+    unfitting = [p for p in errors if (p.error or "").startswith(OVERFLOW)]
+    failed = [p for p in errors if not (p.error or "").startswith(OVERFLOW)]
     return RunResult(
         folder=folder.path,
         asked=asked,
@@ -327,7 +232,7 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
         retried=sum(folder.needs_asking(p.key, p.repeat) for p in errors),
         unfitting=sum(p.repeat == 1 for p in unfitting),
         failed_example=next((p.error or "" for p in failed), ""),
-        unfitting_example=next(((p.error or "").removeprefix(f"{_OVERFLOW}: ") for p in unfitting), ""),
+        unfitting_example=next(((p.error or "").removeprefix(f"{OVERFLOW}: ") for p in unfitting), ""),
         notices=(*folder.notices, *warnings),
     )
 

@@ -15,9 +15,9 @@ from evalkit.reading import read_json
 from evalkit.records.folder import find_run_folders
 from evalkit.report.resampling import Observations
 from evalkit.report.stats import contrast
+from evalkit.runs.answers import MAX_FACT_CHARS
 from evalkit.runs.pace import measured_pace
 from evalkit.runs.plan import Cell, Plan
-from evalkit.runs.run import MAX_FACT_CHARS
 from evalkit.types import Prompt, Sample
 
 BUILDING_SECONDS = 60.0

@@ -47,6 +47,11 @@ class HFOptions(ModelOptions):
         "--batch-tokens", "Padded prompt tokens per batch [8192 on a CPU, 65536 on a GPU].", default=None
     )
 
+    @property
+    def gpus(self) -> int:
+        """One, unless it shall run on a CPU."""
+        return 0 if self.device == "cpu" else 1
+
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise BadInput(f"--batch-tokens is {self.batch_tokens}; a batch has at least 1 token.")

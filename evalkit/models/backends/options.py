@@ -1,7 +1,7 @@
 """What every backend's options have in common."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from evalkit.options import option
 
@@ -27,6 +27,15 @@ class BackendOptions:
     def rehearsal(self) -> str:
         """Words for answers that no model gave, to keep them apart in names of arms; empty for a model's."""
         return ""
+
+    @property
+    def gpus(self) -> int | None:
+        """How many GPUs one engine takes where there are any; None where this backend starts no engine of its own."""
+        return 0
+
+    def of_replica(self) -> Self:
+        """Return the options of one engine among several: whoever has started it starts another when it dies."""
+        return self
 
     def require_reachable(self) -> None:
         """Find out in the first second, before anything is loaded, that whoever is to answer is there.

@@ -70,6 +70,11 @@ class ServerOptions(BackendOptions):
         given = {"served model": self.model, "server chat": self.chat}
         return {name: value for name, value in given.items() if value}
 
+    @property
+    def gpus(self) -> None:
+        """None: the servers are there already."""
+        return None
+
     @cached_property
     def _by_length(self) -> dict[str, tuple[ServerAddress, ...]]:
         """Addresses by length; "" for bare ones, which serve all."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import BadInput, EngineError, EvalkitError
+from evalkit.errors import BadInput, EngineError, EngineLost, EvalkitError
 from evalkit.files import first_line
 from evalkit.models.backends.cpu_dtype import say_which
 from evalkit.models.backends.in_flight import InFlight, failed
@@ -309,18 +309,18 @@ class VLLMBackend:
         """Start the engine again, under the rule that it served last.
 
         Raises:
-            EngineError: it may not be started again, for it died too often, or before it gave any answer.
+            EngineLost: it may not be started again, for it died too often, or before it gave any answer.
         """
         reason = self._last_words()
         self._engine.close()
         self._deaths += 1
         if not self._answered:
-            raise EngineError(
+            raise EngineLost(
                 f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, before its first "
                 f"answer; {reason}."
             )
         if self._deaths > self.options.max_restarts:
-            raise EngineError(
+            raise EngineLost(
                 f"vLLM's engine process died, or did nothing for {self.options.stall_seconds:g} s, {self._deaths} "
                 f"times, the last time with {unanswered} prompts unanswered; {reason}. The same command goes on from "
                 "what is recorded."

@@ -14,11 +14,11 @@ import signal
 import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import environment, first_line
@@ -85,6 +85,15 @@ class VLLMOptions(ModelOptions):
         own = {"quantization": self.quantization, "deterministic": self.deterministic}
         own |= {"kv cache": self.kv_cache_dtype if self.kv_cache_dtype != "auto" else None}
         return super().decisive | {name: value for name, value in own.items() if value}
+
+    @property
+    def gpus(self) -> int:
+        """Those that share the model."""
+        return self.tensor_parallel
+
+    def of_replica(self) -> Self:
+        """Start nothing again; see ``BackendOptions``."""
+        return replace(self, max_restarts=0)
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):

@@ -1,0 +1,133 @@
+"""What is left to ask, and who gets what of it: the plan of a run on several engines, free of engines and of Ray.
+
+Longest first within a rope rule. An engine holds a part of what is left of its rule that shrinks as the rule comes to
+its end, so that all engines end together (guided self-scheduling: Polychronopoulos and Kuck, IEEE Transactions on
+Computers C-36, 1987). What shares a context stays together, for the prefix cache.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from evalkit.runs.answers import Item, key_of
+from evalkit.types import Key
+
+_MOST = 512
+"""Keys that an engine may hold: twice the requests in flight of the vLLM backend, so that it never waits for more."""
+FATAL = 2
+"""A key that was the only one an engine held when it was lost, so often, is asked no more."""
+
+
+@dataclass
+class Rule:
+    """What is left of one rope rule."""
+
+    fresh: Iterator[tuple[Key, ...]]
+    """Keys that nobody holds, those of one context together; pulled when they are needed."""
+    left: int
+    """Keys without a final answer, with an engine or not."""
+    waiting: int
+    """Keys that nobody holds."""
+    again: deque[tuple[Key, ...]] = field(default_factory=deque)
+    """Those whose engine was lost without their doing."""
+    suspects: deque[Key] = field(default_factory=deque)
+    """Those that an engine held when it was lost: each is asked when all others are, alone on its engine."""
+    engines: int = 0
+    """Engines that serve it."""
+
+
+class Work:
+    """All keys of a run, in the order in which they are asked. One thread uses it."""
+
+    def __init__(self, rules: Sequence[tuple[Iterable[tuple[Key, ...]], int]]) -> None:
+        """Take what is to be asked.
+
+        Args:
+            rules: of each rope rule the contexts, longest first, as the keys that share one; and the number of keys.
+        """
+        self.rules = [Rule(iter(contexts), number, number) for contexts, number in rules]
+        self._alone: dict[Key, int] = {}
+        """Of suspects, how often an engine was lost that held nothing else."""
+
+    @property
+    def left(self) -> int:
+        """Keys without a final answer."""
+        return sum(rule.left for rule in self.rules)
+
+    def rule_for(self, serving: int | None) -> int | None:
+        """Return the rule that an engine which holds nothing should serve; None where nothing waits.
+
+        Args:
+            serving: the rule that it serves: it stays there while anything waits.
+        """
+        order = range(len(self.rules)) if serving is None else [serving, *range(len(self.rules))]
+        return next((number for number in order if self.rules[number].waiting), None)
+
+    def take(self, number: int, held: Iterable[Key]) -> list[Key]:
+        """Return keys of a rule for an engine, in order; none where it holds its part, or nothing waits.
+
+        Args:
+            number: of the rule that the engine serves.
+            held: what it holds already.
+        """
+        rule, holds = self.rules[number], set(held)
+        if not holds.isdisjoint(self._alone):
+            return []
+        part = min(max(-(-rule.left // (2 * max(rule.engines, 1))), 1), _MOST)
+        taken: list[Key] = []
+        while len(holds) + len(taken) < part:
+            context = rule.again.popleft() if rule.again else next(rule.fresh, None)
+            if context is None:
+                break
+            taken += context
+        if not holds and not taken and rule.suspects:
+            taken = [rule.suspects.popleft()]
+        rule.waiting -= len(taken)
+        return taken
+
+    def done(self, number: int, key: Key) -> None:
+        """A key of a rule has its final answer."""
+        self.rules[number].left -= 1
+        self._alone.pop(key, None)
+
+    def lost(self, number: int, held: Sequence[Key], *, blameless: bool) -> list[Key]:
+        """Take back what an engine held when it was lost.
+
+        Args:
+            number: of the rule that it served.
+            held: the keys.
+            blameless: its machine went with it, so that no prompt can have been the cause.
+
+        Returns:
+            Those that are asked no more (``FATAL``).
+        """
+        rule = self.rules[number]
+        rule.waiting += len(held)
+        if blameless:
+            rule.suspects.extend(key for key in held if key in self._alone)
+            rule.again.extend((key,) for key in held if key not in self._alone)
+            return []
+        fatal = []
+        for key in held:
+            self._alone[key] = self._alone.get(key, 0) + (len(held) == 1)
+            if self._alone[key] >= FATAL:
+                fatal.append(key)
+                rule.waiting -= 1
+                self.done(number, key)
+            else:
+                rule.suspects.append(key)
+        return fatal
+
+
+def contexts(items: Iterable[Item]) -> Iterator[tuple[Key, ...]]:
+    """Yield the keys of items, those together that follow each other and share a story."""
+    before, keys = None, list[Key]()
+    for sample, length in items:
+        story = (sample.subset, length, sample.story_id)
+        if keys and story != before:
+            yield tuple(keys)
+            keys = []
+        before = story
+        keys.append(key_of(sample, length))
+    if keys:
+        yield tuple(keys)
