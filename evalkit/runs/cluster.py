@@ -3,11 +3,12 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from evalkit.errors import BadInput
 from evalkit.files import environment, first_line
+from evalkit.runs.reaper import reaped_folder
 
 _INSTALL = "Ray is not installed here: pip install 'evalkit[ray]', or leave out --replicas and --ray"
 _GREETING_SECONDS = 5.0
@@ -17,8 +18,6 @@ _OF_OUR_OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's name for "one machine only": its processes then listen on the loopback address alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # When this process is killed, Ray's agents look for their head for so long before they end (60 by default).
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -62,24 +61,25 @@ def cluster(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    if address is None:
-        with environment(_OF_OUR_OWN):
-            ray.init(
-                "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-            )
-    else:
-        _join(ray, address)
-    # It prints what becomes of workers on stdout, where the tables go; evalkit says itself which engine was lost.
-    ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
-    try:
+    with ExitStack() as stack:
+        if address is None:
+            folder = stack.enter_context(reaped_folder())
+            with environment(_OF_OUR_OWN):
+                ray.init(
+                    "local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder),
+                )
+        else:
+            _join(ray, address)
+        stack.callback(ray.shutdown)
+        # It prints what becomes of workers on stdout, where the tables go; evalkit says itself which engine was lost.
+        ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
         yield ray
-    finally:
-        ray.shutdown()
 
 
 def _join(ray: Any, address: str) -> None:
@@ -124,7 +124,7 @@ def alive(ray: Any, node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-def needs(found: list[Node], replicas: int | None, gpus: int | None) -> Needs:
+def needs(found: list[Node], replicas: int | None, gpus: int) -> Needs:
     """Return what each engine takes, so that all find room.
 
     Args:
@@ -135,10 +135,6 @@ def needs(found: list[Node], replicas: int | None, gpus: int | None) -> Needs:
     Raises:
         BadInput: more engines than devices, or their number is not said where there are no GPUs to count.
     """
-    if gpus is None:
-        raise BadInput(
-            "--replicas and --ray start engines, and the server backend has servers; name each with --base-url."
-        )
     if gpus and any(node.gpus for node in found):
         each, have = Needs(gpus, 1), ", ".join(str(node.gpus) for node in found)
         if (replicas or 1) > each.fit(found):

@@ -102,7 +102,8 @@ class Replica:
 
     def answers(self) -> Iterator[Prediction]:
         """Ask what was given, and what is given meanwhile, and yield each prediction; end when nothing is left."""
-        yield from predictions(self._plan, self._backend, _Given(self))
+        for prediction in predictions(self._plan, self._backend, _Given(self)):  # noqa: UP028
+            yield prediction  # Ray sends values in, which what "yield from" delegates to may not take
 
     def _index(self, cell: Cell) -> dict[str, Sample]:
         return {sample.sample_id: sample for sample in self._plan.samples_of(cell)}

@@ -74,6 +74,12 @@ class Replicas:
             BadInput: there is no Ray, too few devices, or a node differs or lacks something; it is named.
             EngineError: an actor dies when it is started.
         """
+        gpus = plan.config.engine.gpus
+        if gpus is None:
+            raise BadInput(
+                f"--replicas and --ray start engines, and the {plan.config.backend} backend has none to start; name "
+                "several servers with --base-url."
+            )
         self._plan, self._expected = plan, {prompt.key: prompt.sha256 for prompt in previews}
         self._probe = min(previews, key=lambda prompt: len(prompt.token_ids), default=None)
         self._losses: list[str] = []
@@ -89,7 +95,7 @@ class Replicas:
             self._ray = self._stack.enter_context(cluster.cluster(plan.config.ray))
             found = cluster.nodes(self._ray)
             replicas = plan.config.replicas
-            self._needs = cluster.needs(found, replicas, plan.config.engine.gpus)
+            self._needs = cluster.needs(found, replicas, gpus)
             self._loop = LoopThread("evalkit-replicas")
             self._stack.callback(self._loop.close)
             self._places = self._loop.submit(self._gather(replicas or self._needs.fit(found))).result()
