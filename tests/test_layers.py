@@ -24,6 +24,7 @@ HEAVY = {
     "matplotlib",
     "httpx2",
     "pyarrow",
+    "ray",
 }
 
 

@@ -18,6 +18,7 @@ _OF_OUR_OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's name for "one machine only": its processes then listen on the loopback address alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",  # by default actors give way to every other process of the machine
 }
 
 

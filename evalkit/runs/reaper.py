@@ -31,19 +31,19 @@ def reaped_folder() -> Iterator[Path]:
         beside.communicate()
 
 
-def _processes(folder: str) -> list[int]:
-    """Return the processes that have a file of a folder open (Linux alone tells)."""
-    found = set()
+def _processes(folder: str, but: int) -> list[int]:
+    """Return the processes but one that have a file of a folder open (Linux alone tells)."""
+    found = set[int]()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):  # gone, or not ours
             if os.readlink(descriptor).startswith(f"{folder}/"):
                 found.add(int(descriptor.parts[2]))
-    return sorted(found)
+    return sorted(found - {but})
 
 
-def _end(folder: str) -> None:
+def _end(folder: str, maker: int) -> None:
     until = time.monotonic() + _AT_MOST_SECONDS
-    while (left := _processes(folder)) and time.monotonic() < until:
+    while (left := _processes(folder, but=maker)) and time.monotonic() < until:
         for process in left:
             with suppress(OSError):
                 os.kill(process, signal.SIGKILL)
@@ -53,5 +53,6 @@ def _end(folder: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other one, which then closes its end
+    maker = os.getppid()
     sys.stdin.read()
-    _end(sys.argv[1])
+    _end(sys.argv[1], maker)
