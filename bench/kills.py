@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        campaign = Campaign(Path(scratch), samples=args.kills * args.between // 4 + 20, seed=args.seed)
+        campaign = Campaign(Path(scratch), samples=args.kills * args.between // 2, seed=args.seed)
         try:
             campaign.start()
             before: list[tuple[str, ...]] = []

@@ -106,7 +106,8 @@ class Replicas:
     @property
     def warnings(self) -> Sequence[str]:
         """Which engines were lost or left out."""
-        lost = [f"{len(self._losses)} engines were lost on the way; {self._losses[-1]}."] if self._losses else []
+        number = "1 engine was" if len(self._losses) == 1 else f"{len(self._losses)} engines were"
+        lost = [f"{number} lost on the way, the last {self._losses[-1]}."] if self._losses else []
         return [*self._left_out, *lost]
 
     def answers(self, todo: Sequence[tuple[RopeGroup, Sequence[Item]]]) -> Iterator[Event]:
@@ -327,7 +328,7 @@ class Replicas:
         Raises:
             EngineError: so many were lost without an answer between that the next would be lost as well.
         """
-        self._losses.append(f"the last on {engine.node}: {why}")
+        self._losses.append(f"on {engine.node}: {why}")
         self._in_a_row += 1
         if engine.rule is not None:
             blameless = not cluster.alive(self._ray, engine.node_id)
@@ -339,7 +340,7 @@ class Replicas:
                 self._events.put(without_answer(sample, key.length, error, retryable=True))
         if self._in_a_row >= _HOPELESS * len(self._tending):
             raise EngineError(
-                f"{self._in_a_row} engines were lost without an answer between, {self._losses[-1]}. What was answered "
+                f"{self._in_a_row} engines were lost without an answer between, the last {self._losses[-1]}. What was answered "
                 "is recorded, and the same command goes on from there."
             )
 
