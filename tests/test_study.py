@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from evalkit.reading import read_toml
 from evalkit.runs.config import run_config
 from evalkit.study import workers
 from evalkit.study.experiment import experiment_names, load_experiment
+from evalkit.study.on_ray import Devices
 from evalkit.study.steps import PORTABLE_KERNELS, Questions, Report, Run, Study, Train, describe, plan_steps
 from evalkit.train.data import choose_samples, item_fingerprint
 from evalkit.train.finetune import held_out, train_config
@@ -334,12 +336,13 @@ def test_a_study_trains_evaluates_reports_and_does_nothing_twice(study):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, 2, None])  # None: on two devices of Ray's
 def test_processes_carry_out_every_step_once_and_tell_how_far_they_are(study, jobs):
     did, shares = [], {}
     plots = workers.reproduce(
         study,
-        jobs=jobs,
+        jobs=jobs or 0,
+        side_by_side=None if jobs else partial(Devices, 2, None, study),
         on_step=lambda step, what: did.append(step.kind),
         on_share=lambda step, share: shares.setdefault(str(step), []).append(share),
     )

@@ -248,6 +248,8 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 @click.option("--scale", help="The experiment at another size that its file has, such as cpu.")
 @click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
 @click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
+@click.option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
+@click.option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
 @click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
 @quiet_option
 def reproduce(
@@ -258,6 +260,8 @@ def reproduce(
     scale: str | None,
     out: Path | None,
     plots: Path | None,
+    replicas: int | None,
+    ray: str | None,
     dry_run: bool,
     quiet: bool,
 ) -> None:
@@ -273,10 +277,13 @@ def reproduce(
       evalkit reproduce mine.toml --seeds 3
       evalkit reproduce paper --base Qwen/Qwen2.5-7B-Instruct --dry-run
     """
+    from functools import partial
+
     from evalkit.cli.progress import StudyProgress
     from evalkit.models.hub import resolve
     from evalkit.study import workers
     from evalkit.study.experiment import experiment_names, load_experiment
+    from evalkit.study.on_ray import Devices
     from evalkit.study.steps import Run, Study, describe, plan_steps
 
     if experiment is None:
@@ -293,8 +300,15 @@ def reproduce(
         return
     if not study.trains_base:
         resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
+    side_by_side = partial(Devices, replicas, ray, study) if replicas or ray else None
     with StudyProgress(steps, quiet=quiet) as progress:
-        workers.reproduce(study, seeds=chosen, on_step=progress.is_finished, on_share=progress.goes_on)
+        workers.reproduce(
+            study,
+            seeds=chosen,
+            side_by_side=side_by_side,
+            on_step=progress.is_finished,
+            on_share=progress.goes_on,
+        )
     if not quiet:
         echo(f"tables and figures: {study.plots}", err=True)
     if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:

@@ -69,7 +69,9 @@ def measured_pace(plan: Plan, folders: list[Path]) -> tuple[Path, Mapping[str, A
         found += [
             (str(entry["started"]), path, entry["pace"])
             for entry in folder.provenance
-            if entry.get("machine") == machine and any(one["samples"] for one in _by_length(entry))
+            if entry.get("machine") == machine
+            and entry.get("engine", {}).get("replicas", 1) == (plan.config.replicas or 1)
+            and any(one["samples"] for one in _by_length(entry))
         ]
     if not found:
         return None

@@ -340,8 +340,8 @@ class Replicas:
                 self._events.put(without_answer(sample, key.length, error, retryable=True))
         if self._in_a_row >= _HOPELESS * len(self._tending):
             raise EngineError(
-                f"{self._in_a_row} engines were lost without an answer between, the last {self._losses[-1]}. What was answered "
-                "is recorded, and the same command goes on from there."
+                f"{self._in_a_row} engines were lost without an answer between, the last {self._losses[-1]}; the same "
+                "command goes on from what is recorded."
             )
 
     def _dismiss(self, engine: _Engine) -> None:

@@ -10,14 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 from evalkit import files
 from evalkit.errors import BadInput, EngineError, EvalkitError
@@ -37,6 +37,7 @@ def reproduce(
     *,
     seeds: Sequence[int] = (),
     jobs: int = 0,
+    side_by_side: "Callable[[], AbstractContextManager[Carrier]] | None" = None,
     on_step: OnStep = lambda step, what: None,
     on_share: OnShare = lambda step, share: None,
 ) -> Path:
@@ -46,6 +47,7 @@ def reproduce(
         study: the experiment and its folders.
         seeds: of the trainings; none: the experiment's own.
         jobs: steps side by side; 0: one a core without a GPU, one with.
+        side_by_side: makes what carries them out instead of processes on this machine (``on_ray.Devices``).
         on_step: see ``OnStep``.
         on_share: see ``OnShare``.
 
@@ -61,10 +63,23 @@ def reproduce(
     number = min(jobs or (1 if _has_gpu() else cores), most)
     with _only_one_at_work(study.root):
         _clear_litter(study.root)
-        with Workers(number, cores=cores, environment=study.environment) as workers:
+        started = side_by_side() if side_by_side else Workers(number, cores=cores, environment=study.environment)
+        with started as workers:
             for _, group in groupby(steps, key=type):
                 workers.carry_out(list(group), on_step=on_step, on_share=on_share)
     return study.plots
+
+
+class Carrier(Protocol):
+    """Carries out steps, several at a time."""
+
+    def carry_out(self, steps: Sequence[Step], *, on_step: OnStep, on_share: OnShare) -> None:
+        """Carry out steps that do not depend on each other.
+
+        Raises:
+            EvalkitError: one failed; the others are not waited for.
+        """
+        ...
 
 
 class Workers:
@@ -140,12 +155,19 @@ class Workers:
                 f"{step}: its process was ended from outside (exit code {process.exitcode}; -9 is most often for want "
                 "of memory); what was finished stays, and the same command goes on."
             ) from None
-        if isinstance(told, EvalkitError):
-            raise type(told)(f"{step}: {told}") from told
         if isinstance(told, Exception):
-            raise told
-        outcome: float | str = told
-        return outcome
+            raise failure(step, told)
+        heard: float | str = told
+        return heard
+
+
+def failure(step: Step, told: Exception) -> Exception:
+    """Return the error to raise for what ``outcome`` told: one of evalkit's names the step."""
+    if not isinstance(told, EvalkitError):
+        return told
+    named = type(told)(f"{step}: {told}")
+    named.__cause__ = told
+    return named
 
 
 def _work(connection: Connection, threads: int) -> None:
@@ -158,17 +180,24 @@ def _work(connection: Connection, threads: int) -> None:
             step = connection.recv()
         except EOFError:
             return
-        _send(connection, _outcome(step, threads, connection))
+        _send(connection, outcome(step, threads, lambda share: _send(connection, share)))
 
 
-def _outcome(step: Step, threads: int, connection: Connection) -> str | Exception:
+def outcome(step: Step, threads: int, on_share: Callable[[float], None]) -> str | Exception:
+    """Carry out a step in this process and return a line about it, or why it failed.
+
+    Args:
+        step: what is done.
+        threads: of torch.
+        on_share: called with the share that is done.
+    """
     told = 0.0
 
     def tell(done: int, total: int) -> None:
         nonlocal told
         if done / total >= told + 0.01:
             told = done / total
-            _send(connection, told)
+            on_share(told)
 
     try:
         import torch
