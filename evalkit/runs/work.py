@@ -6,7 +6,7 @@ Computers C-36, 1987). What shares a context stays together, for the prefix cach
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from evalkit.runs.answers import Item, key_of
@@ -63,24 +63,24 @@ class Work:
         order = range(len(self.rules)) if serving is None else [serving, *range(len(self.rules))]
         return next((number for number in order if self.rules[number].waiting), None)
 
-    def take(self, number: int, held: Iterable[Key]) -> list[Key]:
+    def take(self, number: int, held: Collection[Key]) -> list[Key]:
         """Return keys of a rule for an engine, in order; none where it holds its part, or nothing waits.
 
         Args:
             number: of the rule that the engine serves.
             held: what it holds already.
         """
-        rule, holds = self.rules[number], set(held)
-        if not holds.isdisjoint(self._alone):
+        rule = self.rules[number]
+        if len(held) == 1 and next(iter(held)) in self._alone:  # a suspect is always alone
             return []
         part = min(max(-(-rule.left // (2 * max(rule.engines, 1))), 1), _MOST)
         taken: list[Key] = []
-        while len(holds) + len(taken) < part:
+        while len(held) + len(taken) < part:
             context = rule.again.popleft() if rule.again else next(rule.fresh, None)
             if context is None:
                 break
             taken += context
-        if not holds and not taken and rule.suspects:
+        if not held and not taken and rule.suspects:
             taken = [rule.suspects.popleft()]
         rule.waiting -= len(taken)
         return taken
