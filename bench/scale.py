@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evalkit.records.folder import RunFolder
+from evalkit.runs.answers import Name
 from evalkit.runs.work import Work
 from evalkit.types import Key, Prediction
 
@@ -35,12 +36,12 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def contexts(samples: int) -> Iterator[tuple[Key, ...]]:
+def contexts(samples: int) -> Iterator[tuple[Name, ...]]:
     """Keys of one rope rule, longest first, made when they are pulled, as a generator of samples makes them."""
     each = samples // len(_LENGTHS)
     for length in _LENGTHS:
         for number in range(each):
-            yield (Key("babilong", f"qa{number % 5 + 1}", length, f"{number // 5:07d}"),)
+            yield ((Key("babilong", f"qa{number % 5 + 1}", length, f"{number // 5:07d}"), 1),)
 
 
 def prediction(key: Key) -> Prediction:
@@ -75,7 +76,7 @@ def main() -> None:
     draw, total = random.Random(args.seed), args.samples // len(_LENGTHS) * len(_LENGTHS)
     work = Work([(contexts(total), total)])
     work.rules[0].engines = args.engines
-    held: list[dict[Key, None]] = [{} for _ in range(args.engines)]
+    held: list[dict[Name, None]] = [{} for _ in range(args.engines)]
     queue: list[tuple[float, int]] = []
     planning = storing = now = 0.0
     answered = lost = 0
@@ -92,7 +93,7 @@ def main() -> None:
             planning += time.perf_counter() - before
             if idle and held[engine]:
                 heapq.heappush(
-                    queue, (now + _SECONDS[next(iter(held[engine])).length] * draw.uniform(0.8, 1.2), engine)
+                    queue, (now + _SECONDS[next(iter(held[engine]))[0].length] * draw.uniform(0.8, 1.2), engine)
                 )
 
         for engine in range(args.engines):
@@ -115,13 +116,13 @@ def main() -> None:
                 planning += time.perf_counter() - before
                 if not args.no_store:
                     before = time.perf_counter()
-                    folder.append(prediction(key))
+                    folder.append(prediction(key[0]))
                     storing += time.perf_counter() - before
                 answered += 1
                 if answered % (total // 10) == 0:
                     print(f"{answered:>11,} answered, {resident():8.0f} MiB resident", flush=True)
             if held[engine]:
-                length = next(iter(held[engine])).length
+                length = next(iter(held[engine]))[0].length
                 heapq.heappush(queue, (now + _SECONDS[length] * draw.uniform(0.8, 1.2), engine))
                 before = time.perf_counter()
                 held[engine].update(dict.fromkeys(work.take(0, held[engine])))

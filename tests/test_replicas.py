@@ -19,14 +19,15 @@ from click.testing import CliRunner
 
 from evalkit.cli.commands import main
 from evalkit.errors import BadInput
+from evalkit.runs.answers import Ask, Name
 from evalkit.runs.cluster import Needs, Node, needs
 from evalkit.runs.work import Work, contexts
 from evalkit.types import Key, Sample
 from tests.test_run import lines
 
 
-def key(number: int) -> Key:
-    return Key("t", "s", "1k", str(number))
+def key(number: int) -> Name:
+    return Key("t", "s", "1k", str(number)), 1
 
 
 def work(number: int, rules: int = 1) -> Work:
@@ -37,9 +38,9 @@ def work(number: int, rules: int = 1) -> Work:
 
 
 def test_an_engine_holds_a_part_of_what_is_left_that_shrinks_to_the_end_and_nothing_is_given_twice():
-    plan, held = work(100), {0: list[Key](), 1: list[Key]()}
+    plan, held = work(100), {0: list[Name](), 1: list[Name]()}
     plan.rules[0].engines = 2
-    sizes, given = [], list[Key]()
+    sizes, given = [], list[Name]()
     while plan.left:
         for engine in held:
             taken = plan.take(0, held[engine])
@@ -54,14 +55,17 @@ def test_an_engine_holds_a_part_of_what_is_left_that_shrinks_to_the_end_and_noth
     assert plan.rule_for(0) is None
 
 
-def test_questions_to_one_context_stay_together():
-    def sample(number: int, story: str) -> Sample:
-        return Sample(task="t", subset="s", sample_id=str(number), story_id=story, question="?", target="")
+def test_questions_to_one_context_stay_together_and_others_do_not():
+    def ask(number: int, context: str) -> Ask:
+        sample = Sample(
+            task="t", subset="s", sample_id=str(number), story_id="", context_id=context, question="", target=""
+        )
+        return Ask(sample, "1k")
 
-    items = [(sample(n, f"story {n // 4}"), "1k") for n in range(16)]
-    plan = Work([(contexts(items), 16)])
-    plan.rules[0].engines = 16
-    assert [k.sample_id for k in plan.take(0, [])] == ["0", "1", "2", "3"]
+    shared = [ask(n, f"context {n // 4}") for n in range(8)]
+    plan = Work([(contexts([*shared, ask(8, ""), ask(9, "")]), 10)])
+    plan.rules[0].engines = 10
+    assert [[k.sample_id for k, _ in plan.take(0, [])] for _ in range(4)] == [list("0123"), list("4567"), ["8"], ["9"]]
 
 
 def test_a_rule_is_left_when_its_queue_is_empty_and_taken_up_again_for_what_was_lost():

@@ -139,18 +139,18 @@ class Plan:
             BadInput: it can be seen to fail.
         """
         groups = [group.lengths for group in self.groups]
-        options = _with_recorded_dtype(self.config.engine, self.out)
         return open_backend(
-            self.config.backend, self.checkpoint, self.encoder, options, groups=groups, logprobs=logprobs
+            self.config.backend, self.checkpoint, self.encoder, self.engine_options, groups=groups, logprobs=logprobs
         )
 
-
-def _with_recorded_dtype(options: Any, out: Path) -> Any:
-    """Return the backend's options; "auto" is measured once for a folder, and then stays what it was taken for."""
-    if getattr(options, "dtype", None) != "auto" or not (out / "run.json").is_file():
-        return options
-    recorded = RunFolder.open(out).fingerprint.get("engine.dtype")
-    return replace(options, dtype=recorded) if recorded else options
+    @property
+    def engine_options(self) -> Any:
+        """The backend's; a dtype of "auto" is measured once for a folder, and then stays what it was taken for."""
+        options = self.config.engine
+        if getattr(options, "dtype", None) != "auto" or not (self.out / "run.json").is_file():
+            return options
+        recorded = RunFolder.open(self.out).fingerprint.get("engine.dtype")
+        return replace(options, dtype=recorded) if recorded else options
 
 
 def make_plan(config: RunConfig) -> Plan:

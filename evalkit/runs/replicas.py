@@ -11,18 +11,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
 
 from evalkit.errors import BadInput, EngineError, EngineLost, EvalkitError
 from evalkit.files import first_line
+from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.backends.in_flight import LoopThread
 from evalkit.runs import cluster
-from evalkit.runs.answers import Event, Item, Loading, Served, without_answer
+from evalkit.runs.answers import Ask, Event, Loading, Name, Served, without_answer
+from evalkit.runs.config import RunConfig
 from evalkit.runs.plan import Cell, Plan, RopeGroup
 from evalkit.runs.replica import Found, Replica, software
 from evalkit.runs.work import FATAL, Work, contexts
-from evalkit.types import Key, Prediction, Prompt
+from evalkit.types import Prediction, Prompt
 
 SILENT_SECONDS = 60.0
 """An actor that does not answer a call for so long hangs. It answers beside its work, in a thread of its own."""
@@ -51,7 +54,7 @@ class _Engine:
     node_id: str = ""
     rule: int | None = None
     """Number of the rope rule that it serves."""
-    held: dict[Key, None] = field(default_factory=dict)
+    held: dict[Name, None] = field(default_factory=dict)
     """What it was given and has not answered, in that order."""
     has_answered: bool = False
 
@@ -110,17 +113,17 @@ class Replicas:
         lost = [f"{number} lost on the way, the last {self._losses[-1]}."] if self._losses else []
         return [*self._left_out, *lost]
 
-    def answers(self, todo: Sequence[tuple[RopeGroup, Sequence[Item]]]) -> Iterator[Event]:
+    def answers(self, todo: Sequence[tuple[RopeGroup, Sequence[Ask]]]) -> Iterator[Event]:
         """Ask all engines, each under the rule that it serves; see ``answers.Engines``.
 
         Raises:
             BadInput: an engine refuses the plan.
             EngineError: engines are lost again and again, there is none left, or one computes what means nothing.
         """
-        if not any(items for _, items in todo):
+        if not any(asks for _, asks in todo):
             return
         yield Loading()
-        self._work = Work([(contexts(items), len(items)) for _, items in todo])
+        self._work = Work([(contexts(asks), len(asks)) for _, asks in todo])
         running = self._loop.submit(self._carry_out())
         running.add_done_callback(lambda _: self._events.put(None))
         try:
@@ -135,6 +138,20 @@ class Replicas:
         self._stack.close()
 
     # In the loop's thread
+
+    @cached_property
+    def _config(self) -> RunConfig:
+        """The run's, with what an engine might find out otherwise than the others: commits, and the dtype on a CPU."""
+        config, checkpoint = self._plan.config, self._plan.checkpoint
+        options = self._plan.engine_options
+        if not self._needs.gpus and getattr(options, "dtype", None) == "auto":
+            options = replace(options, dtype=fastest_on_cpu(checkpoint.dtype, checkpoint.hidden_size))
+        return replace(
+            config,
+            engine=options,
+            revision=checkpoint.commits.get("commit", config.revision),
+            adapter_revision=checkpoint.commits.get("adapter commit", config.adapter_revision),
+        )
 
     async def _gather(self, number: int) -> "list[asyncio.Task[_Engine]]":
         """Return the first engine of each place; those that take long to be placed are still to come."""
@@ -231,14 +248,8 @@ class Replicas:
             self._compare(
                 engine, await self._call(engine, engine.actor.software.remote()), self._software, complete=True
             )
-            commits, config = self._plan.checkpoint.commits, self._plan.config
-            fixed = replace(
-                config,
-                revision=commits.get("commit", config.revision),
-                adapter_revision=commits.get("adapter commit", config.adapter_revision),
-            )
-            probe = self._probe and (self._probe.sample, self._probe.length)
-            found: Found = await self._call(engine, engine.actor.open.remote(fixed, cluster.here(), probe))
+            probe = self._probe and Ask(self._probe.sample, self._probe.length)
+            found: Found = await self._call(engine, engine.actor.open.remote(self._config, cluster.here(), probe))
             self._compare(engine, found.fingerprint, self._plan.fingerprint)
             if self._probe:
                 self._compare(engine, {"prompts": found.sha256}, {"prompts": self._probe.sha256})
@@ -309,8 +320,9 @@ class Replicas:
             async for coming in engine.actor.answers.options(num_returns="streaming").remote():
                 prediction: Prediction = await coming
                 self._refuse_another_prompt(engine, prediction)
-                del engine.held[prediction.key]
-                self._work.done(engine.rule, prediction.key)
+                name = (prediction.key, prediction.repeat)
+                del engine.held[name]
+                self._work.done(engine.rule, name)
                 self._events.put(prediction)
                 engine.has_answered, self._in_a_row = True, 0
                 heard += 1
@@ -332,12 +344,11 @@ class Replicas:
         self._in_a_row += 1
         if engine.rule is not None:
             blameless = not cluster.alive(self._ray, engine.node_id)
-            for key in self._work.lost(engine.rule, list(engine.held), blameless=blameless):
-                error = f"engine: {FATAL} engines were lost while this was all they were asked; {why}"
-                [sample] = (
-                    one for one in self._plan.samples_of(Cell(key.subset, key.length)) if one.sample_id == key.sample_id
-                )
-                self._events.put(without_answer(sample, key.length, error, retryable=True))
+            error = f"engine: {FATAL} engines were lost while this was all that they were asked; {why}"
+            for key, repeat in self._work.lost(engine.rule, list(engine.held), blameless=blameless):
+                samples = self._plan.samples_of(Cell(key.subset, key.length))
+                [sample] = (one for one in samples if one.sample_id == key.sample_id)
+                self._events.put(without_answer(Ask(sample, key.length, repeat), error, retryable=True))
         if self._in_a_row >= _HOPELESS * len(self._tending):
             raise EngineError(
                 f"{self._in_a_row} engines were lost without an answer between, the last {self._losses[-1]}; the same "

@@ -19,7 +19,7 @@ from evalkit.runs.engines import open_engines
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import now, provenance
-from evalkit.types import Prediction, Prompt, Sample
+from evalkit.types import Prediction, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

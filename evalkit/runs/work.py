@@ -8,9 +8,9 @@ Computers C-36, 1987). What shares a context stays together, for the prefix cach
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from evalkit.runs.answers import Item, key_of
-from evalkit.types import Key
+from evalkit.runs.answers import Ask, Name
 
 _MOST = 512
 """Keys that an engine may hold: twice the requests in flight of the vLLM backend, so that it never waits for more."""
@@ -22,15 +22,15 @@ FATAL = 2
 class Rule:
     """What is left of one rope rule."""
 
-    fresh: Iterator[tuple[Key, ...]]
+    fresh: Iterator[tuple[Name, ...]]
     """Keys that nobody holds, those of one context together; pulled when they are needed."""
     left: int
     """Keys without a final answer, with an engine or not."""
     waiting: int
     """Keys that nobody holds."""
-    again: deque[tuple[Key, ...]] = field(default_factory=deque)
+    again: deque[tuple[Name, ...]] = field(default_factory=deque)
     """Those whose engine was lost without their doing."""
-    suspects: deque[Key] = field(default_factory=deque)
+    suspects: deque[Name] = field(default_factory=deque)
     """Those that an engine held when it was lost: each is asked when all others are, alone on its engine."""
     engines: int = 0
     """Engines that serve it."""
@@ -39,14 +39,14 @@ class Rule:
 class Work:
     """All keys of a run, in the order in which they are asked. One thread uses it."""
 
-    def __init__(self, rules: Sequence[tuple[Iterable[tuple[Key, ...]], int]]) -> None:
+    def __init__(self, rules: Sequence[tuple[Iterable[tuple[Name, ...]], int]]) -> None:
         """Take what is to be asked.
 
         Args:
             rules: of each rope rule the contexts, longest first, as the keys that share one; and the number of keys.
         """
         self.rules = [Rule(iter(contexts), number, number) for contexts, number in rules]
-        self._alone: dict[Key, int] = {}
+        self._alone: dict[Name, int] = {}
         """Of suspects, how often an engine was lost that held nothing else."""
 
     @property
@@ -63,7 +63,7 @@ class Work:
         order = range(len(self.rules)) if serving is None else [serving, *range(len(self.rules))]
         return next((number for number in order if self.rules[number].waiting), None)
 
-    def take(self, number: int, held: Collection[Key]) -> list[Key]:
+    def take(self, number: int, held: Collection[Name]) -> list[Name]:
         """Return keys of a rule for an engine, in order; none where it holds its part, or nothing waits.
 
         Args:
@@ -74,7 +74,7 @@ class Work:
         if len(held) == 1 and next(iter(held)) in self._alone:  # a suspect is always alone
             return []
         part = min(max(-(-rule.left // (2 * max(rule.engines, 1))), 1), _MOST)
-        taken: list[Key] = []
+        taken: list[Name] = []
         while len(held) + len(taken) < part:
             context = rule.again.popleft() if rule.again else next(rule.fresh, None)
             if context is None:
@@ -85,12 +85,12 @@ class Work:
         rule.waiting -= len(taken)
         return taken
 
-    def done(self, number: int, key: Key) -> None:
+    def done(self, number: int, key: Name) -> None:
         """A key of a rule has its final answer."""
         self.rules[number].left -= 1
         self._alone.pop(key, None)
 
-    def lost(self, number: int, held: Sequence[Key], *, blameless: bool) -> list[Key]:
+    def lost(self, number: int, held: Sequence[Name], *, blameless: bool) -> list[Name]:
         """Take back what an engine held when it was lost.
 
         Args:
@@ -119,15 +119,13 @@ class Work:
         return fatal
 
 
-def contexts(items: Iterable[Item]) -> Iterator[tuple[Key, ...]]:
-    """Yield the keys of items, those together that follow each other and share a story."""
-    before, keys = None, list[Key]()
-    for sample, length in items:
-        story = (sample.subset, length, sample.story_id)
-        if keys and story != before:
-            yield tuple(keys)
-            keys = []
-        before = story
-        keys.append(key_of(sample, length))
-    if keys:
-        yield tuple(keys)
+def contexts(asks: Iterable[Ask]) -> Iterator[tuple[Name, ...]]:
+    """Yield the names of what is asked, those together that follow each other and share a context."""
+
+    def context(ask: Ask) -> tuple[object, ...]:
+        sample = ask.sample
+        own = (sample.context_id,) if sample.context_id else ("", sample.sample_id)
+        return sample.subset, ask.length, ask.repeat, *own
+
+    for _, together in groupby(asks, key=context):
+        yield tuple(ask.name for ask in together)

@@ -69,7 +69,7 @@ class Devices:
         Raises:
             EvalkitError: one failed, or lost its process again and again; the others are not waited for.
         """
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         waiting, running, losses = list(reversed(steps)), dict[Any, Step](), Counter[str]()
         while waiting or running:
@@ -80,6 +80,10 @@ class Devices:
             step = running[ready]
             try:
                 told = self._ray.get(next(ready))
+            except RayTaskError as error:
+                raise EngineError(
+                    f"{step} cannot be begun in a process of Ray's: {first_line(error.cause)}."
+                ) from error
             except RayError as error:
                 del running[ready]
                 losses[str(step)] += 1
