@@ -19,7 +19,7 @@ from evalkit.runs.config import recorded_config
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import now, provenance
-from evalkit.types import AnswerLogprob, Completion, Key, Prediction, Prompt, Sample
+from evalkit.types import AnswerLogprob, Completion, Prediction, Prompt, Sample
 
 _OVERFLOW = "context_overflow"
 MAX_FACT_CHARS = 4000
@@ -152,8 +152,7 @@ def _refuse_another_part(plan: Plan) -> None:
 
 def _answering(folder: RunFolder) -> dict[str, Any]:
     """Return since when, after how many attempts, and by whom answers are being recorded."""
-    latest = (*folder.recorded().values(), *folder.repeats().values())
-    attempts = sum(prediction.attempt for prediction in latest)
+    attempts = sum(state.attempt for _, state in folder.states())
     return {"since": now(), "after": attempts, "writer": this_process()}
 
 
@@ -197,22 +196,25 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
 
 
 def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[_Ask]:
-    rows = {key._replace(sample_id=row_number(key.sample_id)): key.sample_id for key in folder.recorded()}
+    rows = {
+        key._replace(sample_id=row): key.sample_id
+        for key in folder.recorded()
+        if (row := row_number(key.sample_id)) != key.sample_id
+    }
     for cell in plan.cells(lengths):
-        for sample in plan.samples_of(cell):
-            key = _key(sample, cell.length)
-            before = rows.get(key._replace(sample_id=row_number(key.sample_id)), key.sample_id)
-            if before != key.sample_id:
+        to_ask = set()
+        for sample_id in plan.sample_ids[cell]:
+            key = plan.key(cell, sample_id)
+            before = rows.get(key._replace(sample_id=row_number(sample_id)), sample_id)
+            if before != sample_id:
                 raise BadInput(
-                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
+                    f"Row {sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
                     f"{folder.path} holds an answer to; use another --out, or the files of that time."
                 )
             if folder.needs_asking(key, repeat):
-                yield _Ask(sample, cell.length, repeat)
-
-
-def _key(sample: Sample, length: str) -> Key:
-    return Key(sample.task, sample.subset, length, sample.sample_id)
+                to_ask.add(sample_id)
+        if to_ask:  # making samples anew takes longer than all else here
+            yield from (_Ask(one, cell.length, repeat) for one in plan.samples_of(cell) if one.sample_id in to_ask)
 
 
 def _prompts(plan: Plan, folder: RunFolder, asks: Sequence[_Ask], observer: Observer) -> Iterator[Prompt]:
@@ -312,22 +314,26 @@ def _unasked(ask: _Ask, error: str) -> Prediction:
 
 
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
-    recorded = folder.recorded()
-    keys = [_key(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
-    repeats = (folder.repeats()[key, n] for key in keys for n in range(2, plan.config.repeat + 1))
-    errors = [p for p in (*(recorded[key] for key in keys), *repeats) if p.error]
-    unfitting = [p for p in errors if (p.error or "").startswith(_OVERFLOW)]
-    failed = [p for p in errors if not (p.error or "").startswith(_OVERFLOW)]
+    asked_for = [(cell, sample_id) for cell in plan.cells(plan.config.lengths) for sample_id in plan.sample_ids[cell]]
+    states = [
+        (plan.key(*one), repeat, state)
+        for one in asked_for
+        for repeat in range(1, plan.config.repeat + 1)
+        if (state := folder.state(plan.key(*one), repeat)) and (state.error or state.unfinished)
+    ]
+    errors = [(key, repeat, state.error) for key, repeat, state in states if state.error]
+    unfitting = [(repeat, error) for _, repeat, error in errors if error.startswith(_OVERFLOW)]
+    failed = [error for _, _, error in errors if not error.startswith(_OVERFLOW)]
     return RunResult(
         folder=folder.path,
         asked=asked,
-        recorded=len(keys),
+        recorded=len(asked_for),
         failed=len(failed),
-        unfinished=sum(recorded[key].finish_reason == "unfinished_reasoning" for key in keys),
-        retried=sum(folder.needs_asking(p.key, p.repeat) for p in errors),
-        unfitting=sum(p.repeat == 1 for p in unfitting),
-        failed_example=next((p.error or "" for p in failed), ""),
-        unfitting_example=next(((p.error or "").removeprefix(f"{_OVERFLOW}: ") for p in unfitting), ""),
+        unfinished=sum(state.unfinished and repeat == 1 for _, repeat, state in states),
+        retried=sum(folder.needs_asking(key, repeat) for key, repeat, _ in errors),
+        unfitting=sum(repeat == 1 for repeat, _ in unfitting),
+        failed_example=next(iter(failed), ""),
+        unfitting_example=next((error.removeprefix(f"{_OVERFLOW}: ") for _, error in unfitting), ""),
         notices=(*folder.notices, *warnings),
     )
 
