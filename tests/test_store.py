@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from evalkit.errors import BadInput, RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
-from evalkit.records.folder import MAX_ATTEMPTS, RunFolder, find_run_folders
+from evalkit.records.folder import RunFolder, find_run_folders
+from evalkit.records.latest import MAX_ATTEMPTS
 from evalkit.types import Key, Prediction, Score
 
 PARTS = {"weights": "sha256:1f", "rope": "yarn", "seed": 7, "lengths_seen": [1, 2]}
@@ -64,12 +65,9 @@ def filled(path: Path, count: int) -> Path:
     return path / "predictions.jsonl"
 
 
-def scores_of(folder: RunFolder) -> list[Score]:
-    return [
-        Score(key=p.key, scorer=scorer, value=None if p.output is None else float(len(p.output) % 2), detail="é")
-        for p in folder.recorded().values()
-        for scorer in ("official", "corrected")
-    ]
+def scores_of(p: Prediction) -> list[Score]:
+    value = None if p.output is None else float(len(p.output) % 2)
+    return [Score(key=p.key, scorer=scorer, value=value, detail="é") for scorer in ("official", "corrected")]
 
 
 # Recording and resuming
@@ -89,6 +87,29 @@ def test_what_is_appended_reads_back_the_same_and_repeating_the_command_resumes(
         assert len(folder.provenance) == 2
         folder.append(prediction(3))
     assert list(RunFolder.open(tmp_path / "run").predictions()) == [prediction(0), odd, failed(2), prediction(3)]
+
+
+def test_what_was_recorded_is_known_without_keeping_it_in_memory(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.extend([prediction(0), failed(1, retryable=True), failed(2), prediction(3)])
+        folder.append(prediction(1, attempt=2))
+        folder.append(prediction(4, finish_reason="unfinished_reasoning"))
+        folder.append(prediction(0, repeat=2))
+        kept = dict(folder.states())
+    again = RunFolder.open(tmp_path)
+    assert dict(again.states()) == kept
+    known = [again.state(prediction(n).key) for n in range(6)]
+    assert [state and (state.attempt, bool(state.error), state.unfinished) for state in known] == [
+        (1, False, False), (2, False, False), (1, True, False), (1, False, False), (1, False, True), None
+    ]  # fmt: skip
+    assert again.state(prediction(0).key, repeat=2) == again.state(prediction(0).key)
+    assert [key.sample_id for key in again.recorded()] == ["0000", "0001", "0002", "0003", "0004"]
+    assert again.recorded()[prediction(1).key] == prediction(1, attempt=2)
+    with pytest.raises(KeyError):
+        again.recorded()[prediction(9).key]
+    (tmp_path / "predictions.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match="was changed while it was being read"):
+        again.recorded()[prediction(3).key]
 
 
 def test_a_line_holds_the_promised_fields_and_ends_with_its_checksum(tmp_path: Path) -> None:
@@ -383,7 +404,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not_and_asks_nothing_
     assert kills >= 3
     assert killed.recorded() == whole.recorded()
     assert len(list(killed.predictions())) == 60
-    assert killed.score_table(scores_of(killed), "1").equals(whole.score_table(scores_of(whole), "1"))
+    assert killed.score_table(scores_of, "1").equals(whole.score_table(scores_of, "1"))
 
 
 def test_a_second_writer_is_refused_until_the_first_is_gone_even_by_kill(tmp_path: Path) -> None:

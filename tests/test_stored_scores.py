@@ -16,7 +16,8 @@ def test_scores_hold_what_a_report_counts_by_sorted_by_key(tmp_path: Path) -> No
     with start(tmp_path) as folder:
         folder.append(prediction(1))
         folder.append(failed(0, length="128k", error="context_overflow: 9 + 2 > 10"))
-        written = folder.write_scores(scores_of(folder), "3")
+        written = folder.score_table(scores_of, "3")
+        folder.keep_scores(written)
     table = RunFolder.open(tmp_path).read_scores("3")
     assert table is not None
     assert table.equals(written)
@@ -39,14 +40,14 @@ def test_scores_are_computed_again_when_anything_they_were_made_from_has_changed
     path = filled(tmp_path, 2)
     assert not kept()
     reader = RunFolder.open(tmp_path)
-    reader.write_scores(scores_of(reader), "1")
+    reader.keep_scores(reader.score_table(scores_of, "1"))
     assert kept()
     assert not kept("2")
     with start(tmp_path) as folder:
         assert kept()
         folder.append(prediction(2))
         assert not kept()
-        folder.write_scores(scores_of(folder), "1")
+        folder.keep_scores(folder.score_table(scores_of, "1"))
         assert kept()
     content = path.read_bytes()
     path.write_bytes(content.replace(b"0.25", b"0.75", 1))  # as long as before
@@ -67,7 +68,7 @@ def test_no_prediction_can_vanish_from_the_scores(tmp_path: Path) -> None:
     filled(tmp_path, 3)
     folder = RunFolder.open(tmp_path)
     with pytest.raises(ValueError, match="1 predictions have no score"):
-        folder.write_scores([score for score in scores_of(folder) if score.key.sample_id != "0001"], "1")
+        folder.score_table(lambda one: [] if one.sample_id == "0001" else scores_of(one), "1")
     assert folder.read_scores("1") is None
     assert [path.name for path in tmp_path.glob("scores*")] == []
 
@@ -77,14 +78,14 @@ def test_scores_that_cannot_be_written_say_so_and_leave_the_old_ones(
 ) -> None:
     filled(tmp_path, 1)
     folder = RunFolder.open(tmp_path)
-    folder.write_scores(scores_of(folder), "1")
+    folder.keep_scores(folder.score_table(scores_of, "1"))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(RunFolderError, match=r"scores.parquet cannot be written \(No space left.* are safe: make room"):
-        folder.write_scores(scores_of(folder), "2")
+        folder.keep_scores(folder.score_table(scores_of, "2"))
     assert folder.read_scores("1") is not None
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
 
@@ -92,7 +93,7 @@ def test_scores_that_cannot_be_written_say_so_and_leave_the_old_ones(
 def test_an_empty_folder_has_scores_and_frames_without_rows(tmp_path: Path) -> None:
     filled(tmp_path, 0)
     folder = RunFolder.open(tmp_path)
-    folder.write_scores([], "1")
+    folder.keep_scores(folder.score_table(scores_of, "1"))
     table = folder.read_scores("1")
     assert table is not None
     assert table.num_rows == 0

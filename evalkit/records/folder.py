@@ -14,7 +14,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,15 +24,13 @@ from evalkit.errors import BadInput, RunFolderError
 from evalkit.files import write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
+from evalkit.records.latest import MAX_ATTEMPTS, Latest, State, slim
 from evalkit.records.run_file import RUN, SCHEMA, read_run
-from evalkit.types import Key, Prediction, Score
+from evalkit.types import Key, Prediction
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-
-MAX_ATTEMPTS = 5
-"""How often a sample with a retryable error is tried, over all invocations together."""
 
 _PREDICTIONS, _SCORES, _PROMPTS = "predictions.jsonl", "scores.parquet", "prompts"
 _LOCK, _WRITER = "run.lock", "writer.txt"
@@ -61,8 +59,8 @@ class RunFolder:
         self.fingerprint = run["fingerprint"]["parts"]
         self.provenance = run["provenance"]
         self.notices = []
-        self._recorded: dict[Key, Prediction] | None = None
-        self._repeats: dict[tuple[Key, int], Prediction] = {}
+        self._recorded: Latest[Key] | None = None
+        self._repeats: Latest[tuple[Key, int]] = Latest(path / _PREDICTIONS)
         self._size = 0  # bytes of predictions.jsonl that hold sound lines
         self._file: BinaryIO | None = None  # open exactly while this object may write
         self._lock: Any = None
@@ -240,7 +238,7 @@ class RunFolder:
         """
         return (line.prediction for line in lines.read(self.path / _PREDICTIONS) if line.prediction)
 
-    def recorded(self) -> Mapping[Key, Prediction]:
+    def recorded(self) -> Latest[Key]:
         """Return the latest attempt at every key; read once, then kept up to date with what this object appends.
 
         Repeats (``--repeat``) are not among them; see ``repeats``.
@@ -249,7 +247,7 @@ class RunFolder:
             RunFolderError: a damaged line with others after it, or no predictions file.
         """
         if self._recorded is None:
-            self._recorded = {}
+            self._recorded = Latest(self.path / _PREDICTIONS)
             for line in lines.read(self.path / _PREDICTIONS):
                 if line.prediction is None:
                     self.notices.append(
@@ -257,11 +255,11 @@ class RunFolder:
                         f"({line.end - self._size} bytes) and cut off; its sample counts as not asked."
                     )
                     break
-                self._remember(line.prediction)
+                self._remember(line.prediction, self._size)
                 self._size = line.end
         return self._recorded
 
-    def repeats(self) -> Mapping[tuple[Key, int], Prediction]:
+    def repeats(self) -> Latest[tuple[Key, int]]:
         """Return the latest attempt at every repeat, by key and which time it was asked: from 2 on.
 
         Raises:
@@ -270,24 +268,34 @@ class RunFolder:
         self.recorded()
         return self._repeats
 
-    def _remember(self, prediction: Prediction) -> None:
+    def states(self) -> Iterator[tuple[Key, State]]:
+        """Yield the key and state of the latest attempt at every sample and every repeat; reads no answers.
+
+        Raises:
+            RunFolderError: as ``recorded``.
+        """
+        yield from self.recorded().states()
+        yield from ((key, state) for (key, _), state in self.repeats().states())
+
+    def _remember(self, prediction: Prediction, start: int) -> None:
         assert self._recorded is not None
         if prediction.repeat == 1:
-            self._recorded[prediction.key] = prediction
+            self._recorded.remember(slim(prediction.key), prediction, start)
         else:
-            self._repeats[prediction.key, prediction.repeat] = prediction
+            self._repeats.remember((slim(prediction.key), prediction.repeat), prediction, start)
 
-    def _latest(self, key: Key, repeat: int) -> Prediction | None:
-        return self.recorded().get(key) if repeat == 1 else self.repeats().get((key, repeat))
+    def state(self, key: Key, repeat: int = 1) -> State | None:
+        """Return the state of the latest attempt at a sample, or at a repeat of it; None where there is none."""
+        return self.recorded().state(key) if repeat == 1 else self.repeats().state((key, repeat))
 
     def needs_asking(self, key: Key, repeat: int = 1, max_attempts: int = MAX_ATTEMPTS) -> bool:
         """Return whether ``key`` has no answer yet and may have one: never asked, or failed and retryable."""
-        last = self._latest(key, repeat)
-        return last is None or (last.error is not None and last.retryable and last.attempt < max_attempts)
+        last = self.state(key, repeat)
+        return last is None or last.may_be_asked(max_attempts)
 
     def next_attempt(self, key: Key, repeat: int = 1) -> int:
         """Return the number that another attempt at ``key`` has: 1 for the first."""
-        last = self._latest(key, repeat)
+        last = self.state(key, repeat)
         return 1 if last is None else last.attempt + 1
 
     def append(self, prediction: Prediction) -> None:
@@ -307,7 +315,6 @@ class RunFolder:
         assert self._file is not None, "a run folder is written between start and close"
         encoded = [lines.encode(prediction) for prediction in predictions]
         rest = memoryview(b"".join(encoded))
-        size = self._size + len(rest)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -319,30 +326,29 @@ class RunFolder:
                 f"{self.path / _PREDICTIONS} cannot be extended ({error.strerror}): the {len(self.recorded())} samples "
                 f"recorded so far are safe; make room and repeat the command to go on from there."
             ) from error
-        for line in encoded:  # as they read back, so that a resumed run cannot tell the difference
-            prediction = lines.decode(line)
-            assert prediction is not None
-            self._remember(prediction)
-        self._size = size
+        for prediction, line in zip(predictions, encoded, strict=True):
+            self._remember(prediction, self._size)
+            self._size += len(line)
 
-    def score_table(self, values: Iterable[Score], scorer_version: str) -> "pa.Table":
-        """Return the long table of ``values`` beside what was recorded; see ``scores.table`` for its columns."""
+    def score_table(self, score: scores.Scoring, scorer_version: str) -> "pa.Table":
+        """Return the long table of all scores, sorted by key; see ``scores.table`` for its columns.
+
+        The same answers give the same rows, in whatever order they finished.
+        """
         recorded = self.recorded()
         source = scores.Source(scorer_version, self._size, scores.digest(self.path / _PREDICTIONS, self._size))
-        return scores.table(recorded, values, source)
+        return scores.table((recorded[key] for key in sorted(recorded)), score, source)
 
-    def write_scores(self, values: Iterable[Score], scorer_version: str) -> "pa.Table":
-        """Compute ``score_table``, keep it as ``scores.parquet``, and return it. Needs no lock.
+    def keep_scores(self, table: "pa.Table") -> None:
+        """Keep what ``score_table`` returned as ``scores.parquet``. Needs no lock.
 
         Raises:
             RunFolderError: the file cannot be written; the scores that were there stay.
         """
-        table = self.score_table(values, scorer_version)
         try:
             scores.write(table, self.path / _SCORES)
         except OSError as error:
             raise _not_written(self.path / _SCORES, error) from error
-        return table
 
     def read_scores(self, scorer_version: str, columns: Sequence[str] | None = None) -> "pa.Table | None":
         """Return the stored scores, or None when they must be computed again; never reads the predictions' text.

@@ -7,20 +7,25 @@ hold, a report reads only this file: a million predictions load in seconds, and 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from evalkit.errors import BadInput
 from evalkit.reading import parse_json
 from evalkit.records.fingerprint import plain
-from evalkit.types import Key, Prediction, Score
+from evalkit.types import Prediction, Score
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _SOURCE = b"evalkit.source"
 _CHUNK = 1 << 20
+_PART = 20_000  # predictions that are made into columns at a time
+
+Scoring: TypeAlias = Callable[[Prediction], Sequence[Score]]
+"""Gives one score per scorer, empty ones included."""
 
 
 class Source(NamedTuple):
@@ -47,8 +52,8 @@ def digest(path: Path, size: int) -> str:
     return sha.hexdigest()
 
 
-def table(predictions: Mapping[Key, Prediction], scores: Iterable[Score], source: Source) -> "pa.Table":
-    """Return the long table, sorted by key: the same answers give the same rows, in whatever order they finished.
+def table(predictions: Iterable[Prediction], score: Scoring, source: Source) -> "pa.Table":
+    """Return the long table in the order of the predictions, which are held in memory a part at a time.
 
     Columns: task subset length sample_id story_id (dictionary-encoded text), prompt_tokens output_tokens attempt
     (int32), finish_reason, error (the kind, its first word; null where there is none), seconds (float32), scorer, value
@@ -59,11 +64,20 @@ def table(predictions: Mapping[Key, Prediction], scores: Iterable[Score], source
     """
     import pyarrow as pa
 
-    rows = sorted(scores, key=lambda score: score.key)  # stable: the scorers of one prediction keep their order
-    unscored = predictions.keys() - {row.key for row in rows}
-    if unscored:
+    rest = iter(predictions)
+    parts = [_part(next_ones, score) for next_ones in iter(lambda: list(islice(rest, _PART)), [])]
+    whole = pa.concat_tables(parts or [_part([], score)]).unify_dictionaries().combine_chunks()
+    return whole.replace_schema_metadata({_SOURCE: source.to_json()})
+
+
+def _part(predictions: Sequence[Prediction], score: Scoring) -> "pa.Table":
+    import pyarrow as pa
+
+    scored = [(prediction, score(prediction)) for prediction in predictions]
+    if unscored := [prediction.key for prediction, rows in scored if not rows]:
         raise ValueError(f"{len(unscored)} predictions have no score, not even an empty one, such as {min(unscored)}.")
-    answers = [predictions[row.key] for row in rows]
+    answers = [prediction for prediction, rows in scored for _ in rows]
+    rows = [row for _, rows in scored for row in rows]
 
     def text(values: Iterable[str | None]) -> "pa.Array":
         # Replies may hold halves of surrogate pairs, and a scorer's detail may quote them: Arrow takes only real text.
@@ -91,7 +105,7 @@ def table(predictions: Mapping[Key, Prediction], scores: Iterable[Score], source
         "fact_positions": pa.array([p.fact_positions for p in answers], pa.list_(pa.int32())),
         "metadata": text(json.dumps(p.metadata, default=plain, sort_keys=True) for p in answers),
     }
-    return pa.table(columns).replace_schema_metadata({_SOURCE: source.to_json()})
+    return pa.table(columns)
 
 
 def write(scores: "pa.Table", path: Path) -> None:

@@ -1,13 +1,13 @@
 """The scores of a run folder: the stored ones where they still hold, else computed anew."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import benchmarks
 from evalkit.errors import BadInput, EvalkitError, RunFolderError
 from evalkit.records.folder import RunFolder, find_run_folders
-from evalkit.types import Score
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +28,9 @@ def score_folder(folder: RunFolder) -> "pa.Table":
     Raises:
         RunFolderError: the predictions cannot be read, or the file cannot be written.
     """
-    return folder.write_scores(_computed(folder), _version(folder))
+    table = folder.score_table(benchmarks.score, _version(folder))
+    folder.keep_scores(table)
+    return table
 
 
 def score_folders(paths: Iterable[Path]) -> Iterator[RunFolder | EvalkitError]:
@@ -65,15 +67,10 @@ def scored(folder: RunFolder) -> Scored:
     stored = folder.read_scores(version)
     if stored is not None:
         return Scored(stored, outdated=False)
-    outdated, scores = folder.has_scores, _computed(folder)
-    try:
-        return Scored(folder.write_scores(scores, version), outdated)
-    except RunFolderError:
-        return Scored(folder.score_table(scores, version), outdated)
-
-
-def _computed(folder: RunFolder) -> list[Score]:
-    return [score for prediction in folder.recorded().values() for score in benchmarks.score(prediction)]
+    outdated, table = folder.has_scores, folder.score_table(benchmarks.score, version)
+    with suppress(RunFolderError):
+        folder.keep_scores(table)
+    return Scored(table, outdated)
 
 
 def _version(folder: RunFolder) -> str:

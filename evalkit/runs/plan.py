@@ -23,7 +23,7 @@ from evalkit.records.folder import RunFolder
 from evalkit.runs.config import RunConfig
 from evalkit.runs.problems import budget_problems, prompt_problems
 from evalkit.runs.shards import part_of
-from evalkit.types import Benchmark, Message, Prompt, Sample
+from evalkit.types import Benchmark, Key, Message, Prompt, Sample
 
 
 class Cell(NamedTuple):
@@ -80,7 +80,16 @@ class Plan:
     @cached_property
     def num_samples(self) -> Mapping[Cell, int]:
         """How many samples each cell has: the one count that says when a run is finished."""
-        return count_samples(self.benchmark, self.subsets, self.config.lengths, self.samples, self.config.shard)
+        return {cell: len(ids) for cell, ids in self.sample_ids.items()}
+
+    @cached_property
+    def sample_ids(self) -> Mapping[Cell, tuple[str, ...]]:
+        """What the samples of each cell are called, in their order."""
+        return name_samples(self.benchmark, self.subsets, self.config.lengths, self.samples, self.config.shard)
+
+    def key(self, cell: Cell, sample_id: str) -> Key:
+        """Return the name of a sample's prediction."""
+        return Key(self.benchmark.task, cell.subset, cell.length, sample_id)
 
     def cells(self, lengths: Sequence[str]) -> list[Cell]:
         """Return the cells of some lengths, longest first: what does not fit into memory shows at once."""
@@ -240,26 +249,26 @@ def chosen_subsets(config: RunConfig) -> tuple[str, ...]:
     return subsets
 
 
-def count_samples(
+def name_samples(
     benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int, shard: str | None
-) -> dict[Cell, int]:
-    """Return how many samples each cell has: fewer than asked for where published rows run out, more with depths."""
-    counted: dict[Cell, int] = {}
+) -> dict[Cell, tuple[str, ...]]:
+    """Return the ids of each cell's samples: fewer than asked for where published rows run out, more with depths."""
+    named: dict[Cell, tuple[str, ...]] = {}
     for subset in subsets:
         for length in lengths:
             if benchmark.generated and length != lengths[0]:  # the same questions at every length
-                counted[Cell(subset, length)] = counted[Cell(subset, lengths[0])]
+                named[Cell(subset, length)] = named[Cell(subset, lengths[0])]
             else:
-                counted[Cell(subset, length)] = sum(
-                    1 for _ in part_of(benchmark.samples(subset, length, samples), shard)
-                )
-    return counted
+                of_cell = part_of(benchmark.samples(subset, length, samples), shard)
+                named[Cell(subset, length)] = tuple(sample.sample_id for sample in of_cell)
+    return named
 
 
 def expected_samples(config: RunConfig) -> dict[Cell, int]:
-    """Return how many samples each cell of a run has, without opening its checkpoint; see ``count_samples``."""
+    """Return how many samples each cell of a run has, without opening its checkpoint; see ``name_samples``."""
     samples = config.samples or load_card(config.task).default_samples
-    return count_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples, config.shard)
+    named = name_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples, config.shard)
+    return {cell: len(ids) for cell, ids in named.items()}
 
 
 def asked_samples(config: RunConfig) -> Iterator[Sample]:

@@ -13,7 +13,7 @@ from evalkit.errors import BadInput, RunFolderError
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder, this_process
 from evalkit.records.scoring import score_folder
-from evalkit.runs.answers import OVERFLOW, Ask, Event, Loading, Served, key_of
+from evalkit.runs.answers import OVERFLOW, Ask, Event, Loading, Served
 from evalkit.runs.config import recorded_config
 from evalkit.runs.engines import open_engines
 from evalkit.runs.pace import Pace
@@ -163,8 +163,7 @@ def _refuse_another_part(plan: Plan) -> None:
 
 def _answering(folder: RunFolder) -> dict[str, Any]:
     """Return since when, after how many attempts, and by whom answers are being recorded."""
-    latest = (*folder.recorded().values(), *folder.repeats().values())
-    attempts = sum(prediction.attempt for prediction in latest)
+    attempts = sum(state.attempt for _, state in folder.states())
     return {"since": now(), "after": attempts, "writer": this_process()}
 
 
@@ -202,37 +201,48 @@ def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iter
 
 
 def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[Ask]:
-    rows = {key._replace(sample_id=row_number(key.sample_id)): key.sample_id for key in folder.recorded()}
+    rows = {
+        key._replace(sample_id=row): key.sample_id
+        for key in folder.recorded()
+        if (row := row_number(key.sample_id)) != key.sample_id
+    }
     for cell in plan.cells(lengths):
-        for sample in plan.samples_of(cell):
-            key = key_of(sample, cell.length)
-            before = rows.get(key._replace(sample_id=row_number(key.sample_id)), key.sample_id)
-            if before != key.sample_id:
+        to_ask = set()
+        for sample_id in plan.sample_ids[cell]:
+            key = plan.key(cell, sample_id)
+            before = rows.get(key._replace(sample_id=row_number(sample_id)), sample_id)
+            if before != sample_id:
                 raise BadInput(
-                    f"Row {sample.sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
+                    f"Row {sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
                     f"{folder.path} holds an answer to; use another --out, or the files of that time."
                 )
             if folder.needs_asking(key, repeat):
-                yield Ask(sample, cell.length, repeat)
+                to_ask.add(sample_id)
+        if to_ask:  # making samples anew takes longer than all else here
+            yield from (Ask(one, cell.length, repeat) for one in plan.samples_of(cell) if one.sample_id in to_ask)
 
 
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
-    recorded = folder.recorded()
-    keys = [key_of(sample, cell.length) for cell in plan.cells(plan.config.lengths) for sample in plan.samples_of(cell)]
-    repeats = (folder.repeats()[key, n] for key in keys for n in range(2, plan.config.repeat + 1))
-    errors = [p for p in (*(recorded[key] for key in keys), *repeats) if p.error]
-    unfitting = [p for p in errors if (p.error or "").startswith(OVERFLOW)]
-    failed = [p for p in errors if not (p.error or "").startswith(OVERFLOW)]
+    asked_for = [(cell, sample_id) for cell in plan.cells(plan.config.lengths) for sample_id in plan.sample_ids[cell]]
+    states = [
+        (plan.key(*one), repeat, state)
+        for one in asked_for
+        for repeat in range(1, plan.config.repeat + 1)
+        if (state := folder.state(plan.key(*one), repeat)) and (state.error or state.unfinished)
+    ]
+    errors = [(key, repeat, state.error) for key, repeat, state in states if state.error]
+    unfitting = [(repeat, error) for _, repeat, error in errors if error.startswith(OVERFLOW)]
+    failed = [error for _, _, error in errors if not error.startswith(OVERFLOW)]
     return RunResult(
         folder=folder.path,
         asked=asked,
-        recorded=len(keys),
+        recorded=len(asked_for),
         failed=len(failed),
-        unfinished=sum(recorded[key].finish_reason == "unfinished_reasoning" for key in keys),
-        retried=sum(folder.needs_asking(p.key, p.repeat) for p in errors),
-        unfitting=sum(p.repeat == 1 for p in unfitting),
-        failed_example=next((p.error or "" for p in failed), ""),
-        unfitting_example=next(((p.error or "").removeprefix(f"{OVERFLOW}: ") for p in unfitting), ""),
+        unfinished=sum(state.unfinished and repeat == 1 for _, repeat, state in states),
+        retried=sum(folder.needs_asking(key, repeat) for key, repeat, _ in errors),
+        unfitting=sum(repeat == 1 for repeat, _ in unfitting),
+        failed_example=next(iter(failed), ""),
+        unfitting_example=next((error.removeprefix(f"{OVERFLOW}: ") for _, error in unfitting), ""),
         notices=(*folder.notices, *warnings),
     )
 

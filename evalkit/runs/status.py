@@ -43,15 +43,14 @@ def run_status(path: Path) -> Status:
     """Return how far one run is. Reads only; another process may be writing the folder."""
     try:
         folder = RunFolder.open(path)
-        recorded = folder.recorded()
+        latest = list(folder.states())
     except RunFolderError as error:
         return Status(
             path=path, arm="", state="damaged", done=0, expected=None, failed=0, rate=None, seconds_left=None,
             writer=None, problem=str(error),
         )  # fmt: skip
     writer = folder.writer()
-    latest = [*recorded.values(), *folder.repeats().values()]
-    done = [one.key for one in latest if not folder.needs_asking(one.key, one.repeat)]
+    done = [key for key, state in latest if not state.may_be_asked()]
     repeat = folder.config.get("scope", {}).get("repeat", 1)
     left = Counter({cell: n * repeat for cell, n in (folder.config.get("scope", {}).get("cells") or {}).items()})
     left.subtract(f"{key.subset}/{key.length}" for key in done)
@@ -63,7 +62,7 @@ def run_status(path: Path) -> Status:
         state="running" if writer else _state_at_rest(folder, len(done), repeat),
         done=len(done),
         expected=None if folder.expected is None else folder.expected * repeat,
-        failed=sum(one.error is not None for one in latest),
+        failed=sum(state.error is not None for _, state in latest),
         rate=rate,
         seconds_left=tokens_left / token_rate if token_rate else None,
         writer=writer,

@@ -323,8 +323,7 @@ class Run(Step):
         if not (self.out / "run.json").is_file():
             return False
         folder = RunFolder.open(self.out)
-        latest = (*folder.recorded().values(), *folder.repeats().values())
-        final = Counter(Cell(p.subset, p.length) for p in latest if not folder.needs_asking(p.key, p.repeat))
+        final = Counter(Cell(key.subset, key.length) for key, state in folder.states() if not state.may_be_asked())
         return all(final[cell] >= number * self.config.repeat for cell, number in self.study.num_samples.items())
 
     def carry_out(self, on_part: OnPart) -> str:
