@@ -12,6 +12,7 @@ from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
+from evalkit.report.flips import flip_rows
 from evalkit.report.groups import GROUP_COLUMNS, group_rows
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.logprobs import LOGPROB_COLUMNS, log_probabilities, logprob_rows, logprob_tables
@@ -179,8 +180,7 @@ def _write_texts(
     if analysis.groups:
         contents["by.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(analysis.groups))
     if analysis.flips:
-        depths = [group for flips in analysis.flips for group in (*flips.patterns, *flips.zones)]
-        contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(depths))
+        contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, flip_rows(analysis.flips))
     contents |= more
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
