@@ -1,6 +1,7 @@
 """How probable the right answer was, beside what was answered: each candidate scored behind the exact prompt."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from evalkit.records.folder import RunFolder
 from evalkit.types import Prompt, Sample
 from tests.backends import hf
 from tests.test_hf import broken, random_prompts
+from tests.test_thinking import OPEN
 
 
 def evalkit(*arguments: object):
@@ -185,6 +187,17 @@ def test_a_backend_that_cannot_is_refused_before_anything_is_written(checkpoint,
     assert shown.exit_code == 2
     assert f"the backend {backend} gives none; use --backend vllm or hf" in shown.output
     assert not (tmp_path / "r").exists()
+
+
+def test_where_the_prompt_opens_a_thought_the_answer_does_not_stand_behind_it(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(OPEN)
+    room = ("--thinking-tokens", 200)
+    shown = run(model, tmp_path / "r", "--answer-logprob", *room)
+    assert shown.exit_code == 2
+    assert "this chat template begins the model's reasoning there; turn that off (--template-arg)" in shown.output
+    shown = run(model, tmp_path / "r", "--answer-logprob", "--template-arg", "enable_thinking=false")
+    assert shown.exit_code == 0, shown.output
 
 
 def test_weights_of_no_numbers_end_the_run_before_any_answer(checkpoint, tmp_path):

@@ -67,6 +67,8 @@ def test_each_story_is_right_at_all_depths_at_one_end_only_or_at_none(analysis):
     assert at_32k == {
         ("right at all depths", "a"): (0.25, 40),
         ("right at all depths", "b"): (1.0, 40),
+        ("right at both ends", "a"): (0.25, 40),
+        ("right at both ends", "b"): (1.0, 40),
         ("at the end only (1)", "a"): (0.25, 40),
         ("at the end only (1)", "b"): (0.0, 40),
         ("at the beginning only (0)", "a"): (0.0, 40),
@@ -93,6 +95,46 @@ def test_each_depth_has_its_own_retention(analysis):
     }  # fmt: skip
 
 
+def test_retentions_are_compared_depth_by_depth_on_the_same_stories(analysis):
+    found = {one.depth: one for one in analysis.flips[0].retention_differences}
+    assert {(one.arm, one.baseline) for one in found.values()} == {("b", "a")}
+    assert [found[depth].estimate.mean for depth in DEPTHS] == pytest.approx([0.75, 0.75, 0.5])
+    assert all(one.estimate.low < one.estimate.mean < one.estimate.high for one in found.values())
+    assert all(one.p_holm < 0.001 for one in found.values())
+    assert {one.estimate.n for one in found.values()} == {80}, "40 stories at two lengths"
+
+
+def imperfect(arm: str):
+    """Within the trained length half of the stories right, beyond a part of these: fewer for "a"."""
+    limit = {"a": 8, "b": 14}[arm]
+    return lambda i, d, length: i % 2 == 0 and (length == "8k" or i < 2 * limit)
+
+
+def test_the_interval_of_a_difference_of_retentions_is_that_of_resampled_stories(tmp_path):
+    for arm in ("a", "b"):
+        at_depths(tmp_path, arm, imperfect(arm))
+    (flips,) = analyse(load_runs([tmp_path / "runs"])).flips
+    found = flips.retention_differences[0].estimate
+    assert found.mean == pytest.approx(14 / 20 - 8 / 20)
+    within = np.arange(40) % 2 == 0
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(4000):
+        pick = rng.integers(0, 40, 40)
+        rates = [(within & (np.arange(40) < 2 * limit))[pick].sum() / within[pick].sum() for limit in (14, 8)]
+        drawn.append(rates[0] - rates[1])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
+
+
+def test_arms_that_hardly_differ_have_a_difference_without_an_interval(tmp_path):
+    for arm in ("a", "b"):
+        at_depths(tmp_path, arm, lambda i, d, length, arm=arm: i >= 3 or arm == "b" or length == "8k")
+    (flips,) = analyse(load_runs([tmp_path / "runs"])).flips
+    found = flips.retention_differences[0]
+    assert found.estimate.mean == pytest.approx(3 / 40)
+    assert (found.estimate.low, found.estimate.high, found.estimate.p, found.p_holm) == (None, None, None, None)
+
+
 def test_a_story_with_a_failed_depth_counts_as_unscored(tmp_path):
     run = at_depths(tmp_path, "a", lambda i, d, length: True, samples=6, lengths=("8k",))
     lines = []
@@ -117,7 +159,9 @@ def test_runs_at_one_depth_or_none_have_no_flips(tmp_path):
 def test_the_report_writes_the_flips_down(runs, tmp_path):
     build([runs], tmp_path)
     rows = list(csv.DictReader((tmp_path / "depths.csv").open()))
-    assert {row["value"] for row in rows} >= {"right at all depths", "0", "0.5", "1"}
+    assert {row["value"] for row in rows} >= {"right at all depths", "0", "0.5", "1", "retention at 0"}
+    (kept,) = (row for row in rows if (row["value"], row["baseline"]) == ("retention at 1", "a"))
+    assert (kept["arm"], kept["score"], kept["n"]) == ("b", "50.0", "80")
     text = (tmp_path / "report.md").read_text()
     for title in ("the same story at all depths", "official score by depth", "retention by depth"):
         assert title in text

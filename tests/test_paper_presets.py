@@ -2,13 +2,22 @@
 
 import csv
 import json
-from dataclasses import replace
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.models.new_checkpoint import write_checkpoint
+from evalkit.options import read_toml
+from evalkit.records.folder import RunFolder
+from evalkit.study import experiment as experiment_module
 from evalkit.study.experiment import load_experiment
 from evalkit.study.steps import Study, plan_steps
 
@@ -85,32 +94,81 @@ def _rows(folder, seed, lengths, count):
         file.write_text(json.dumps(rows))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_whole_preset_cut_down_goes_from_a_base_to_the_report(tmp_path):
+def _toml(experiment: dict) -> str:
+    """The file of an experiment; JSON's values are TOML's, but for tables."""
+    tables = [f"{key} = {json.dumps(value)}" for key, value in experiment.items() if not isinstance(value, dict)]
+    tables = [line for line in tables if not line.startswith("curves")]
+    for name in ("training", "evaluation"):
+        tables += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in experiment[name].items())]
+    for arm, own in experiment["arms"].items():
+        tables += [f"[arms.{json.dumps(arm)}]", *(f"{key} = {json.dumps(value)}" for key, value in own.items())]
+    for curve in experiment["curves"]:
+        tables += ["[[curves]]", *(f"{key} = {json.dumps(value)}" for key, value in curve.items())]
+    return "\n".join(tables)
+
+
+@pytest.fixture
+def cut_down(tmp_path):
+    """The file of the preset, every arm and curve of it, for a tiny base and rows of its own."""
     write_checkpoint(tmp_path / "base", window=2048)
     _rows(tmp_path / "train", 3, {"1k": 200, "2k": 500}, 8)
     _rows(tmp_path / "asked", 5, {"1k": 200, "2k": 500}, 40)
-    preset = load_experiment("paper")
-    cut = {"prompts": "own", "source": str(tmp_path / "train"), "rows": "1k,2k", "samples": 8, "longest": 2048}
-    cut |= {"range_length": 2048, "precision": "float32", "epochs": 1, "lora_rank": 2}
-    asked = {"prompts": "own", "source": str(tmp_path / "asked"), "lengths": "1k,2k", "samples": 40, "backend": "hf"}
-    study = Study(
-        experiment=replace(
-            preset,
-            base=str(tmp_path / "base"),
-            training={**preset.training, **cut},
-            evaluation={**preset.evaluation, **asked},
-        ),
-        root=tmp_path / "results",
-        plots=tmp_path / "plots",
-    )
-    for step in plan_steps(study, (42,)):
-        step.carry_out(lambda done, total: None)
-    shown = {row["arm"] for row in csv.DictReader((tmp_path / "plots" / "curves.csv").open())}
-    assert {curve.label for curve in preset.curves} <= shown
-    assert "(published)" in (tmp_path / "plots" / "report.md").read_text(), "the authors' figures stand beside"
-    record = json.loads((tmp_path / "results" / "seed-42" / "pose" / "evalkit_training.json").read_text())
+    preset = read_toml(Path(experiment_module.__file__).parent / "experiments" / "paper.toml")
+    preset["training"] |= {"prompts": "own", "source": str(tmp_path / "train"), "rows": "1k,2k", "samples": 8}
+    preset["training"] |= {"longest": 2048, "range_length": 2048, "precision": "float32", "epochs": 1, "lora_rank": 2}
+    preset["training"] |= {"save_every": 1}
+    preset["evaluation"] |= {"prompts": "own", "source": str(tmp_path / "asked"), "lengths": "1k,2k", "samples": 40}
+    preset["evaluation"] |= {"backend": "hf"}
+    preset |= {"base": str(tmp_path / "base")}
+    del preset["budget"]
+    (tmp_path / "cut.toml").write_text(_toml(preset))
+    return tmp_path / "cut.toml"
+
+
+def _wait_until_its_workers_are_gone(group: int) -> None:
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_the_whole_preset_cut_down_goes_from_a_base_to_the_report_although_it_is_killed_twice(cut_down, tmp_path):
+    """Once while arms are trained and once while curves are asked, each time at a moment that nobody chose."""
+    study = Study(experiment=load_experiment(str(cut_down)), root=tmp_path / "results", plots=tmp_path / "plots")
+    words = ["reproduce", cut_down, "--out", study.root, "--plots", study.plots]
+    command = [sys.executable, "-m", "evalkit", *map(str, words)]
+    for sign in ("seed-42/*/plan.json", "seed-42/runs/*/predictions.jsonl"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not any(path.stat().st_size for path in study.root.glob(sign)):
+            assert process.poll() is None, "it ended by itself"
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 4))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "killed before it was done"
+        _wait_until_its_workers_are_gone(process.pid)
+    begun = {path: path.read_bytes() for path in study.root.glob("seed-42/runs/*/predictions.jsonl")}
+    trained = {path: path.stat().st_mtime_ns for path in study.root.glob("seed-42/*/adapter_model.safetensors")}
+    assert begun
+
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    steps = [step for step in plan_steps(study, (42,)) if step.kind in ("train", "run")]
+    assert len(steps) == 8 + 12
+    assert all(step.done() for step in steps)
+    for path, text in begun.items():
+        whole = text[: text.rfind(b"\n") + 1]
+        assert path.read_bytes().startswith(whole), "what was answered is kept"
+    assert all(path.stat().st_mtime_ns == at for path, at in trained.items()), "no arm is trained twice"
+    for step in steps:
+        if step.kind == "run":
+            asked = [(p.length, p.sample_id) for p in RunFolder.open(step.out).predictions()]
+            assert len(set(asked)) == len(asked), "and nothing is asked twice"
+    shown = {row["arm"] for row in csv.DictReader((study.plots / "curves.csv").open())}
+    assert {curve.label for curve in study.experiment.curves} <= shown
+    assert "(published)" in (study.plots / "report.md").read_text(), "the authors' figures stand beside"
+    record = json.loads((study.root / "seed-42" / "pose" / "evalkit_training.json").read_text())
     assert record["positions"]["kind"] == "pose"
-    done = [step for step in plan_steps(study, (42,)) if step.kind in ("train", "run")]
-    assert all(step.done() for step in done)

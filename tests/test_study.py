@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -22,10 +23,13 @@ from evalkit.errors import BadInput, EvalkitError
 from evalkit.machine import processor
 from evalkit.reading import read_toml
 from evalkit.runs.config import run_config
+from evalkit.runs.plan import make_plan
 from evalkit.study import workers
+from evalkit.study.cost import duration, run_cost
+from evalkit.study.estimate import describe
 from evalkit.study.experiment import experiment_names, load_experiment
 from evalkit.study.on_ray import Devices
-from evalkit.study.steps import PORTABLE_KERNELS, Questions, Report, Run, Study, Train, describe, plan_steps
+from evalkit.study.steps import PORTABLE_KERNELS, Questions, Report, Run, Study, Train, plan_steps
 from evalkit.train.data import choose_samples, item_fingerprint
 from evalkit.train.finetune import held_out, train_config
 from evalkit.train.tiny import BASES, BaseStage, train_base, write_noise
@@ -140,9 +144,10 @@ def test_every_experiment_can_be_planned(name, tmp_path):
     study = Study(experiment=load_experiment(name), root=tmp_path / "r", plots=tmp_path / "p")
     text = describe(plan_steps(study, study.experiment.seeds))
     assert {curve.arm for curve in study.experiment.curves} >= {"plain", "trained YaRN", "Randomized YaRN"}
-    assert "To do: about" in text
+    assert re.search(r"^To do on 1 .*about .* of training", text, re.MULTILINE)
     published = "source" in study.experiment.evaluation  # how many rows there are is known where the hub is reached
     assert ("?" in text) == published
+    assert ("is not known: " in text) == published, "and why"
     assert not (tmp_path / "r").exists()
 
 
@@ -229,6 +234,9 @@ def test_a_revision_goes_with_the_base_to_every_command_that_opens_it(written, t
         ('arm = "plain"', 'arm = "base"\nname = "randomized yarn"', r"would share the folder randomized-yarn"),
         ("[[curves]]", "[budget]\nparameters = 'many'\n[[curves]]", r"mine\.toml \[budget\]: parameters is 'many'"),
         ("[[curves]]", "[budget]\nparameters = 0\n[[curves]]", r"mine\.toml \[budget\]: parameters is 0"),
+        ("[[curves]]", "[budget]\nrates = 3\n[[curves]]", r"mine\.toml \[budget\]: rates is 3; write each under"),
+        ("[[curves]]", "[[budget.rates]]\ndevice = 'x'\n[[curves]]", r"mine\.toml \[budget\] has no source"),
+        ("[[curves]]", "[[budget.rates]]\nspeed = 3\n[[curves]]", r"\[budget\] has the unknown setting speed"),
         ("about", "# about", r"mine\.toml has no about"),
         ("[arms]", "[arms", r"mine\.toml is not a TOML file"),
     ],
@@ -288,16 +296,53 @@ def test_print_config_prints_what_reads_back(study):
     assert run_config(read_toml(study.questions)) == study.evaluation(0)
 
 
-def test_the_plan_says_what_nobody_knows(study, tmp_path):
+def test_the_plan_says_what_nobody_knows_and_why(study, tmp_path):
     """The experiment has no budget; then its questions are rows that are not there, so that nobody can count them."""
     text = describe(plan_steps(study, (0,)))
     rows = [line.split() for line in text.splitlines() if line.startswith(("train ", "run "))]
-    assert [row[-3:] for row in rows] == [["1,024", "?", "?"]] * 2 + [["1,920", "?", "?"]] * 2
-    assert "about 0 s of one worker, and 4 steps of unknown length" in text
+    assert [row[-3:] for row in rows[:2]] == [["1,024", "?", "?"]] * 2
+    assert "How long that takes is not known: the experiment's [budget] has no rates, and no run recorded" in text
     evaluation = {**study.experiment.evaluation, "source": str(tmp_path / "nowhere"), "noise": []}
     lost = replace(study, experiment=replace(study.experiment, evaluation=evaluation))
-    row = next(line for line in describe(plan_steps(lost, (0,))).splitlines() if line.startswith("run "))
+    text = describe(plan_steps(lost, (0,)))
+    row = next(line for line in text.splitlines() if line.startswith("run "))
     assert row.split()[-3:] == ["?", "?", "?"]
+    assert re.search(r"^What 2 steps take is not known: .*nowhere", text, re.MULTILINE)
+
+
+def test_runs_cost_what_their_prompts_are_for_a_base_that_is_here(study):
+    planned = first(study, Run).built_cost()
+    cost = run_cost(make_plan(replace(first(study, Run).config, model=str(study.experiment.base))))
+    assert planned.tokens == sum(cell.prompt_tokens for cell in cost.cells) < first(study, Run).cost().tokens
+    assert planned.memory > cost.weight_bytes
+
+
+RATES = """
+[budget]
+parameters = 1_000
+[[budget.rates]]
+device = "1 H200"
+source = "measured by somebody"
+eval_tokens_per_second = 100
+[[budget.rates]]
+device = "1 H100"
+source = "an estimate"
+train_tokens_per_second = 10
+eval_tokens_per_second = 100
+eval_length = 512
+"""
+
+
+def test_each_kind_of_device_has_its_hours_and_who_says_so(written, tmp_path):
+    changed = written(("[[curves]]", RATES + "[[curves]]"))
+    study = Study(experiment=load_experiment(changed), root=tmp_path / "r", plots=tmp_path / "p")
+    text = describe(plan_steps(study, (0,)))
+    tokens = first(study, Run).built_cost().tokens
+    said = f"To do on 1 H200: about {duration(2 * tokens / 100)} of asking, 2 steps of training of unknown length; "
+    assert said + "measured by somebody." in text
+    seconds = first(study, Run).built_cost().seconds
+    assert seconds["1 H100"] < seconds["1 H200"], "shorter prompts than that of the rate have fewer operations a token"
+    assert f"To do on 1 H100: about {duration(2 * 1024 / 10)} of training, about" in text
 
 
 def test_arms_share_their_data_and_no_item_with_the_evaluation(study):

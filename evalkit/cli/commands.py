@@ -282,9 +282,10 @@ def reproduce(
     from evalkit.cli.progress import StudyProgress
     from evalkit.models.hub import resolve
     from evalkit.study import workers
+    from evalkit.study.estimate import describe
     from evalkit.study.experiment import experiment_names, load_experiment
     from evalkit.study.on_ray import Devices
-    from evalkit.study.steps import Run, Study, describe, plan_steps
+    from evalkit.study.steps import Run, Study, plan_steps
 
     if experiment is None:
         for name in experiment_names():

@@ -103,7 +103,7 @@ class StudyProgress(_Bar):
         """Take the steps of the plan; ``quiet``: show nothing but the notes of a report."""
         from tqdm import tqdm
 
-        from evalkit.study.steps import estimated_seconds
+        from evalkit.study.estimate import estimated_seconds
 
         self._seconds = {str(step): estimated_seconds(step) for step in steps}
         self._shares = dict.fromkeys(self._seconds, 0.0)

@@ -14,6 +14,7 @@ from evalkit.report.cells import Table, effective_text
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
+from evalkit.report.flips import flip_rows
 from evalkit.report.groups import GROUP_COLUMNS, group_rows
 from evalkit.report.latex import appendix, paper_tables
 from evalkit.report.load import Loaded, load_runs
@@ -199,8 +200,7 @@ def _write_texts(
     if analysis.groups:
         contents["by.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(analysis.groups))
     if analysis.flips:
-        depths = [group for flips in analysis.flips for group in (*flips.patterns, *flips.zones)]
-        contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, group_rows(depths))
+        contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, flip_rows(analysis.flips))
     contents |= more
     for name, text in contents.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")

@@ -109,7 +109,7 @@ def group_rows(groups: Iterable[Group]) -> Iterable[dict[str, Any]]:
     for group in groups:
         common = {"task": group.task, "tag": group.tag, "value": group.value}
         for c in group.cells:
-            mean, low, high = (_percent(getattr(c.interval, end)) for end in ("mean", "low", "high"))
+            mean, low, high = (percent(getattr(c.interval, end)) for end in ("mean", "low", "high"))
             found = {"score": mean, "ci_low": low, "ci_high": high}
             yield common | found | {"arm": c.arm, "subset": c.subset, "length": c.length, "n": c.n}
         for compared in group.comparisons:
@@ -120,13 +120,14 @@ def group_rows(groups: Iterable[Group]) -> Iterable[dict[str, Any]]:
                     "subset": AVERAGE if len(compared.subsets) > 1 else compared.subsets[0],
                     "length": length,
                     "n": d.n,
-                    "score": _percent(d.mean),
-                    "ci_low": _percent(d.low),
-                    "ci_high": _percent(d.high),
+                    "score": percent(d.mean),
+                    "ci_low": percent(d.low),
+                    "ci_high": percent(d.high),
                     "p": d.p,
                     "p_holm": compared.by_length_p_holm[length],
                 }
 
 
-def _percent(value: float | None) -> float | None:
+def percent(value: float | None) -> float | None:
+    """Return a share in percent."""
     return None if value is None else 100 * value + 0.0

@@ -33,6 +33,17 @@ class Observed(NamedTuple):
     """Samples asked there that have no score under some of the models."""
 
 
+class Both(NamedTuple):
+    """Observations of two arms on the same samples."""
+
+    left: Observations
+    right: Observations
+    paired_seeds: bool
+    """Both were trained with the same seeds."""
+    num_unscored: int
+    """Samples asked of both that have no score under some of the models."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """Scores of one task under one scorer. Samples are sorted by cell."""
@@ -151,6 +162,13 @@ class Panel:
 
         Where both arms were trained with the same seeds, model is subtracted from model.
         """
+        both = self.both_sides(first, second, weights)
+        if both is None:
+            return None
+        return Observed(difference(both.left, both.right, paired_seeds=both.paired_seeds), both.num_unscored)
+
+    def both_sides(self, first: Models, second: Models, weights: Floats) -> Both | None:
+        """Return the scores of two arms on the samples that both have one for; None as in ``observations``."""
         sides = [self.models_that_asked(models, weights) for models in (first, second)]
         if not all(sides):
             return None
@@ -162,8 +180,7 @@ class Panel:
         everywhere = np.all(
             [self.asked[rows][:, place].any(axis=0) for side in sides for rows in side.values()], axis=0
         )
-        pairs = difference(left, right, paired_seeds=list(sides[0]) == list(sides[1]))
-        return Observed(pairs, int((everywhere & ~both).sum()))
+        return Both(left, right, list(sides[0]) == list(sides[1]), int((everywhere & ~both).sum()))
 
     def _samples(self, weights: Floats) -> NDArray[np.int64]:
         """Places of the samples of the cells with a weight."""
@@ -219,6 +236,13 @@ class Measure:
         if observed is None or not _is_whole(observed, above + below):
             return Interval(None, None, None, "none")
         return stats.ratio_interval(observed.observations, above, below)
+
+    def ratio_difference(self, above: Floats, below: Floats) -> Estimate | None:
+        """Return the ratio of two weighted means of the first side minus that of the second; None as ``contrast``."""
+        both = self._panel.both_sides(self._sides[0], self._sides[1], above + below)
+        if both is None or not _is_whole(Observed(both.left, 0), above + below):
+            return None
+        return stats.ratio_difference(both.left, both.right, above, below, paired_seeds=both.paired_seeds)
 
     def contrast(self, weights: Floats) -> Contrast | None:
         """Return the weighted sum of cell means; None where a cell has no sample that counts."""

@@ -12,6 +12,7 @@ Bonett and Price 2012 for paired proportions; Fieller 1954 for ratios; Schuirman
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from evalkit.report.resampling import (
     bca,
     clustered_variance,
     clusters_per_cell,
+    difference,
     linear,
     normal,
     num_informative,
@@ -187,13 +189,19 @@ def estimate(obs: Observations, weights: Floats) -> Estimate:
     values = obs.combined
     if not len(values):
         raise ValueError("an estimate needs at least one sample")
-    point, influence, _, _ = linear(values, obs, weights)
+    found = _around(linear(values, obs, weights).point, obs, weights)
+    return found if values.any() or found.num_clusters < 2 else found._replace(low=0.0, high=0.0, p=1.0)
+
+
+def _around(point: float, obs: Observations, weights: Floats) -> Estimate:
+    """Return ``point`` with the variance of the weighted sum of cell means."""
+    values = obs.combined
+    influence = linear(values, obs, weights).influence
     variance = with_seeds(clustered_variance(influence), obs, weights)
-    known = len(influence) > 1 and variance.error > 1e-9 * max(1.0, float(np.abs(values).max()))
-    if not known and values.any():
+    if len(influence) < 2 or variance.error <= 1e-9 * max(1.0, float(np.abs(values).max())):
         return Estimate(point, None, None, None, len(values), len(influence))
-    half = variance.quantile(0.5 + CONFIDENCE / 2) * variance.error if known else 0.0
-    p = tail(point / variance.error, variance.dof) if known else 1.0
+    half = variance.quantile(0.5 + CONFIDENCE / 2) * variance.error
+    p = tail(point / variance.error, variance.dof)
     return Estimate(point, point - half, point + half, p, len(values), len(influence))
 
 
@@ -259,6 +267,30 @@ def ratio_interval(obs: Observations, above: Floats, below: Floats) -> Interval:
         far *= 2
     high = None if open_above else brentq(beyond, point, far)
     return Interval(point, min(low, point), None if high is None else max(high, point), "fieller")
+
+
+def ratio_difference(
+    first: Observations, second: Observations, above: Floats, below: Floats, *, paired_seeds: bool
+) -> Estimate | None:
+    """Return how far the first arm's ratio of weighted means lies above the second's, over the same samples.
+
+    For the difference of two retentions. Each ratio is made linear at its estimate (the delta method: A/B moves by
+    (dA - A/B dB) / B), so that what the arms share in a story cancels. Without interval where fewer than
+    ``MIN_INFORMATIVE`` / 2 stories tell anything; None where a mean below is 0.
+    """
+    weights = ((above != 0) | (below != 0)).astype(float)
+    ratios, sides = [], []
+    for obs in (first, second):
+        bottom = linear(obs.combined, obs, below).point
+        if bottom <= 0:
+            return None
+        ratios.append(linear(obs.combined, obs, above).point / bottom)
+        moves = (above - ratios[-1] * below) / bottom
+        sides.append(replace(obs, parts=tuple(part * moves[obs.cell] for part in obs.parts)))
+    pairs = difference(sides[0], sides[1], paired_seeds=paired_seeds).only(weights)
+    found = _around(ratios[0] - ratios[1], pairs, weights)
+    differ = np.bincount(pairs.cluster[first.combined != second.combined]) > 0
+    return found if differ.sum() >= MIN_INFORMATIVE // 2 else found._replace(low=None, high=None, p=None)
 
 
 def octave_weights(lengths: Sequence[int]) -> Floats:

@@ -18,6 +18,7 @@ from evalkit.report.stats import contrast
 from evalkit.runs.answers import MAX_FACT_CHARS
 from evalkit.runs.pace import measured_pace
 from evalkit.runs.plan import Cell, Plan
+from evalkit.study.experiment import Rate
 from evalkit.types import Prompt, Sample
 
 BUILDING_SECONDS = 60.0
@@ -155,8 +156,8 @@ class RunCost:
         ]
 
 
-def run_cost(plan: Plan) -> RunCost:
-    """Build the prompts of a plan and count what they cost.
+def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
+    """Build the prompts of a plan, for ``building_seconds`` at most, and count what they cost.
 
     Raises:
         BadInput: the data do not suffice for a length, or this tokenizer does not split where prompts are joined.
@@ -166,7 +167,7 @@ def run_cost(plan: Plan) -> RunCost:
     paced = measured_pace(plan, sorted(folders))
     by_length = paced[1]["by_length"] if paced else {}
     cells, stories = [], dict[Cell, list[str]]()
-    planned, deadline = plan.cells(plan.config.lengths), time.monotonic() + BUILDING_SECONDS
+    planned, deadline = plan.cells(plan.config.lengths), time.monotonic() + building_seconds
     for number, cell in enumerate(planned):
         share = max(0.0, deadline - time.monotonic()) / (len(planned) - number)
         cost, stories[cell] = _cell_cost(plan, cell, by_length, share)
@@ -280,6 +281,21 @@ def _weights_per_token(checkpoint: Checkpoint) -> float:
         for tensor in checkpoint.tensors.values()
         if tuple(tensor.shape) != tables
     )
+
+
+def reading_seconds(cost: RunCost, checkpoint: Checkpoint, rate: Rate) -> float | None:
+    """Return what reading the prompts of a run takes on a device; None where its rate is not stated.
+
+    At a rate that was seen with prompts of one length, operations count and not tokens: at 128K most are attention's,
+    and a shorter prompt goes faster. So the rate that the paper's authors state at 128K makes 36 minutes of their 100
+    prompts at each of nine lengths, for which they state 34; the tokens alone would make 46.
+    """
+    if rate.eval_tokens_per_second is None:
+        return None
+    if rate.eval_length is None:
+        return sum(cell.prompt_tokens for cell in cost.cells) / rate.eval_tokens_per_second
+    seconds = rate.eval_length / rate.eval_tokens_per_second
+    return seconds * sum(cell.prefill_flops for cell in cost.cells) / prefill_flops(checkpoint, rate.eval_length)
 
 
 def detectable_difference(cells: Sequence[Sequence[str]]) -> float:

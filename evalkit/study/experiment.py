@@ -9,7 +9,8 @@ Settings stand flat and under the names that the command line has: ``learning_ra
     [arms]          "Randomized YaRN" = { recipe = "randomized-yarn" }: what is an arm's own
     [evaluation]    of 'evalkit run', shared by all curves
     [[curves]]      arm, name, and any rope setting of 'evalkit run'; factor = [2, 4, 8] draws one curve for each
-    [budget]        for the estimate of costs
+    [budget]        for the estimate of costs: parameters
+    [[budget.rates]]    one kind of device each: device, source, train_tokens_per_second, eval_tokens_per_second
     [scales.cpu]    the same study at another size: what it has of the above takes the place of that
 """
 
@@ -23,6 +24,7 @@ from evalkit import options
 from evalkit.errors import BadInput
 from evalkit.escaping import require_name
 from evalkit.files import slug
+from evalkit.lengths import parse_length
 from evalkit.models.rope.served import Factor, RopeRequest
 from evalkit.options import option
 from evalkit.reading import read_toml
@@ -53,17 +55,40 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What one worker is supposed to achieve, for the estimate of costs; what is left out stays unknown."""
+class Rate:
+    """What one kind of device achieves, for the estimate of costs; what is left out stays unknown."""
 
-    parameters: float | None = option("--parameters", "weights of the base.", default=None)
+    device: str = option("--device", "such as 1 H200.")
+    source: str = option("--source", "who measured it, or that it is an estimate.")
     train_tokens_per_second: float | None = option("--train-tokens-per-second", "in training.", default=None)
     eval_tokens_per_second: float | None = option("--eval-tokens-per-second", "of prompts.", default=None)
+    eval_length: int | None = option(
+        "--eval-length", "tokens of the prompts at which that was seen.", default=None, parse=parse_length
+    )
+    """Shorter prompts go faster: where it is given, time follows the operations of a prompt and not its tokens."""
 
     def __post_init__(self) -> None:
-        for key, value in options.write(self).items():
-            if value is not None and value <= 0:
-                raise BadInput(f"{key} is {value:g}; an estimate is positive, and an unknown one is left out.")
+        _refuse_what_is_not_positive(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """For the estimate of costs; what is left out stays unknown."""
+
+    parameters: float | None = option("--parameters", "weights of the base.", default=None)
+    rates: tuple[Rate, ...] = option("--rates", "one kind of device each.", default=())
+
+    def __post_init__(self) -> None:
+        _refuse_what_is_not_positive(self)
+
+
+def _refuse_what_is_not_positive(estimates: Rate | Budget) -> None:
+    for setting in options.settings(type(estimates)).values():
+        value = getattr(estimates, setting.name)
+        if isinstance(value, (int, float)) and value <= 0:
+            raise BadInput(
+                f"{setting.option.key} is {value:g}; an estimate is positive, and an unknown one is left out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +194,8 @@ def load_experiment(
         _check_table(values["budget"], where, "[budget]")
         options.refuse_unknown(values["budget"], f"{where} [budget]", Budget)
         with named(f"{where} [budget]"):
-            chosen["budget"] = options.read(Budget, values["budget"], f"{where} [budget]")
+            rates = tuple(_rates(values["budget"].get("rates", []), f"{where} [budget]"))
+            chosen["budget"] = options.read(Budget, values["budget"], f"{where} [budget]", rates=rates)
     return options.read(
         Experiment, values, where, file=where, name=f"{path.stem}-{scale}" if scale else path.stem, **chosen
     )
@@ -208,6 +234,15 @@ def _curves(tables: Any, where: str) -> Iterator[Curve]:
                 yield replace(curve, name=f"{curve.label} {_factor_label(curve.rope.factor)}")
             if not isinstance(factors, list):
                 yield options.read(Curve, values, place)
+
+
+def _rates(tables: Any, where: str) -> Iterator[Rate]:
+    if not isinstance(tables, list):
+        raise BadInput(f"{where}: rates is {tables!r}; write each under a heading [[budget.rates]].")
+    for values in tables:
+        _check_table(values, where, "[[budget.rates]]")
+        options.refuse_unknown(values, where, Rate)
+        yield options.read(Rate, values, where)
 
 
 def _factor_label(factor: Factor) -> str:

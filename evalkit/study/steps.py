@@ -15,16 +15,17 @@ import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from evalkit import options
-from evalkit.errors import BadInput, EvalkitError
+from evalkit.errors import BadInput
 from evalkit.files import slug, write_whole
 from evalkit.lengths import parse_length
 from evalkit.machine import processor
+from evalkit.models.hub import local
 from evalkit.models.training_record import TRAINING_RECORD
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import RunConfig
@@ -43,7 +44,22 @@ PORTABLE_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2,STRICT"}
 The first is for torch's own kernels, the second for MKL's, which differ between makers of processors unless they are
 STRICT. numpy's and oneDNN's have no part in a training.
 """
+THIS_MACHINE = "this machine"
+"""Names, among devices, the one whose pace an earlier run recorded."""
 _NOISE = ("train", "test")
+_BUILDING_SECONDS = 20.0
+"""For so long prompts are built to know what a run takes; of those left over the size is estimated."""
+
+
+class Cost(NamedTuple):
+    """What a step takes; None where that is not known."""
+
+    tokens: int | None
+    memory: float | None
+    """Bytes of weights, gradients and optimizer, or of weights and the keys and values of one request; activations come
+    on top."""
+    seconds: Mapping[str, float]
+    """By device, of one of it; those for which no rate is stated or measured are absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +138,30 @@ class Study:
         return dict(PORTABLE_KERNELS) if self.trains_base and "avx2" in processor()["instructions"].split() else {}
 
     @cached_property
+    def one_run(self) -> Cost | None:
+        """What one run takes, by the prompts as they are built for the base; None where that is not on this machine.
+
+        It holds for every run: trained arms have the base's tokenizer and shape, and all curves are asked the same.
+
+        Raises:
+            BadInput: the data are not there, or the base cannot be asked.
+        """
+        from evalkit.study.cost import reading_seconds, run_cost
+
+        seed = self.experiment.seeds[0]
+        base = local(str(self.base(seed)))
+        if base is None or not (base / "config.json").is_file():
+            return None
+        config = self.run(self.experiment.curves[0], seed)
+        plan = make_plan(replace(config, model=str(self.base(seed))))
+        found = run_cost(plan, building_seconds=_BUILDING_SECONDS)
+        rates = self.experiment.budget.rates
+        seconds = {r.device: s for r in rates if (s := reading_seconds(found, plan.checkpoint, r)) is not None}
+        seconds |= {THIS_MACHINE: found.seconds} if found.seconds is not None else {}
+        memory = found.weight_bytes + max(cell.kv_bytes for cell in found.cells)
+        return Cost(sum(cell.prompt_tokens for cell in found.cells), memory, seconds)
+
+    @cached_property
     def num_samples(self) -> Mapping[Cell, int]:
         """How many samples each cell of every run has.
 
@@ -132,16 +172,6 @@ class Study:
 
     def _background(self, part: str) -> dict[str, list[str]]:
         return {"noise": [str(self.noise(part))]} if self.trains_base else {}
-
-
-class Cost(NamedTuple):
-    """What a step takes, by the experiment's budget; None where the budget does not say, or the data are not there."""
-
-    tokens: int | None
-    memory: float | None
-    """Bytes of weights, gradients and optimizer; activations and the KV cache come on top."""
-    seconds: float | None
-    """Of one worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +203,16 @@ class Step(ABC):
         return ""
 
     def cost(self) -> Cost | None:
-        """Return what it takes; None where that is next to nothing."""
+        """Return what it takes, as can be told at once; None where that is next to nothing."""
         return None
+
+    def built_cost(self) -> Cost | None:
+        """Return what it takes as precisely as half a minute allows.
+
+        Raises:
+            BadInput: data that would tell are missing.
+        """
+        return self.cost()
 
     def __str__(self) -> str:
         return f"{self.kind} {self.title}"
@@ -290,7 +328,8 @@ class Train(Step):
     def cost(self) -> Cost | None:
         """Return what all epochs take."""
         config = self.config
-        tokens = round(config.epochs * config.data.samples * (config.data.shortest + config.data.longest) / 2)
+        ends = config.data.rows or (str(config.data.shortest), str(config.data.longest))  # of rows each as many
+        tokens = round(config.epochs * config.data.samples * sum(map(parse_length, ends)) / len(ends))
         # Float32 weights, gradients and two moments; with LoRA a frozen bfloat16 base, and about a hundredth trained.
         return _training_cost(self.study, tokens, bytes_per_parameter=2 + 0.16 if config.lora_rank else 16)
 
@@ -354,7 +393,12 @@ class Run(Step):
         tokens = sum(number * parse_length(cell.length) for cell, number in self.study.num_samples.items())
         tokens *= self.config.repeat
         memory = 2 * budget.parameters if budget.parameters else None
-        return Cost(tokens, memory, tokens / budget.eval_tokens_per_second if budget.eval_tokens_per_second else None)
+        rates = {rate.device: rate.eval_tokens_per_second for rate in budget.rates}
+        return Cost(tokens, memory, {device: tokens / rate for device, rate in rates.items() if rate})
+
+    def built_cost(self) -> Cost | None:
+        """Return what the prompts take as they are built for the base, where that is on this machine; see ``Step``."""
+        return self.study.one_run or self.cost()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,57 +459,11 @@ def plan_steps(study: Study, seeds: Sequence[int]) -> list[Step]:
     return [*steps, Report(study=study, seeds=tuple(seeds))]
 
 
-def describe(steps: Sequence[Step]) -> str:
-    """Return the plan as a table: what is done, the command of each step, and what it costs as far as that is known."""
-    variables = [f"{name}={value}" for name, value in steps[0].study.environment.items()]
-    lines = [shlex.join(["export", *variables])] if variables else []
-    lines.append(f"{'':6} {'step':<44} {'state':>6} {'tokens':>14} {'memory':>9} {'time':>8}")
-    seconds, unknown = 0.0, 0
-    for step in steps:
-        state, cost = _state(step), _cost_if_known(step)
-        lines.append(f"{step.kind:6} {step.title:<44} {state:>6}{_cells(cost)}".rstrip())
-        lines.append(f"         {step.command() or '(by evalkit reproduce alone)'}")
-        if state != "done" and cost:
-            seconds += cost.seconds or 0.0
-            unknown += cost.seconds is None
-    rest = f", and {unknown} steps of unknown length" if unknown else ""
-    lines.append(f"To do: about {_duration(seconds)} of one worker{rest}, by the [budget] of the experiment.")
-    return "\n".join(lines)
-
-
-def estimated_seconds(step: Step) -> float:
-    """Return what a step may take one worker: its share of a progress bar; a second where nobody knows."""
-    cost = _cost_if_known(step)
-    return (cost.seconds if cost else None) or 1.0
-
-
-def _state(step: Step) -> str:
-    try:
-        return "done" if step.done() else "to do"
-    except EvalkitError:
-        return "?"
-
-
-def _cost_if_known(step: Step) -> Cost | None:
-    try:
-        return step.cost()
-    except EvalkitError:
-        return Cost(None, None, None)
-
-
-def _cells(cost: Cost | None) -> str:
-    if cost is None:
-        return ""
-    tokens = "?" if cost.tokens is None else f"{cost.tokens:,}"
-    memory = "?" if cost.memory is None else _size(cost.memory)
-    return f" {tokens:>14} {memory:>9} {'?' if cost.seconds is None else _duration(cost.seconds):>8}"
-
-
 def _training_cost(study: Study, tokens: int, *, bytes_per_parameter: float) -> Cost:
     budget = study.experiment.budget
-    speed = budget.train_tokens_per_second
     memory = bytes_per_parameter * budget.parameters if budget.parameters else None
-    return Cost(tokens, memory, tokens / speed if speed else None)
+    rates = {rate.device: rate.train_tokens_per_second for rate in budget.rates}
+    return Cost(tokens, memory, {device: tokens / rate for device, rate in rates.items() if rate})
 
 
 def _weight(length: str) -> int:
@@ -474,12 +472,3 @@ def _weight(length: str) -> int:
 
 def _command(name: str, words: Sequence[str]) -> str:
     return shlex.join(["evalkit", name, *words])
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size > 2**28 else f"{size / 2**20:,.0f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.0f} h"
