@@ -1,5 +1,6 @@
 """The documents say what the code does: names, files and commands are looked up, and the site builds."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -111,6 +112,18 @@ def test_the_study_files_that_are_shown_can_be_read(tmp_path):
 def test_citations_name_this_version():
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"version = {{{__version__}}}" in (DOCS / "cite.md").read_text()
+
+
+def test_nothing_in_the_code_can_run_what_a_checkpoint_brings_along():
+    """SECURITY.md says so: no code of a checkpoint's is trusted, no pickle is read, no text is run."""
+    for file in (ROOT / "evalkit").rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            where, called = f"{file.name}:{call.lineno}", ast.unparse(call.func)
+            settings = {one.arg: ast.unparse(one.value) for one in call.keywords}
+            assert settings.get("trust_remote_code", "False") == "False", where
+            assert settings.get("allow_pickle", "False") == "False", where
+            assert called not in ("eval", "exec", "compile", "pickle.load", "pickle.loads", "torch.load"), where
+            assert called != "np.load" or "allow_pickle" in settings, where
 
 
 # The site
