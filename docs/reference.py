@@ -2,7 +2,7 @@
 
     python docs/reference.py
 
-A tiny model and a script that takes its place are asked, and reported; the names are read from those files, the meanings
+A tiny model and a script that takes its place are asked and reported; the names are read from those files, the meanings
 from meanings.toml. A name without a meaning, or a meaning without a name, is an error: tests/test_docs.py looks.
 """
 
