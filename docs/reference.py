@@ -2,8 +2,8 @@
 
     python docs/reference.py
 
-Two arms are asked by a script instead of a model, and reported; the names are read from those files, the meanings from
-meanings.toml. A name without a meaning, or a meaning without a name, is an error: tests/test_docs.py looks.
+A tiny model and a script that takes its place are asked and reported; the names are read from those files, the meanings
+from meanings.toml. A name without a meaning, or a meaning without a name, is an error: tests/test_docs.py looks.
 """
 
 import csv
@@ -21,26 +21,21 @@ _CONFIG = ("scope", "rope_by_length", "training", "trained_length")
 
 
 def make(folder: Path) -> tuple[Path, Path]:
-    """Make two run folders and a report with every file that a report can have; return a run folder and the report."""
+    """Make run folders and a report with every file that a report can have; return a run folder and the report."""
     import evalkit
     from evalkit.models.new_checkpoint import write_checkpoint
     from evalkit.report.build import build
 
     write_checkpoint(folder / "ckpt", window=2048)
-    common = {"model": folder / "ckpt", "backend": "scripted", "lengths": "512,1k"}
-    tasks: list[dict[str, Any]] = [
-        {"task": "babilong", "subsets": "qa1", "samples": 3, "depth": "0,1"},
-        {"task": "mrcr", "needles": "2", "samples": 2, "lengths": "1k"},
-    ]
-    for script in ("oracle", "wrong"):
-        for task in tasks:
-            made = evalkit.run(
-                **{**common, **task}, script=script, arm=script, out=folder / f"{script}-{task['task']}", quiet=True
-            )
-            if (script, task["task"]) == ("oracle", "babilong"):
-                run = made.folder
+    babilong = {"task": "babilong", "subsets": "qa1", "samples": 2, "depth": "0,1", "lengths": "512,1k"}
+    mrcr = {"task": "mrcr", "needles": "2", "samples": 2, "lengths": "1k"}
+    model = {"arm": "model", "backend": "hf", "answer_logprob": True, "repeat": 2}
+    script = {"arm": "script", "backend": "scripted", "script": "oracle"}
+    for number, asked in enumerate([babilong | model, babilong | script, mrcr | script]):
+        settings: dict[str, Any] = {"model": folder / "ckpt", "out": folder / f"run-{number}", **asked}
+        evalkit.run(**settings, quiet=True)
     build([folder], folder / "report", trained_length=512, by="hops", full=True)
-    return run, folder / "report"
+    return folder / "run-0", folder / "report"
 
 
 def found(run: Path, report: Path) -> dict[str, list[str]]:
