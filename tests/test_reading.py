@@ -231,6 +231,7 @@ def test_a_tensor_in_two_files_is_refused(checkpoint: Path, tmp_path: Path) -> N
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern.q_proj is -1"),
         ({"peft_type": ["LORA"]}, "of type ['LORA']"),
         ({"use_dora": "yes"}, "use_dora is 'yes'"),
+        ({"task_type": []}, "peft cannot use"),
     ],
 )
 def test_an_adapter_config_of_other_types_is_refused_with_the_field(

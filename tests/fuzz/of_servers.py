@@ -30,7 +30,7 @@ def server(rng: random.Random, sound: Sound, folder: Path) -> Commands:
             fake.replies[path] = _spoilt(rng, json.dumps(about[path]).encode())
     given = ["--model", str(sound.checkpoint), "--task", "babilong", "--subsets", "qa1", "--lengths", "1k"]
     given += ["--backend", "server", "--base-url", fake.url, "--samples", "3", "--max-retries", "0", "--timeout", "5"]
-    chat = ["--api", "chat"] if rng.random() < 0.3 else []
+    chat = ["--server-chat"] if rng.random() < 0.3 else []
     out = str(folder / "out")
     commands = [["run", *given, *chat, "--out", out]]
     if rng.random() < 0.3:
