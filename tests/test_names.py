@@ -132,6 +132,7 @@ def test_what_is_printed_goes_through_one_function_alone() -> None:
 def test_a_terminal_gets_text_only() -> None:
     assert for_terminal("a\tb\nc\x1b[2J\x07é雪\xa0") == "a\tb\nc\\x1b[2J\\x07é雪\xa0"
     assert for_terminal("\x1b[1mbold\x1b[0m") == "\x1b[1mbold\x1b[0m"
+    assert one_line("a " * 5000, most=100) == "a " * 25 + "[...]" + "a " * 25
     assert one_line("a\nb\r" + "x" * 1000) == "a\\nb\\r" + "x" * 94 + "[...]" + "x" * 60
     assert [csv_cell(value) for value in (-1.5, "-1.5", "-x", "=1", "a\rb", None, "+5")] == [
         -1.5, "-1.5", "'-x", "'=1", "a\\rb", None, "+5",
