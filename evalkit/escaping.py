@@ -53,10 +53,16 @@ def for_terminal(text: str) -> str:
     return "".join(parts)
 
 
-def one_line(text: str) -> str:
-    """Return the same in one line, and words of more than 300 characters cut in their middle: a path of thousands."""
+def one_line(text: str, most: int | None = None) -> str:
+    """Return the same in one line, and words of more than 300 characters cut in their middle: a path of thousands.
+
+    Args:
+        text: a message.
+        most: characters above which the whole is cut in its middle.
+    """
     plain = "".join(c if _is_printable(c) else _written(c) for c in text)
-    return _LONG_WORD.sub(lambda word: f"{word[0][:100]}[...]{word[0][-60:]}", plain)
+    line = _LONG_WORD.sub(lambda word: f"{word[0][:100]}[...]{word[0][-60:]}", plain)
+    return line if most is None or len(line) <= most else f"{line[: most // 2]}[...]{line[-most // 2 :]}"
 
 
 def csv_cell(value: Any) -> Any:

@@ -25,14 +25,14 @@ def read_text(file: Path) -> str:
     """Return a text file, every line's end as "\\n".
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError, NotADirectoryError: there is none.
         BadInput: it is not UTF-8, or cannot be read.
     """
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file} is not text in UTF-8; copy it again.") from error
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
@@ -73,7 +73,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """
     try:
         values = parse_json(read_text(file), str(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if not isinstance(values, dict):
         raise BadInput(f"{file} holds {type(values).__name__}; it should be a JSON object.")

@@ -4,7 +4,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -95,6 +95,8 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.replies: dict[str, bytes] = {}
         """Bodies to give for /v1/models, /version or /tokenize instead of the right ones."""
         self.trouble: list[str] = []
+        self.spoil: Callable[[bytes], bytes] = lambda body: body
+        """What becomes of the body of each answer that is no trouble."""
         self.key: str | None = None
         self.takes_ids = True
         self.counts = True
@@ -226,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply = self.answer(body)
             if trouble:
                 _put(reply, *ODD_FIELDS[trouble], chat="messages" in body)
-            self.reply(200 if "choices" in reply else 422, reply)
+            self.reply(200 if "choices" in reply else 422, self.server.spoil(json.dumps(reply).encode()))
 
     def reply_status(self, trouble: str) -> None:
         status, _, how = trouble.partition(" ")

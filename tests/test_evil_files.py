@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from evalkit.errors import EvalkitError
 from evalkit.models.new_checkpoint import write_checkpoint
@@ -57,3 +58,15 @@ def test_a_pickle_in_a_training_that_goes_on_is_not_executed(stopped: Path, tmp_
         train(tmp_path / "t", "out")
     assert not mark.exists()
     assert "\n" not in str(refused.value)
+
+
+def test_two_trainings_do_not_write_one_folder(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "t")
+    with (
+        FileLock(tmp_path / "t" / "out" / "train.lock"),
+        pytest.raises(EvalkitError, match="Another 'evalkit train' is at work"),
+    ):
+        train(tmp_path / "t", "out")
+    assert (tmp_path / "t" / "out" / "checkpoints" / "checkpoint-2" / "whole").exists()
+    train(tmp_path / "t", "out")
+    assert not (tmp_path / "t" / "out" / "train.lock").exists()

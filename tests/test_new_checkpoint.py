@@ -1,5 +1,7 @@
 """The small random checkpoint: written the same every time, loaded like any other."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,35 @@ def test_impossible_sizes_are_refused(tmp_path: Path, sizes: dict[str, int]):
     with pytest.raises(BadInput):
         write_checkpoint(tmp_path / "a", **sizes)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from evalkit.models.new_checkpoint import write_checkpoint; from evalkit.errors import BadInput\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "try: write_checkpoint(Path(sys.argv[1]), vocab_size=600)\n"
+        "except BadInput as error: print(error)"
+    )
+    for num_bytes in (1_000, 20_000, 100_000):
+        words = [sys.executable, "-c", code, str(tmp_path / "new"), str(num_bytes)]
+        said = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+        assert said.startswith(f"{tmp_path / 'new'} cannot be written ("), said
+        assert said.count("\n") == 1
+        assert not (tmp_path / "new").exists()
+
+
+def test_what_a_kill_left_is_written_anew_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{")
+    write_checkpoint(folder, vocab_size=600)
+    assert Checkpoint.open(folder).vocab_size <= 600
+    with pytest.raises(BadInput, match="is not an empty folder"):
+        write_checkpoint(folder, vocab_size=600)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").write_text("precious")
+    with pytest.raises(BadInput, match="is not an empty folder"):
+        write_checkpoint(tmp_path / "d")
+    assert (tmp_path / "d" / "thesis.tex").read_text() == "precious"

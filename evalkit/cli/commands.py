@@ -47,7 +47,7 @@ class _Group(click.Group):
             echo(f"evalkit: {one_line(str(error))}", err=True)
             ctx.exit(WRONG_USE)
         except click.UsageError as error:
-            raise click.UsageError(one_line(error.format_message()), ctx=error.ctx) from error
+            raise click.UsageError(one_line(error.format_message(), most=1000), ctx=error.ctx) from error
         except OSError as error:  # a full disk, a folder that may not be written, a name that is too long
             if error.strerror is None or error.errno == errno.EPIPE:  # click's affair: whoever reads has gone
                 raise

@@ -71,6 +71,7 @@ class Adapter:
             raise BadInput(
                 f"{config_file} is not the config of a LoRA adapter ({reason}); save it again with peft."
             ) from error
+        _require_peft_reads(folder)
         if config.get("alora_invocation_tokens"):
             raise BadInput(
                 f"The adapter {folder} is an activated LoRA (alora_invocation_tokens), which is off until a prompt "
@@ -194,6 +195,22 @@ class _LoadedModel:
         renamings = [rule for rule in self._renamings if not isinstance(rule, WeightConverter)]
         renamed, converted = rename_source_key(parameter, renamings, converters)
         return str(renamed) if converted or parameter == name else str(renamed).removesuffix(".weight")
+
+
+def _require_peft_reads(folder: Path) -> None:
+    """Refuse a config that peft's own class does not take; where peft is missing, a run says so itself.
+
+    Raises:
+        BadInput: what it says.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        return
+    try:
+        LoraConfig.from_pretrained(folder)
+    except Exception as error:
+        raise BadInput(f"peft cannot use {folder}/adapter_config.json: {first_line(error)[:300]}.") from error
 
 
 def _own_files(folder: Path, base: Path) -> Iterator[str]:

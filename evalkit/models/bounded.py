@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evalkit.errors import BadInput
 
-CPU_SECONDS = 10
+CPU_SECONDS = 5
 """A template takes milliseconds for a short conversation."""
 MEMORY_BYTES = 2**30
 """Beyond what the process has."""

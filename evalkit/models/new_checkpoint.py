@@ -8,6 +8,7 @@ arguments write equal files, byte for byte.
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.benchmarks.mrcr.texts import FORMATS, TOPICS, write_text
 from evalkit.errors import BadInput
+from evalkit.files import first_line
 
+_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+_FILES |= {"chat_template.jinja"}
 HEAD_DIM = 32  # the smallest that every attention kernel of both engines takes
 _END_OF_TEXT, _START, _END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _TRAINING_WORDS = 40_000
@@ -53,7 +57,7 @@ def write_checkpoint(
         rope_theta: base of the rotary frequencies.
 
     Raises:
-        BadInput: the folder has files in it, or a size is impossible.
+        BadInput: the folder has files in it or cannot be written, or a size is impossible. Nothing half written stays.
     """
     num_heads = hidden_size // HEAD_DIM
     if hidden_size < HEAD_DIM or hidden_size % HEAD_DIM or num_kv_heads < 1 or num_heads % num_kv_heads:
@@ -63,9 +67,66 @@ def write_checkpoint(
         )
     if window < 1:
         raise BadInput(f"The window is a positive number of tokens; got {window}.")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or not _is_free(directory)):
         raise BadInput(f"{directory} is not an empty folder; give a new name, nothing is overwritten.")
-    directory.mkdir(parents=True, exist_ok=True)
+    with _whole_or_nothing(directory):
+        _write(
+            directory,
+            seed=seed,
+            vocab_size=vocab_size,
+            window=window,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            rope_theta=rope_theta,
+        )
+
+
+def _is_free(directory: Path) -> bool:
+    """Whether a folder holds nothing but what a killed writer left: config.json is written last."""
+    names = {path.name for path in directory.iterdir()}
+    return "config.json" not in names and names <= _FILES
+
+
+@contextmanager
+def _whole_or_nothing(directory: Path) -> Iterator[None]:
+    """Take away what was written where not all could be, and say why.
+
+    Raises:
+        BadInput: a full disk, or a folder that may not be written.
+    """
+    from safetensors import SafetensorError
+
+    is_new = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except Exception as error:
+        for name in _FILES:
+            with suppress(OSError):
+                (directory / name).unlink()
+        if is_new:
+            with suppress(OSError):
+                directory.rmdir()
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        if not isinstance(error, (OSError, SafetensorError)) and "os error" not in reason:  # as Rust says it
+            raise
+        raise BadInput(f"{directory} cannot be written ({reason}); make room, or name another folder.") from error
+
+
+def _write(
+    directory: Path,
+    *,
+    seed: int,
+    vocab_size: int,
+    window: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    rope_theta: float,
+) -> None:
     num_tokens, token_ids = _write_tokenizer(directory, seed, vocab_size)
     config = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -87,9 +148,9 @@ def write_checkpoint(
         "pad_token_id": token_ids[_END_OF_TEXT],
     }
     stops = {"eos_token_id": [token_ids[_END], token_ids[_END_OF_TEXT]], "pad_token_id": token_ids[_END_OF_TEXT]}
-    _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", {"do_sample": False, **stops})
     _write_weights(directory / "model.safetensors", config, seed)
+    _write_json(directory / "config.json", config)
 
 
 def _write_tokenizer(directory: Path, seed: int, vocab_size: int) -> tuple[int, dict[str, int]]:

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from evalkit.errors import BadInput, RunFolderError
+from evalkit.files import first_line
 from evalkit.lengths import parse_length
 from evalkit.reading import parse_json, shown
 from evalkit.records.fingerprint import plain
@@ -82,10 +83,11 @@ def decode(line: bytes) -> Prediction | None:
         return None
     try:
         record: Any = json.loads(body + b"}", parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        record = None
-    if record is None or body.count(b"[") > _MANY or body.count(b"{") > _MANY:
-        record = parse_json(body + b"}", "it")  # slower, and says what is wrong
+    except (ValueError, RecursionError) as error:
+        parse_json(body + b"}", "it")  # slower, and says what is wrong
+        raise BadInput(f"{first_line(error)}.") from error
+    if body.count(b"[") > _MANY or body.count(b"{") > _MANY:
+        parse_json(body + b"}", "it")  # looks at how deep it goes
     if not isinstance(record, dict):
         raise BadInput("it is no JSON object.")
     if "passing" in record:  # its name in run folders of schema 1

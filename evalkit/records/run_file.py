@@ -27,7 +27,8 @@ def _length(text: str) -> str:
 
 
 def _moment(text: str) -> str:
-    datetime.fromisoformat(text)
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a moment is written with its distance from UTC")
     return text
 
 

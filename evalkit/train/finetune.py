@@ -12,6 +12,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -67,7 +68,16 @@ from evalkit.train.trainer import (
     training_arguments,
     write_loss_curve,
 )
-from evalkit.train.unfinished import CHECKPOINTS, PLAN, clear, clear_torn, continued, explained, last_whole
+from evalkit.train.unfinished import (
+    CHECKPOINTS,
+    PLAN,
+    clear,
+    clear_torn,
+    continued,
+    explained,
+    last_whole,
+    only_one_at_work,
+)
 from evalkit.types import Sample
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -335,15 +345,15 @@ def finetune(
         plan = continued(config.out, prepared.plan(), main=main)
         if plan.steps is not None:
             return config.out
-        model = _load(prepared, half=prepared.device.precision == "bfloat16")
-        if main:
-            config.out.mkdir(parents=True, exist_ok=True)
-            plan.write(config.out / PLAN)  # first: what lies in the folder from here on belongs to this training
-        trainer = _trainer(prepared, model, on_step)
-        _train(trainer, config, on_notice)
-        if main:
-            _export(prepared, trainer, plan)
-        trainer.accelerator.wait_for_everyone()
+        with only_one_at_work(config.out) if main else nullcontext():
+            model = _load(prepared, half=prepared.device.precision == "bfloat16")
+            if main:
+                plan.write(config.out / PLAN)  # first: what lies in the folder from here on belongs to this training
+            trainer = _trainer(prepared, model, on_step)
+            _train(trainer, config, on_notice)
+            if main:
+                _export(prepared, trainer, plan)
+            trainer.accelerator.wait_for_everyone()
     return config.out
 
 

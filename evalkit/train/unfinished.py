@@ -16,7 +16,7 @@ from evalkit.files import first_line
 from evalkit.models.training_record import SCHEMA, TRAINING_RECORD, TrainingRecord
 
 PLAN, CHECKPOINTS = "plan.json", "checkpoints"
-_WHOLE = "whole"
+_WHOLE, _LOCK = "whole", "train.lock"
 
 
 def continued(out: Path, plan: TrainingRecord, *, main: bool) -> TrainingRecord:
@@ -62,8 +62,31 @@ def clear(out: Path) -> None:
             path.unlink()
 
 
+@contextmanager
+def only_one_at_work(out: Path) -> Iterator[None]:
+    """Hold the lock of a training's folder, which is made where it is not there; the system frees it with the process.
+
+    Raises:
+        BadInput: another process trains into the folder.
+    """
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"Another 'evalkit train' is at work in {out}; wait for it, or name another --out.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _is_litter(path: Path) -> bool:
     """Tell whether a kill left this before there was a plan, or beside it: a draft, or a folder with nothing in it."""
+    if path.name == _LOCK:
+        return True
     if path.name == CHECKPOINTS:
         return path.is_dir() and not any(path.iterdir())
     return path.suffix == ".tmp" and path.name.startswith((PLAN, TRAINING_RECORD))

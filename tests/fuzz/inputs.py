@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fuzz import of_checkpoints, of_commands, of_data
+from tests.fuzz import of_checkpoints, of_commands, of_data, of_servers
 from tests.fuzz.sound import Commands, Sound
 
 KINDS: dict[str, tuple[int, Callable[[random.Random, Sound, Path], Commands]]] = {
@@ -22,5 +22,6 @@ KINDS: dict[str, tuple[int, Callable[[random.Random, Sound, Path], Commands]]] =
     "rows": (10, of_data.rows),
     "answers": (10, of_data.answers),
     "run_folder": (10, of_data.run_folder),
+    "server": (10, of_servers.server),
 }
 """Each with its share of a campaign."""

@@ -175,7 +175,8 @@ def _checkpoint_commands(
 def _then_run(rng: random.Random, folder: Path, given: list[str]) -> Commands:
     """Check, and for some also run with the model loaded: what the one lets pass the other must not refuse."""
     rope = rng.choice([[], [], ["--rope", "yarn", "--factor", "2"], ["--rope", "none"]])
-    commands = [["check", *given, "--lengths", "1k", *rope]]
+    memory = ["--gpu-memory", "80"] if rng.random() < 0.2 else []
+    commands = [["check", *given, *ASK, *rope, *memory, "--backend", "hf"]]
     if rng.random() < 0.3:
         commands.append(
             ["run", *given, *ASK, *rope, "--backend", "hf", "--max-new-tokens", "2", "--out", str(folder / "out")]

@@ -312,7 +312,7 @@ def _messages(place: str, row: Row) -> tuple[Message, ...]:
 
 def _text(place: str, row: Row, column: str) -> str:
     value = row.get(column)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip():
         raise BadInput(f"{place}: no text in column {column!r}; the columns are {', '.join(map(str, row))}.")
     return value
 

@@ -111,7 +111,7 @@ def _score(
     if (output := answer_of(prediction)) is None:
         return unscored(prediction, name)
     for needed in ("prefix", "rule"):
-        if needed not in prediction.metadata:
+        if not prediction.metadata.get(needed):
             raise BadInput(f"The answer to {'/'.join(prediction.key)} has no {needed} in its metadata to score it by.")
     prefix = str(prediction.metadata["prefix"])
     grade = rule(output, prediction.target, prefix, str(prediction.metadata["rule"]))
