@@ -178,3 +178,25 @@ def test_one_server_of_several_lengths_is_enough_to_start(checkpoint, server, de
     given = ("--model", checkpoint, *RUN, "--base-url", f"1k={server.url}", "--base-url", f"2k=http://{dead}")
     shown = evalkit("run", *given, "--samples", 1, "--out", tmp_path / "r")
     assert shown.exit_code == 0, shown.output
+
+
+def test_published_rows_need_a_server_as_wide_as_the_longest_of_them_and_no_wider(
+    checkpoint, server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"input": f"{'A quiet day. ' * n}Mary went to the garden.", "question": "Where is Mary?", "target": "garden"}
+        for n in (3, 40, 10)
+    ]
+    (tmp_path / "rows" / "qa1").mkdir(parents=True)
+    (tmp_path / "rows" / "qa1" / "2k.json").write_text(json.dumps(rows))
+    server.models[0]["max_model_len"] = 1000
+    asked = (*RUN[:4], "--lengths", "2k", *RUN[6:], "--model", checkpoint, "--base-url", server.url)
+    shown = evalkit("run", *asked, "--source", tmp_path / "rows", "--out", tmp_path / "r")
+    assert shown.exit_code == 0, shown.output
+    longest = max(one["prompt_tokens"] + one["max_new_tokens"] for one in records(tmp_path / "r"))
+    assert len(records(tmp_path / "r")) == 3
+    server.models[0]["max_model_len"] = longest - 1
+    refused = evalkit("run", *asked, "--source", tmp_path / "rows", "--out", tmp_path / "again")
+    assert refused.exit_code != 0
+    assert f"with {longest - 1:,} tokens and the run needs {longest:,}" in " ".join(refused.output.split())

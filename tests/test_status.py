@@ -116,9 +116,11 @@ def test_a_log_gets_plain_lines_at_intervals(monkeypatch, prediction):
     with Progress(every=0) as often:
         often.starts(["4k"] * 4)
         often.phase("answering")
+        for _ in range(3):
+            often.sent()
         often.answered(prediction)
     (line,) = log.getvalue().splitlines()
-    assert line.startswith("4k 1/4, ")
+    assert line.startswith("4k 1/4, 2 in flight, ")
     assert line.endswith(" left")
     with Progress() as seldom:
         seldom.starts(["4k"] * 4)
@@ -136,6 +138,9 @@ def test_a_terminal_names_the_phase_and_never_an_unknown_time(monkeypatch, predi
         progress.phase("loading the model")
         progress.phase("answering")
         progress._bar.mininterval = 0
+        for _ in range(3):
+            progress.sent()
+        assert "answering, 3 in flight" in screen.getvalue()
         progress.answered(prediction)
     text = screen.getvalue()
     order = [text.index(part) for part in ("building prompts", "2 recorded, 4 to ask", "loading the model", "4k 1/4")]

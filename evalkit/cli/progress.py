@@ -40,7 +40,7 @@ class Progress(_Bar, Observer):
     def __init__(self, every: float = 60.0) -> None:
         from tqdm import tqdm
 
-        self._samples = self._total_samples = 0
+        self._samples = self._total_samples = self._in_flight = 0
         self._tokens = self._total_tokens = 0
         self._started = self._told = time.monotonic()
         self._every = every
@@ -73,22 +73,30 @@ class Progress(_Bar, Observer):
         self._total_tokens = sum(map(_tokens, lengths))
         self._bar.reset(total=self._total_tokens)
 
+    def sent(self) -> None:
+        """Show how many prompts the engine has, as long as none is answered: the first may take minutes."""
+        self._in_flight += 1
+        if not self._samples:
+            self._bar.set_description_str(f"answering, {self._in_flight} in flight")
+
     def answered(self, prediction: Prediction) -> None:
         """Count one recorded prediction."""
         self._samples += 1
+        self._in_flight -= bool(self._in_flight and prediction.prompt_sha256)
         self._tokens += _tokens(prediction.length)
         now = time.monotonic()
         seconds = max(1e-9, now - self._started)
         done, rate = f"{prediction.length} {self._samples}/{self._total_samples}", f"{self._samples / seconds:.2f}"
+        flying = f", {self._in_flight} in flight" if self._in_flight else ""
         if not self._is_terminal:
             if now - self._told >= self._every:
                 left = duration((self._total_tokens - self._tokens) * seconds / self._tokens)
-                print(f"{done}, {rate} samples/s, {left} left", file=sys.stderr, flush=True)
+                print(f"{done}{flying}, {rate} samples/s, {left} left", file=sys.stderr, flush=True)
                 self._told = now
             return
         self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}, {remaining} left"
         self._bar.set_description_str(done, refresh=False)
-        self._bar.set_postfix_str(f"{rate} samples/s", refresh=False)
+        self._bar.set_postfix_str(f"{rate} samples/s{flying}", refresh=False)
         self._bar.update(_tokens(prediction.length))
 
 

@@ -4,7 +4,7 @@
 either tells, and a replica does on its node what ``OneEngine`` does here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -87,13 +87,17 @@ class Engines(Protocol):
 class OneEngine:
     """The backend of a plan, in this process. Implements ``Engines``."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, sent: Callable[[], None]) -> None:
         """Open it; see ``Plan.open_backend``.
+
+        Args:
+            plan: of the run.
+            sent: called for each prompt that the backend takes.
 
         Raises:
             BadInput: it can be seen to fail.
         """
-        self._plan, self._backend = plan, plan.open_backend()
+        self._plan, self._backend, self._sent = plan, plan.open_backend(), sent
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -104,28 +108,31 @@ class OneEngine:
         """Serve one rule after the other; see ``Engines``."""
         for group, asks in todo:
             if asks:
+                self._plan.positions(group)  # of rows that have to be built for it, before anything is loaded
                 yield Loading()
-                yield serve(self._backend, group)
-                yield from predictions(self._plan, self._backend, iter(asks))
+                yield serve(self._plan, self._backend, group)
+                yield from predictions(self._plan, self._backend, iter(asks), self._sent)
 
     def close(self) -> None:
         """Close the backend."""
         self._backend.close()
 
 
-def serve(backend: Backend, group: RopeGroup) -> Served:
+def serve(plan: Plan, backend: Backend, group: RopeGroup) -> Served:
     """Serve a rule; see ``Backend.serve``."""
-    read_back = backend.serve(group.rope, group.lengths, group.positions)
+    read_back = backend.serve(group.rope, group.lengths, plan.positions(group))
     return Served(group, read_back, backend.identity(), backend.settings())
 
 
-def predictions(plan: Plan, backend: Backend, asks: Iterator[Ask]) -> Iterator[Prediction]:
+def predictions(
+    plan: Plan, backend: Backend, asks: Iterator[Ask], sent: Callable[[], None] = lambda: None
+) -> Iterator[Prediction]:
     """Ask asks under the rule that is served, and yield each prediction as soon as it is there.
 
     Asks may come late: when ``asks`` runs out while prompts are in flight, it is asked for its next once more after
-    the next answer.
+    the next answer. ``sent`` is called for each prompt that the backend takes.
     """
-    prompts = _Prompts(plan, asks)
+    prompts = _Prompts(plan, asks, sent)
     for prompt, completion in backend.generate(prompts):
         yield from prompts.unasked()
         yield _prediction(prompt, _with_status(completion, plan.encoder.thinking))
@@ -165,8 +172,8 @@ def without_answer(ask: Ask, error: str, *, retryable: bool = False) -> Predicti
 class _Prompts(Iterator[Prompt]):
     """Builds the prompts of asks when they are asked for; a class, for a generator that has ended stays at its end."""
 
-    def __init__(self, plan: Plan, asks: Iterator[Ask]) -> None:
-        self._plan, self._asks = plan, asks
+    def __init__(self, plan: Plan, asks: Iterator[Ask], sent: Callable[[], None]) -> None:
+        self._plan, self._asks, self._sent = plan, asks, sent
         self._unasked: list[Prediction] = []
 
     def __next__(self) -> Prompt:
@@ -178,6 +185,7 @@ class _Prompts(Iterator[Prompt]):
                 kind = OVERFLOW if isinstance(error, ContextOverflow) else "prompt"
                 self._unasked.append(without_answer(ask, f"{kind}: {error}"))
                 continue
+            self._sent()
             if ask.repeat > 1:  # it is for its answer alone
                 return replace(prompt, repeat=ask.repeat, candidates={})
             return prompt

@@ -127,10 +127,10 @@ def crosscheck_plans(configs: Sequence[RunConfig]) -> CrosscheckReport:
         completions: dict[Key, Completion] = {}
         prompts = []
         with closing(backend):
-            for rope, lengths, positions in plan.groups:
-                asked = [plan.build(s, cell.length) for cell in plan.cells(lengths) for s in plan.samples_of(cell)]
+            for group in plan.groups:
+                asked = [plan.build(s, c.length) for c in plan.cells(group.lengths) for s in plan.samples_of(c)]
                 prompts += asked
-                backend.serve(rope, lengths, positions)
+                backend.serve(group.rope, group.lengths, plan.positions(group))
                 completions |= answers(backend, asked)
         named.append((name, completions))
     return compare(prompts, *named)

@@ -1,7 +1,7 @@
 """From what the user asked to a plan: every refusal happens here, before weights are loaded or money is spent."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,8 @@ class RopeGroup(NamedTuple):
 
     rope: ServedRope
     lengths: tuple[str, ...]
-    positions: int
-    """Prompt plus answer of the longest request, tokens."""
+    window: int
+    """Prompt plus answer of the longest request that may come, tokens; see ``Plan.positions`` for the one that does."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -61,6 +61,7 @@ class Plan:
     """All that decides the answers and is known before a model is loaded; ``Backend.identity`` adds the rest."""
     arm: str
     out: Path
+    _positions: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         asked = f"{', '.join(self.subsets)} at {', '.join(self.config.lengths)}, {self.samples} samples a cell"
@@ -99,6 +100,21 @@ class Plan:
     def rope_for(self, length: str) -> ServedRope:
         """Return the rule under which a length is served."""
         return next(group.rope for group in self.groups if length in group.lengths)
+
+    def positions(self, group: RopeGroup) -> int:
+        """Return prompt plus answer of a group's longest request, tokens.
+
+        Where a prompt is as long as its row or its facts, all are built for that: an engine that is started for the
+        whole window of the checkpoint reserves memory that no row needs, and a server may have less.
+        """
+        if group.lengths not in self._positions:
+            longest = group.window
+            if not _fills(self.benchmark, group.lengths):
+                samples = ((s, cell.length) for cell in self.cells(group.lengths) for s in self.samples_of(cell))
+                prompts = (prompt for one in samples if isinstance(prompt := self.attempt(*one), Prompt))
+                longest = max((len(p.token_ids) + p.max_new_tokens for p in prompts), default=longest)
+            self._positions[group.lengths] = longest
+        return self._positions[group.lengths]
 
     def samples_of(self, cell: Cell) -> Iterator[Sample]:
         """Yield the samples of one cell."""
@@ -294,10 +310,14 @@ def _data_alone(config: RunConfig) -> Benchmark:
 def _groups(config: RunConfig, checkpoint: Checkpoint, benchmark: Benchmark) -> tuple[RopeGroup, ...]:
     groups = []
     for rope, lengths in reversed(rope_groups(checkpoint, config.rope, config.lengths)):
-        tokens = [parse_length(length) for length in lengths]
-        fills = benchmark.generated and 0 not in tokens  # else a prompt is as long as its row or its facts
-        groups.append(RopeGroup(rope, tuple(lengths), min(rope.window, max(tokens)) if fills else rope.window))
+        longest = max(map(parse_length, lengths)) if _fills(benchmark, lengths) else rope.window
+        groups.append(RopeGroup(rope, tuple(lengths), min(rope.window, longest)))
     return tuple(groups)
+
+
+def _fills(benchmark: Benchmark, lengths: Sequence[str]) -> bool:
+    """Whether prompts fill their lengths; else one is as long as its row or its facts."""
+    return benchmark.generated and all(map(parse_length, lengths))
 
 
 def _suffix(config: RunConfig) -> str:

@@ -93,7 +93,7 @@ class Replica:
 
     def serve(self, group: int) -> Served:
         """Serve a rope rule by its number in the plan; see ``Backend.serve``."""
-        return serve(self._backend, self._plan.groups[group])
+        return serve(self._plan, self._backend, self._plan.groups[group])
 
     def give(self, names: Sequence[Name]) -> None:
         """Take what to ask, by name."""

@@ -58,6 +58,9 @@ class Observer:
     def starts(self, lengths: Sequence[str]) -> None:
         """Samples will be asked: one length label each."""
 
+    def sent(self) -> None:
+        """The engine has taken one more prompt."""
+
     def answered(self, prediction: Prediction) -> None:
         """One prediction is on disk."""
 
@@ -79,7 +82,7 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
     observer.phase("building prompts")
     previews = list(plan.first_prompts())  # refuses data that do not suffice, before weights are loaded
     with (
-        closing(open_engines(plan, [prompt for _, prompt in previews if isinstance(prompt, Prompt)])) as engines,
+        closing(open_engines(plan, [one for _, one in previews if isinstance(one, Prompt)], observer.sent)) as engines,
         RunFolder.start(
             plan.out, arm=plan.arm, config=_config(plan), fingerprint=plan.fingerprint, provenance=provenance()
         ) as folder,

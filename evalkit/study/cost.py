@@ -78,7 +78,7 @@ class RunCost:
     parameters: int
     weight_bytes: int
     engines: tuple[dict[str, Any], ...]
-    """One per rope rule: ``rope``, ``lengths``, ``positions``."""
+    """One per rope rule: ``rope``, ``lengths``, ``positions`` (at most: of published rows the longest decides)."""
     cells: tuple[CellCost, ...]
     detectable_by_length: dict[str, float]
     """Of the mean over subsets."""
@@ -185,7 +185,7 @@ def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
         parameters=plan.checkpoint.num_parameters,
         weight_bytes=plan.checkpoint.weight_bytes,
         engines=tuple(
-            {"rope": group.rope.label, "lengths": list(group.lengths), "positions": group.positions}
+            {"rope": group.rope.label, "lengths": list(group.lengths), "positions": group.window}
             for group in plan.groups
         ),
         cells=tuple(cells),
