@@ -19,7 +19,7 @@ from evalkit.cli.options import (
     token_count,
     train_classes,
 )
-from evalkit.cli.reports import compare, export, import_, print_tables, report, score
+from evalkit.cli.reports import compare, export, import_, plot, print_tables, report, score
 from evalkit.errors import BadInput, EvalkitError
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def status(folder: Path, watch: bool) -> None:
         time.sleep(2 if is_terminal else 60)
 
 
-for _command in (report, compare, score):
+for _command in (report, plot, compare, score):
     main.add_command(_command)
 
 

@@ -38,6 +38,12 @@ class Arm:
         return all(run.published for run in self.runs)
 
     @property
+    def window(self) -> int | None:
+        """Tokens that the base covers by itself; None where no run says, or where they disagree."""
+        windows = {run.window for run in self.runs if run.window}
+        return windows.pop() if len(windows) == 1 else None
+
+    @property
     def label(self) -> str:
         """The name as tables and figures show it."""
         return f"{self.name} (published)" if self.published else self.name

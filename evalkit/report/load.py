@@ -80,6 +80,12 @@ class Run:
         return int(length) if length else None
 
     @property
+    def window(self) -> int | None:
+        """Tokens that the checkpoint, or the base it was trained from, covers by itself; None where no record says."""
+        length = self.config.get("window") or self.fingerprint.get("rope.original_length")
+        return int(length) if length else None
+
+    @property
     def recipe(self) -> str:
         """Name of the training recipe; "" where there was none."""
         return self.training.recipe if self.training else ""
