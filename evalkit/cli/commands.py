@@ -361,6 +361,8 @@ def tasks(task: str | None) -> None:
     click.echo(card.paper)
     default = ", ".join(card.default_subsets)
     _echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    if card.guess:
+        _echo_wrapped(f"Chance: the score of {card.guess}.")
     for name, subset in card.subsets.items():
         labels = f": {', '.join(subset.labels)}" if subset.labels else ""
         _echo_wrapped(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{labels}", indent=25)

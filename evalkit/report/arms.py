@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length
-from evalkit.report.load import Run
 from evalkit.report.panel import natural
+from evalkit.report.run import Run
 from evalkit.train.recipes import RECIPES
 
 _RECIPES = ("", *RECIPES)
