@@ -30,7 +30,8 @@ from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.build import Report, build
 from evalkit.report.comparison import MARGIN
-from evalkit.report.load import Loaded, Run, load_runs
+from evalkit.report.load import Loaded, load_runs
+from evalkit.report.run import Run
 from evalkit.runs.config import run_config
 from evalkit.runs.plan import Plan, make_plan
 from evalkit.runs.run import Observer, RunResult

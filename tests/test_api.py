@@ -105,7 +105,7 @@ def test_the_curve_is_a_figure_of_the_arms(results):
 
     figure = results.curve()
     assert isinstance(figure, Figure)
-    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} >= {"plain", "ryarn", "base"}
+    assert {text.get_text() for text in figure.axes[0].texts} >= {"plain", "ryarn", "base"}
     with pytest.raises(BadInput, match="There is no task 'mrcr' in these runs; there are babilong"):
         results.curve("mrcr")
 

@@ -1,17 +1,28 @@
 """Figures: every arm keeps its colour, files carry no date, and what is drawn is what the tables say."""
 
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from evalkit.models.training_record import TrainingRecord
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.arms import make_arms
 from evalkit.report.coverage import coverage
-from evalkit.report.figures import all_drawings, curve, depth_heatmap
+from evalkit.report.curves import FEW, spread
+from evalkit.report.figures import all_drawings, curve
+from evalkit.report.heatmaps import MOST_ROWS, depth_heatmap, heatmap
 from evalkit.report.load import load_runs
+from evalkit.report.main_table import main_table
 from evalkit.report.style import looks, save
+from evalkit.report.tables import summary_table
 from tests.report_runs import holds_to, training, write_run
 
 K = 1024
@@ -66,10 +77,12 @@ def test_a_curve_shows_the_scores_of_the_table_and_the_trained_length(analysis: 
         100 * c.interval.mean for c in analysis.select("babilong", "official") if c.arm == "rpe" and c.subset == "avg"
     ]
     assert list(drawn["rpe"].get_ydata()) == pytest.approx(means)
-    assert list(drawn["rpe"].get_xdata()) == [13, 15, 17]  # log2 of 8K, 32K, 128K
+    assert list(drawn["rpe"].get_xdata()) == pytest.approx([13.025, 15.025, 17.025])  # log2 of 8K, 32K, 128K, and apart
+    assert list(drawn["plain"].get_xdata()) == pytest.approx([12.975, 14.975, 16.975])
     assert [tick.get_text() for tick in below.get_xticklabels()] == ["8K", "32K", "128K"]
     assert any(line.get_linestyle() == "--" and set(line.get_xdata()) == {13.0} for line in top.get_lines())
-    assert top.get_ylim()[0] == 0
+    assert top.get_ylim() == (0, 100)
+    assert not any(drawn[name].get_clip_on() for name in ("plain", "rpe")), "markers at 0 and 100 are whole"
     difference = analysis.comparisons[0].by_length["128k"].mean
     assert below.get_lines()[0].get_ydata()[-1] == pytest.approx(100 * difference)
 
@@ -153,3 +166,158 @@ def test_coverage_agrees_with_what_training_draws(analysis: Analysis, kind: str,
     places = np.arange(5, 2 * length - 5)
     off = np.abs(np.interp(places + 0.5, seen.positions, seen.share) - taken[places])
     assert np.mean(off) < 0.03
+
+
+# -- names, colours and lengths --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    """A leaderboard: 58 arms, of which every fourth was asked more subsets."""
+    root = tmp_path_factory.mktemp("many")
+    for i in range(58):
+        subsets = ("qa1", "qa2", "qa3") if i % 4 else ("qa1", "qa2")
+        write_run(
+            root / str(i), arm=f"organisation-{i % 6}/Model-{i}B-128k-instruct", lengths=("4k", "16k"), samples=4,
+            subsets=subsets, accuracy=holds_to(2 * K * (1 + i)),
+        )  # fmt: skip
+    return analyse(load_runs([root]))
+
+
+def overlaps(boxes: list[Bbox]) -> bool:
+    return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def names_of(axes: Axes) -> list[Annotation]:
+    return [text for text in axes.texts if isinstance(text, Annotation) and text.anncoords == "axes fraction"]
+
+
+def test_lines_are_named_at_their_ends_and_no_name_lies_on_another(analysis: Analysis) -> None:
+    figure = curve(analysis, "babilong", "official").figure()
+    figure.draw_without_rendering()
+    names = names_of(figure.axes[0])
+    assert {text.get_text() for text in names} == {"plain", "rpe"}
+    assert not overlaps([Text.get_window_extent(text) for text in names])
+    assert figure.axes[0].get_legend() is None
+
+
+def test_of_many_arms_a_few_have_a_colour_and_the_caption_says_which(many: Analysis) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, of a legend that has no room
+        found = {drawing.name: (drawing, drawing.figure()) for drawing in all_drawings(many)}
+        for _, figure in found.values():
+            figure.draw_without_rendering()
+    drawing, figure = found["curve-babilong"]
+    lines = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("organisation")]
+    assert len(lines) == 58
+    assert len({line.get_color() for line in lines}) == FEW + 1
+    assert not overlaps([Text.get_window_extent(text) for text in names_of(figure.axes[0])])
+    assert "The other 53 arms are grey." in drawing.description
+    assert all(many.arms[0].name in text for text in (drawing.description, drawing.description.split("In colour:")[1]))
+    (legend,) = found["curve-babilong-subsets"][1].legends
+    assert legend.get_texts()[-1].get_text() == "53 other arms"
+    panels = [axes.get_window_extent() for axes in found["curve-babilong-subsets"][1].axes]
+    assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+
+
+def test_a_caption_says_over_how_many_subsets_each_arm_is_averaged(many: Analysis, analysis: Analysis) -> None:
+    first = "organisation-0/Model-0B-128k-instruct, organisation-0/Model-12B-128k-instruct"
+    said = curve(many, "babilong", "official").description
+    assert f"averaged over 3 subsets (over 2 for {first}" in said
+    assert "averaged over 2 subsets;" in curve(analysis, "babilong", "official").description
+
+
+def test_many_arms_are_one_heat_map_with_arms_down(many: Analysis) -> None:
+    drawing = heatmap(many, "babilong", "official")
+    axes = drawing.figure().axes[0]
+    assert len(axes.get_yticklabels()) == 58 <= MOST_ROWS
+    means = {
+        c.arm: c.interval.mean for c in many.select("babilong", "official") if (c.subset, c.length) == ("avg", "16k")
+    }
+    grid = axes.get_images()[0].get_array()
+    assert [float(row[1]) for row in grid] == pytest.approx([100 * means[arm.name] for arm in many.arms])
+
+
+def test_one_subset_is_one_heat_map_with_arms_down(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, arm=name, accuracy=holds_to(8 * K), subsets=("qa1",), lengths=("4k",), samples=4)
+    figure = heatmap(analyse(load_runs([tmp_path])), "babilong", "official").figure()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_cells_of_few_samples_are_pale_and_the_fewer_the_paler(analysis: Analysis) -> None:
+    image = depth_heatmap(analysis, "mrcr", "official").figure().axes[0].get_images()[0]
+    frame = analysis.loaded.frame
+    own = frame[(frame["task"] == "mrcr") & (frame["scorer"] == "official") & (frame["length"] == "8k")]
+    counts, _ = np.histogram(own["depth"], bins=np.linspace(0, 1, 11))
+    opacity = np.asarray(image.get_alpha())[:, 0]
+    assert len(set(counts)) > 2
+    assert list(np.argsort(opacity, kind="stable")) == list(np.argsort(np.minimum(counts, 10), kind="stable"))
+
+
+def test_the_trained_length_and_the_window_of_the_base_are_both_marked(tmp_path: Path) -> None:
+    lengths = ("1k", "2k", "4k", "8k", "16k")
+    for name, record in (("base", None), ("plain", training("plain", trained_length=2 * K))):
+        write_run(
+            tmp_path / name, arm=name, accuracy=holds_to(8 * K), lengths=lengths, subsets=("qa1",), samples=4,
+            training=record, config={"window": 8 * K},
+        )  # fmt: skip
+    found = analyse(load_runs([tmp_path]))
+    figure = curve(found, "babilong", "official").figure()
+    said = {
+        text.get_text(): text.xy[0] for text in figure.axes[0].texts if text.get_text()[:7] in ("trained", "window ")
+    }
+    assert said == {"trained 2K": 11.0, "window 8K": 13.0}
+    table = summary_table(found, "babilong", "official")
+    windows = {row.entries[0].text: [row.entries[i].text for i in (1, 2)] for row in table.rows}
+    assert windows == {"plain": ["2K", "8K"], "base": ["-", "8K"]}
+
+
+def test_a_window_that_is_the_trained_length_is_marked_once(analysis: Analysis, tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "a", arm="a", accuracy=holds_to(8 * K), lengths=("4k", "8k", "16k"), subsets=("qa1",), samples=4,
+        training=training("plain"), fingerprint={"rope.original_length": 8 * K},
+    )  # fmt: skip
+    figure = curve(analyse(load_runs([tmp_path])), "babilong", "official").figure()
+    assert [t.get_text() for t in figure.axes[0].texts if "8K" in t.get_text()] == ["trained 8K"]
+
+
+def test_arms_that_were_asked_other_questions_are_marked_and_said(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_run(
+            tmp_path / name, arm=name, accuracy=holds_to(8 * K), lengths=("4k", "8k"), subsets=("qa1",), samples=4,
+            data_seed=seed,
+        )  # fmt: skip
+    found = analyse(load_runs([tmp_path]))
+    drawing = curve(found, "babilong", "official")
+    assert {text.get_text() for text in names_of(drawing.figure().axes[0])} == {"a", "b", "c †"}
+    assert "† Asked other questions than a: data.seed is 0 in a and 1 in c." in drawing.description
+    table = main_table(found, "babilong")
+    assert [row.entries[0].text for row in table.rows[:3]] == ["a", "b", "c †"]
+    assert "† Asked other questions than a" in table.caption
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(1, 30)), max_size=12))
+def test_labels_are_spread_without_overlap_in_their_order_and_inside_where_there_is_room(
+    labels: list[tuple[float, float]],
+) -> None:
+    wanted, heights = sorted(place for place, _ in labels), [height for _, height in labels]
+    places = spread(wanted, heights, 100)
+    for (a, b), (low, high) in zip(pairwise(places), pairwise(heights), strict=True):
+        assert b - a >= (low + high) / 2 - 1e-6
+    if labels and sum(heights) < 100:
+        assert places[0] >= -1e-6
+        assert places[-1] <= 100 + 1e-6
+
+
+def test_labels_that_have_room_stay_where_their_lines_end() -> None:
+    assert spread([10, 50, 90], [8, 8, 8], 100) == [10, 50, 90]
+    assert spread([50, 50], [10, 10], 100) == [45, 55]
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "a", arm="$x^{$ and $y", accuracy=holds_to(8 * K), lengths=("4k", "8k"), subsets=("qa1",), samples=4
+    )
+    for drawing in all_drawings(analyse(load_runs([tmp_path]))):
+        save(drawing.figure(), tmp_path, drawing.name, "here")

@@ -337,20 +337,6 @@ def test_what_training_saw_of_the_evaluation_is_said_once_for_all_arms(tmp_path:
     ]
 
 
-def test_other_weights_under_the_same_arm_and_seed_are_named(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        write_run(
-            tmp_path / name,
-            arm="plain",
-            accuracy=holds_to(8 * K),
-            training=training("plain"),
-            fingerprint={"checkpoint.weights": name},
-        )
-    notes = analyse(load_runs([tmp_path])).notes
-    assert "Arm 'plain' joins runs that differ: checkpoint.weights is first in first and second in second." in notes
-    assert not any("asked the same model" in note for note in notes)
-
-
 def test_arms_that_another_engine_or_precision_answered_are_said_to_differ_in_it(tmp_path: Path) -> None:
     engines = {
         "plain": {"engine.name": "hf", "engine.dtype": "float32", "engine.stop_ids": [2], "rope.rule": "none"},

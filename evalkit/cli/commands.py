@@ -20,7 +20,7 @@ from evalkit.cli.options import (
     token_count,
     train_classes,
 )
-from evalkit.cli.reports import compare, export, import_, report, score
+from evalkit.cli.reports import compare, export, import_, plot, report, score
 from evalkit.cli.terminal import echo
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
@@ -206,7 +206,7 @@ def status(folder: Path, watch: bool) -> None:
         time.sleep(2 if is_terminal else 60)
 
 
-for _command in (report, compare, score):
+for _command in (report, plot, compare, score):
     main.add_command(_command)
 
 
@@ -360,6 +360,8 @@ def tasks(task: str | None) -> None:
     echo(card.paper)
     default = ", ".join(card.default_subsets)
     _echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    if card.guess:
+        _echo_wrapped(f"Chance: the score of {card.guess}.")
     for name, subset in card.subsets.items():
         labels = f": {', '.join(subset.labels)}" if subset.labels else ""
         _echo_wrapped(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{labels}", indent=25)

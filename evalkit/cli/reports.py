@@ -1,6 +1,7 @@
-"""The commands that read recorded answers: report, compare, score, import, export."""
+"""The commands that read recorded answers: report, plot, compare, score, import, export."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -81,6 +82,67 @@ def report(
     echo(notes_text(built.notices, full=full), nl=False, err=True)
     if not quiet:
         echo(files_text(out, built.files), err=True)
+
+
+def _limits(text: str) -> tuple[float, float]:
+    """Turn "40,100" into (40.0, 100.0)."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not two numbers such as 40,100.") from None
+    return low, high
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for PDF, PNG and SVG.")
+@click.option("--kind", type=click.Choice(["curve", "heatmap"]), default="curve", show_default=True)
+@click.option("--task", help="The only task to draw; default: a figure for each.")
+@click.option("--arms", multiple=True, help="Arms to draw, in this order, with commas or repeated; default: all.")
+@click.option("--highlight", multiple=True, help="Up to five arms in colour; the others are grey.")
+@click.option("--lengths", "chosen", type=lengths, default="", help="Lengths to draw; default: all.")
+@click.option("--width", type=click.Choice(["column", "text"]), default="column", show_default=True)
+@click.option("--ylim", type=_limits, default="0,100", show_default=True, help="Ends of the score axis.")
+@click.option("--bands/--no-bands", default=True, show_default=True, help="95 % intervals as bands.")
+@click.option("--title", default="", help="Default: none, as captions of papers have it.")
+@click.option("--baseline", help="Arm that is in colour whatever its score; default: plain training, or the first.")
+@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+def plot(
+    runs: tuple[Path, ...],
+    out: Path,
+    kind: Any,
+    task: str | None,
+    arms: tuple[str, ...],
+    highlight: tuple[str, ...],
+    chosen: tuple[str, ...],
+    width: Any,
+    ylim: tuple[float, float],
+    bands: bool,
+    title: str,
+    baseline: str | None,
+    trained_length: int | None,
+) -> None:
+    """Draw figures for a paper, 3.25 inches wide (--width column) or 6.75 (text), and print a caption for each.
+
+    Of more than five arms the baseline and those with the highest means have colours, unless --highlight names others.
+
+    \b
+    Examples:
+      evalkit plot results/ --width column
+      evalkit plot results/ --arms "plain,Randomized YaRN" --ylim 40,100 --no-bands
+      evalkit plot results/ --kind heatmap --width text
+    """
+    from evalkit.report.plot import Shown
+    from evalkit.report.plot import plot as draw
+    from evalkit.report.terminal import files_text, terminal_width, wrapped
+
+    shown = Shown(arms=arms, highlight=highlight, lengths=chosen, width=width, ylim=ylim, bands=bands, title=title)
+    drawings, files = draw(
+        runs, out, kind=kind, task=task, shown=shown, baseline=baseline, trained_length=trained_length
+    )
+    for drawing in drawings:
+        echo("\n".join(wrapped(f"{drawing.name}: {drawing.description}", terminal_width(), "", "  ")))
+    echo(files_text(out, files), err=True)
 
 
 @click.command()

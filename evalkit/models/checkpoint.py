@@ -17,7 +17,7 @@ from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
 from evalkit.models.hub import resolve
 from evalkit.models.layouts import SIZES, ConfigFile, GenerationFile, TokenizerFile, known, read_file
-from evalkit.models.rope.formulas import Frequencies
+from evalkit.models.rope.formulas import Frequencies, RopeScaling
 from evalkit.models.rope.modules import own_frequencies
 from evalkit.models.rope.stored import (
     KnownRule,
@@ -177,6 +177,12 @@ class Checkpoint:
     def window(self) -> int:
         """Positions that the checkpoint covers as its config says, tokens."""
         return self.rope.window if self.rope else self.max_position_embeddings
+
+    @property
+    def base_window(self) -> int:
+        """Positions that the model covers by itself: under a rule that it was trained with here, those before it."""
+        rule = self.trained_rope
+        return rule.original_length if isinstance(rule, RopeScaling) and rule.rule != "none" else self.window
 
     @property
     def original_length(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm, disagreements, make_arms
 from evalkit.report.beside import Beside, beside
-from evalkit.report.comparison import MARGIN, Comparison, compare_all, repeat_floor, setup_differences
+from evalkit.report.comparison import MARGIN, Comparison, compare_all, data_differences, repeat_floor, setup_differences
 from evalkit.report.estimates import ArmSummary, CellScore, cell_scores, run_scores, study_length, summary
 from evalkit.report.flips import Flips, position_flips
 from evalkit.report.groups import Group, refuse_unknown_tag, tag_groups
@@ -62,6 +62,24 @@ class Analysis:
     def panel(self, task: str, scorer: str) -> Panel:
         """Return one panel."""
         return next(panel for panel in self.panels if (panel.task, panel.scorer) == (task, scorer))
+
+    def other_questions(self, task: str) -> dict[str, str]:
+        """Return the arms that share no data of a task with the first arm that was asked it, and what differs."""
+        asked = {arm.name: [run for run in arm.runs if run.config.get("task") == task] for arm in self.arms}
+        own = {name: runs for name, runs in asked.items() if runs and not runs[0].published and not runs[0].control}
+        if not own:
+            return {}
+        base = next(iter(own.values()))
+        return {
+            name: data_differences(base[0], runs[0])[0]
+            for name, runs in own.items()
+            if all(data_differences(a, b) for a in base for b in runs)
+        }
+
+    def labels(self, task: str) -> dict[str, str]:
+        """Return the arms' names as tables and figures show them: "x (published)", or "x †" after other questions."""
+        others = self.other_questions(task)
+        return {arm.name: f"{arm.label}{' †' * (arm.name in others)}" for arm in self.arms}
 
     def study_length(self, arm: str) -> int | None:
         """Return an arm's trained length; for one that was not trained, that of the others, if they agree."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from evalkit.errors import BadInput
 from evalkit.lengths import format_length
-from evalkit.report.load import Run
 from evalkit.report.panel import natural
+from evalkit.report.run import Run
 from evalkit.train.recipes import RECIPES
 
 _RECIPES = ("", *RECIPES)
@@ -36,6 +36,12 @@ class Arm:
     def published(self) -> bool:
         """Answers, or counts of them, made by others."""
         return all(run.published for run in self.runs)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that the base covers by itself; None where no run says, or where they disagree."""
+        windows = {run.window for run in self.runs if run.window}
+        return windows.pop() if len(windows) == 1 else None
 
     @property
     def label(self) -> str:

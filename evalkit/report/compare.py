@@ -6,7 +6,8 @@ from pathlib import Path
 from evalkit.errors import BadInput
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.comparison import MARGIN, data_differences
-from evalkit.report.load import Loaded, Run, load_runs
+from evalkit.report.load import Loaded, load_runs
+from evalkit.report.run import Run
 from evalkit.report.tables import comparison_table
 from evalkit.report.terminal import terminal, terminal_width, wrapped
 from evalkit.report.words import findings

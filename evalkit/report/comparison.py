@@ -12,8 +12,8 @@ import numpy as np
 from evalkit.report import stats
 from evalkit.report.arms import Arm, phrase
 from evalkit.report.estimates import octaves, split_lengths, study_length
-from evalkit.report.load import Run
 from evalkit.report.panel import Measure, Panel
+from evalkit.report.run import Run
 from evalkit.report.stats import SIGNIFICANT, Contrast
 
 MARGIN = 3.0

@@ -1,48 +1,43 @@
 """The figures: how scores hold over length, where in the prompt they break, and what each arm was trained on."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name
-from evalkit.report.cells import task_title
+from evalkit.report.cells import counts_text, task_title
+from evalkit.report.comparison import Comparison
 from evalkit.report.coverage import coverage
-from evalkit.report.estimates import AVERAGE, CellScore
-from evalkit.report.style import RC, Look, length_axis, looks, mark_trained
+from evalkit.report.curves import (
+    Line,
+    arm_looks,
+    draw_chance,
+    draw_lines,
+    grey_note,
+    lengths_to_mark,
+    name_at_ends,
+    score_axis,
+    score_lines,
+)
+from evalkit.report.drawing import Drawing, empty_figure, panels, set_title
+from evalkit.report.estimates import AVERAGE
+from evalkit.report.heatmaps import depth_heatmap, heatmap
+from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
+from evalkit.report.style import FAINT, Look, length_axis, looks, mark_lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Grid: TypeAlias = NDArray[np.float64]
-DEPTH_BINS = 10
-_THIN = 10
-"""Samples of a heat map's cell, below which it is faded."""
-_MAX_PANELS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """One figure before it is drawn."""
-
-    name: str
-    title: str
-    description: str
-    """What it shows, for captions and for people who do not see it."""
-    draw: "Callable[[], Figure]"
-
-    def figure(self) -> "Figure":
-        """Draw it."""
-        import matplotlib
-
-        with matplotlib.rc_context(RC):
-            return self.draw()
+_WIDTH = 6.6
+_NAMES = 1.55
+"""Inches of it beside the axes, for names."""
+_MOST_ARMS = 24
+"""Of the figure of positions."""
 
 
 def all_drawings(analysis: Analysis) -> list[Drawing]:
@@ -70,152 +65,101 @@ def all_drawings(analysis: Analysis) -> list[Drawing]:
 
 
 def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
-    """Score over length, averaged over subsets, with the difference from the baseline below."""
-    cells = [c for c in analysis.select(task, scorer) if c.interval.mean is not None]
-    whole = AVERAGE if any(c.subset == AVERAGE for c in cells) else cells[0].subset if cells else AVERAGE
-    shown = [c for c in cells if c.subset == whole]
+    """Return score over length, averaged over subsets, with the difference from the baseline below."""
+    shown = [c for c in whole_cells(analysis, task, scorer) if c.interval.mean is not None]
     compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer) and c.by_length]
     lengths = analysis.panel(task, scorer).lengths
-    style = looks(analysis.arms)
+    style = arm_looks(analysis, task)
+    marks = lengths_to_mark(analysis.arms, _trained(analysis, task))
 
     def draw() -> "Figure":
-        figure = _figure(6.6, 5.6 if compared else 3.9)
-        grid = figure.add_gridspec(2 if compared else 1, 1, height_ratios=[2.1, 1][: 2 if compared else 1], hspace=0.12)
+        height = 5.6 if compared else 3.9
+        figure = empty_figure(_WIDTH, height)
+        grid = figure.add_gridspec(
+            2 if compared else 1, 1, height_ratios=[2.1, 1][: 2 if compared else 1], hspace=0.12,
+            left=0.085, right=1 - _NAMES / _WIDTH, top=1 - 0.45 / height, bottom=0.5 / height,
+        )  # fmt: skip
         top = figure.add_subplot(grid[0])
         places = length_axis(top, lengths, label=not compared)
-        _scores(top, shown, places, style)
-        mark_trained(top, _trained(analysis, task))
+        score_axis(top)
+        drawn = draw_lines(top, score_lines(shown, places), style)
+        draw_chance(top, shown)
+        mark_lengths(top, *marks)
         top.set_title(f"{task_title(task)}, {_words(scorer)} score", pad=14)
         if compared:
             top.tick_params(labelbottom=False)
             below = figure.add_subplot(grid[1], sharex=top)
-            for c in compared:
-                xs = [places[n] for n in c.by_length]
-                line = [100 * d.mean for d in c.by_length.values()]
-                band = [
-                    [100 * end for end in ends]
-                    for ends in zip(*[(d.low, d.high) for d in c.by_length.values()], strict=True)
-                ]
-                _line(below, xs, line, band, style[c.arm])
+            draw_lines(below, [_difference_line(c, places) for c in compared], style)
             below.axhline(0, color=style[compared[0].baseline].colour, linewidth=1)
             length_axis(below, lengths)
-            mark_trained(below, _trained(analysis, task), label=False)
-            minus = f"minus {compared[0].baseline}"
+            mark_lengths(below, *marks, label=False)
+            minus = f"minus {style[compared[0].baseline].label}"
             below.set_ylabel(textwrap.fill(minus, 22, break_on_hyphens=False, max_lines=2, placeholder=" …"))
-        _legend(top)
+        name_at_ends(top, drawn, style, room=72 * _NAMES, size=7.5)
         return figure
 
-    counts = sorted({c.n for c in shown})
-    per_point = " to ".join(dict.fromkeys(map(str, [*counts[:1], *counts[-1:]]))) or "0"
-    over = f"averaged over {len(analysis.panel(task, scorer).subsets)} subsets" if whole == AVERAGE else whole
+    sentences = [
+        f"{_words(scorer).capitalize()} score (0 to 100) of each arm over context length"
+        f"{over_subsets(analysis, task, shown)}; bands are 95 % intervals; n = {counts_text(c.n for c in shown)} per "
+        "point. The dashed line is the trained length, the dotted one the base's own window where that is another; the "
+        "shaded parts are within them. The dotted level is chance.",
+        f"Below: the paired difference from {compared[0].baseline}." if compared else "",
+        grey_note(style, len({c.arm for c in shown})),
+        other_questions_note(analysis, task),
+    ]
     return Drawing(
         name=f"curve-{task}",
         title=f"{task_title(task)}: score over length",
-        description=(
-            f"{_words(scorer).capitalize()} score (0 to 100) of each arm over context length, {over}; bands are 95 % "
-            f"intervals; n = {per_point} per point. The dashed line is the trained length, the shaded part is within "
-            "it, the dotted line is chance."
-            + (f" Below: the paired difference from {compared[0].baseline}." if compared else "")
-        ),
+        description=" ".join(filter(None, sentences)),
         draw=draw,
     )
+
+
+def _difference_line(c: Comparison, places: Mapping[str, float]) -> Line:
+    found = c.by_length.values()
+    ends = ([100 * getattr(d, end) for d in found] for end in ("mean", "low", "high"))
+    return Line(c.arm, [places[n] for n in c.by_length], *ends)
 
 
 def curves_by_subset(analysis: Analysis, task: str, scorer: str) -> Drawing:
-    """One small panel of score over length for each subset."""
+    """Return one small panel of score over length for each subset."""
     cells = [c for c in analysis.select(task, scorer) if c.interval.mean is not None and c.subset != AVERAGE]
-    panel, style = analysis.panel(task, scorer), looks(analysis.arms)
+    panel, style = analysis.panel(task, scorer), arm_looks(analysis, task)
+    marks = lengths_to_mark(analysis.arms, _trained(analysis, task))
 
     def draw() -> "Figure":
         across = min(len(panel.subsets), 3 if len(panel.subsets) < 10 else 4)
-        figure, axes = _panels(len(panel.subsets), across, 2.3, 1.9)
-        _title(figure, f"{task_title(task)}, {_words(scorer)} score")
+        figure, axes = panels(len(panel.subsets), across, 2.3, 1.9)
+        set_title(figure, f"{task_title(task)}, {_words(scorer)} score")
         for i, (place, subset) in enumerate(zip(axes, panel.subsets, strict=True)):
+            own = [c for c in cells if c.subset == subset]
             places = length_axis(place, panel.lengths, label=False)
-            _scores(place, [c for c in cells if c.subset == subset], places, style, label=i % across == 0)
-            mark_trained(place, _trained(analysis, task), label=False)
+            score_axis(place, label=i % across == 0)
+            draw_lines(place, score_lines(own, places), style)
+            draw_chance(place, own, label=i % across == 0)
+            mark_lengths(place, *marks, label=False)
             place.set_title(subset, fontsize=9)
             place.tick_params(axis="x", labelrotation=45, labelsize=7)
-        named = {
-            label: handle for place in axes for handle, label in zip(*place.get_legend_handles_labels(), strict=True)
-        }
-        columns = max(1, min(len(named), 160 // (8 + max(map(len, named)))))
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(columns, 5), fontsize=8)
+        handles = [pair for place in axes for pair in zip(*place.get_legend_handles_labels(), strict=True)]
+        _legend_below(figure, {label: handle for handle, label in handles}, style)
         return figure
 
+    sentences = [
+        f"{_words(scorer).capitalize()} score over context length by subset, with 95 % intervals.",
+        grey_note(style, len({c.arm for c in cells})),
+        other_questions_note(analysis, task),
+    ]
     return Drawing(
         name=f"curve-{task}-subsets",
         title=f"{task_title(task)}: score over length, by subset",
-        description=f"{_words(scorer).capitalize()} score over context length by subset, with 95 % intervals.",
+        description=" ".join(filter(None, sentences)),
         draw=draw,
-    )
-
-
-def heatmap(analysis: Analysis, task: str, scorer: str) -> Drawing:
-    """Subsets down, lengths across, one panel per arm."""
-    found = {(c.arm, c.subset, c.length): c.interval.mean for c in analysis.select(task, scorer)}
-    panel = analysis.panel(task, scorer)
-    rows = [*panel.subsets, *([AVERAGE] if any(subset == AVERAGE for _, subset, _ in found) else [])]
-    values = {
-        arm.name: np.array([[_percent(found.get((arm.name, s, n))) for n in panel.lengths] for s in rows])
-        for arm in analysis.arms
-        if panel.rows(arm.name)
-    }
-    return _heatmaps(
-        analysis,
-        values,
-        name=f"heatmap-{task}",
-        title=f"{task_title(task)}: score by subset and length",
-        description=f"{_words(scorer).capitalize()} score (0 to 100): subsets down, context lengths across.",
-        rows=rows,
-        columns=[length_name(parse_length(n)) for n in panel.lengths],
-        row_label="",
-    )
-
-
-def depth_heatmap(analysis: Analysis, task: str, scorer: str) -> Drawing:
-    """Where the needed fact stands down, lengths across, one panel per arm."""
-    frame = analysis.loaded.frame
-    part = frame[
-        (frame["task"] == task) & (frame["scorer"] == scorer) & frame["depth"].notna() & frame["value"].notna()
-    ]
-    lengths = [n for n in analysis.panel(task, scorer).lengths if parse_length(n)]
-    bins = np.minimum((part["depth"].to_numpy() * DEPTH_BINS).astype(int), DEPTH_BINS - 1)
-    values: dict[str, Grid] = {}
-    numbers: dict[str, Grid] = {}
-    for arm in analysis.arms:
-        own = (part["arm"] == arm.name).to_numpy()
-        if not own.any():
-            continue
-        grid = np.full((DEPTH_BINS, len(lengths)), np.nan)
-        numbers[arm.name] = np.zeros(grid.shape)
-        for column, length in enumerate(lengths):
-            inside = own & (part["length"] == length).to_numpy()
-            sums = np.bincount(bins[inside], part["value"].to_numpy()[inside], minlength=DEPTH_BINS)
-            counts = np.bincount(bins[inside], minlength=DEPTH_BINS)
-            numbers[arm.name][:, column] = counts
-            grid[:, column] = np.where(counts > 0, 100 * sums / np.maximum(counts, 1), np.nan)
-        values[arm.name] = grid
-    return _heatmaps(
-        analysis,
-        values,
-        name=f"depth-{task}",
-        title=f"{task_title(task)}: score by depth of the earliest needed fact",
-        description=(
-            f"{_words(scorer).capitalize()} score (0 to 100) by where the earliest fact that the answer needs stands "
-            "in the prompt (0 % top, 100 % just before the question) and by context length, over all subsets. "
-            f"Small: number of samples; faded: fewer than {_THIN}. A blank cell has no sample."
-        ),
-        numbers=numbers,
-        rows=[f"{100 * i // DEPTH_BINS}–{100 * (i + 1) // DEPTH_BINS} %" for i in range(DEPTH_BINS)],
-        columns=[length_name(parse_length(n)) for n in lengths],
-        row_label="depth",
     )
 
 
 def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
     """What an MRCR score is made of: was the form kept, and was the right text found."""
-    style = looks(analysis.arms)
+    style = arm_looks(analysis, task)
     parts = {
         scorer: {(c.arm, c.subset, c.length): c.interval.mean for c in analysis.select(task, scorer)}
         for scorer in ("prefix_hit", "ratio_given_prefix")
@@ -224,7 +168,7 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
     subset = AVERAGE if len(panel.subsets) > 1 else panel.subsets[0]
 
     def draw() -> "Figure":
-        figure = _figure(5.2, 4.4)
+        figure = empty_figure(5.2, 4.4)
         axes = figure.add_subplot()
         grid = np.linspace(0.001, 100, 200)
         for score in (20, 40, 60, 80):
@@ -251,7 +195,7 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
         axes.set(xlim=(0, 105), ylim=(0, 105), xlabel="answers that begin with the prefix (%)")
         axes.set_ylabel("match ratio of those answers (0 to 100)")
         axes.set_title("What an MRCR score is made of")
-        _legend(axes)
+        _legend_beside(axes, style)
         return figure
 
     return Drawing(
@@ -268,12 +212,14 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
 
 def positions(analysis: Analysis) -> Drawing:
     """Which positions each arm has seen in training, and how often, beside the lengths that were asked."""
-    arms = [(arm, seen) for arm in analysis.arms if not arm.control and (seen := coverage(arm)) is not None]
+    known = [(arm, seen) for arm in analysis.arms if not arm.control and (seen := coverage(arm)) is not None]
+    arms = known[:_MOST_ARMS]
+    cut = f" Only the first {_MOST_ARMS} of {len(known)} arms are drawn." if len(known) > len(arms) else ""
     style = looks(analysis.arms)
     lengths = sorted({parse_length(n) for panel in analysis.panels for n in panel.lengths} - {0})
 
     def draw() -> "Figure":
-        figure = _figure(6.6, 0.5 * len(arms) + 1.2)
+        figure = empty_figure(_WIDTH, 0.5 * len(arms) + 1.2)
         axes = figure.add_subplot()
         shortest = min(lengths) / 4
         for i, (arm, seen) in enumerate(reversed(arms)):
@@ -296,7 +242,7 @@ def positions(analysis: Analysis) -> Drawing:
         title="Positions seen in training",
         description=(
             "For each arm, how large a share of full-length training samples has a token at each position: full height "
-            "means every sample. Dotted lines are the lengths that were asked."
+            f"means every sample. Dotted lines are the lengths that were asked.{cut}"
         ),
         draw=draw,
     )
@@ -305,147 +251,26 @@ def positions(analysis: Analysis) -> Drawing:
 # -- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height))
-
-
-def _panels(count: int, across: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """A grid of small panels that share their axes; only the lowest of each column names its lengths."""
-    from matplotlib.figure import Figure
-
-    down = -(-count // across)
-    figure = Figure(figsize=(width * across + 0.8, height * down + 0.8), layout="constrained")
-    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for i, place in enumerate(axes.flat):
-        place.set_visible(i < count)
-        place.tick_params(labelbottom=i + across >= count)
-        place.set_xlabel("length (tokens)" if i + across >= count else "", fontsize=8)
-    return figure, list(axes.flat)[:count]
+def _legend_below(figure: "Figure", named: Mapping[str, Any], style: Mapping[str, Look]) -> None:
+    """Name the lines below the panels; grey ones once for all."""
+    coloured = {look.label for look in style.values() if look.colour != FAINT}
+    entries = {label: handle for label, handle in named.items() if label in coloured}
+    if grey := [label for label in named if label not in coloured]:
+        entries[f"{len(grey)} other arms"] = named[grey[0]]
+    columns = max(1, min(len(entries), 160 // (8 + max(map(len, entries)))))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, 5), fontsize=8)
 
 
-def _title(figure: "Figure", title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-
-
-def _scores(
-    axes: "Axes",
-    cells: Sequence[CellScore],
-    places: Mapping[str, float],
-    style: Mapping[str, Look],
-    *,
-    label: bool = True,
-) -> None:
-    for arm in dict.fromkeys(c.arm for c in cells):
-        own = [c for c in cells if c.arm == arm]
-        line = [100 * (c.interval.mean or 0.0) for c in own]
-        band = [[100 * (c.interval.low or 0.0) for c in own], [100 * (c.interval.high or 0.0) for c in own]]
-        _line(axes, [places[c.length] for c in own], line, band, style[arm])
-    guesses = {c.chance for c in cells if c.chance is not None}
-    if len(guesses) == 1:
-        guess = 100 * guesses.pop()
-        axes.axhline(guess, color="#777777", linestyle=":", linewidth=1, zorder=1)
-        if label:
-            axes.text(axes.get_xlim()[0] + 0.06, guess + 1, "chance", fontsize=7.5, color="#555555")
-    axes.set_ylim(0, 102)
-    if label:
-        axes.set_ylabel("score")
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _line(
-    axes: "Axes", xs: Sequence[float], line: Sequence[float], band: Sequence[Sequence[float]], look: Look
-) -> None:
-    axes.plot(
-        xs,
-        line,
-        color=look.colour,
-        marker=look.marker,
-        markersize=4,
-        linestyle=look.line,
-        linewidth=1.6,
-        label=look.label,
-    )
-    if len(xs) > 1:
-        axes.fill_between(xs, band[0], band[1], color=look.colour, alpha=0.15, linewidth=0)
-    else:
-        axes.errorbar(xs, line, [[line[0] - band[0][0]], [band[1][0] - line[0]]], color=look.colour, capsize=3)
-
-
-def _heatmaps(
-    analysis: Analysis,
-    values: Mapping[str, Grid],
-    *,
-    name: str,
-    title: str,
-    description: str,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    row_label: str,
-    numbers: Mapping[str, Grid] | None = None,
-) -> Drawing:
-    """One panel per arm, at most twelve; whole numbers inside; dark is low, so that what holds stands out.
-
-    ``numbers``: samples to a cell, shown below the value; a cell of few is faded.
-    """
-    style = looks(analysis.arms)
-    shown = list(values)[:_MAX_PANELS]
-    left_out = f" Only the first {_MAX_PANELS} of {len(values)} arms are drawn." if len(values) > len(shown) else ""
-
-    def draw() -> "Figure":
-        from matplotlib.cm import ScalarMappable
-
-        across = min(len(shown), 3)
-        width = 0.42 * len(columns) + 0.3
-        figure, axes = _panels(len(shown), across, width, (0.32 if numbers else 0.24) * len(rows) + 0.5)
-        _title(figure, title)
-        for i, (place, arm) in enumerate(zip(axes, shown, strict=True)):
-            is_thin = numbers[arm] < _THIN if numbers else np.zeros(values[arm].shape, dtype=bool)
-            image = place.imshow(
-                values[arm],
-                cmap="cividis",
-                vmin=0,
-                vmax=100,
-                aspect="auto",
-                alpha=np.where(is_thin, 0.35, 1.0) if numbers else None,
-            )
-            for (row, column), value in np.ndenumerate(values[arm]):
-                if not np.isnan(value):
-                    colour = "black" if value > 55 or is_thin[row, column] else "white"
-                    middle = row - 0.12 if numbers else row
-                    place.text(column, middle, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-                    if numbers:
-                        n = f"{numbers[arm][row, column]:.0f}"
-                        place.text(column, row + 0.28, n, ha="center", va="center", fontsize=4.5, color=colour)
-            place.set_title(textwrap.fill(style[arm].label, round(11 * width)), fontsize=9)  # 11 letters to an inch
-            place.set_xticks(range(len(columns)), columns, rotation=45, fontsize=7.5)
-            place.set_yticks(range(len(rows)), rows, fontsize=7.5)
-            place.tick_params(length=0)
-            place.spines[:].set_visible(False)
-            place.set_ylabel(row_label if i % across == 0 else "")
-        figure.colorbar(ScalarMappable(image.norm, image.cmap), ax=axes, shrink=0.8, label="score")
-        return figure
-
-    return Drawing(name=name, title=title, description=description + left_out, draw=draw)
-
-
-def _legend(axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        wrapped = [textwrap.fill(label, 34, break_long_words=False) for label in labels]
-        axes.legend(
-            handles, wrapped, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, ncols=1 + len(labels) // 24
-        )
+def _legend_beside(axes: "Axes", style: Mapping[str, Look]) -> None:
+    """Name what has a colour of its own, to the right of the axes."""
+    coloured = {look.label for look in style.values() if look.colour != FAINT}
+    entries = {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True) if label in coloured}
+    wrapped = [textwrap.fill(label, 34, break_long_words=False) for label in entries]
+    axes.legend(entries.values(), wrapped, loc="upper left", bbox_to_anchor=(1.05, 1.0), fontsize=8)
 
 
 def _trained(analysis: Analysis, task: str) -> list[int]:
     return sorted({s.trained_length for s in analysis.summaries if s.task == task and s.trained_length})
-
-
-def _percent(value: float | None) -> float:
-    return float("nan") if value is None else 100 * value
 
 
 def _words(scorer: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.lengths import parse_length
 from evalkit.models.training_record import TrainingRecord
-from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders
 from evalkit.records.scoring import scored
+from evalkit.report.apart import Asked, tell_apart
+from evalkit.report.run import Run
 from evalkit.report.shards import Shard, join_shards
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 # In JSON text a quotation mark inside a string follows a backslash, so no fact can be taken for a name.
 _NEEDED = re.compile(r'(?<!\\)"(wanted|supporting)": (\d+|\[[\d, ]*\])')
 _TAGS = re.compile(r'(?<!\\)"tags": (\{[^{}]*\})')
-_NAMES_SINCE = {"backend": "engine.name", "dtype": "engine.dtype", "script": "engine.script"}
-"""Parts of the fingerprint that folders of schema 1 know by another name."""
 _COLUMNS = (
     "task",
     "subset",
@@ -40,82 +39,6 @@ _COLUMNS = (
     "scorer",
     "value",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What the report knows of one run folder."""
-
-    name: str
-    """Unique in this report: the folder's name, with as much of its path as that takes."""
-    path: Path
-    arm: str
-    config: Mapping[str, Any]
-    fingerprint: Mapping[str, Any]
-    provenance: Sequence[Mapping[str, Any]]
-    more_paths: tuple[Path, ...] = ()
-    """The folders of the other shards, where it was asked in parts; ``path`` is the first one's."""
-    training: TrainingRecord | None = None
-    """The checkpoint's training record, where it has one."""
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All of its folders."""
-        return (self.path, *self.more_paths)
-
-    @property
-    def sha256(self) -> str:
-        """The run's identity."""
-        return fingerprint_sha(self.fingerprint)
-
-    @property
-    def published(self) -> bool:
-        """Others published these answers; they were imported."""
-        return bool(self.config.get("published"))
-
-    @property
-    def trained_length(self) -> int | None:
-        """Tokens of the longest training sample; None where the checkpoint does not say."""
-        length = self.config.get("trained_length") or (self.training and self.training.trained_length)
-        return int(length) if length else None
-
-    @property
-    def recipe(self) -> str:
-        """Name of the training recipe; "" where there was none."""
-        return self.training.recipe if self.training else ""
-
-    @property
-    def control(self) -> str:
-        """ "no-context" or "facts-only" for a run that only bounds the others; else ""."""
-        return str(self.config.get("control") or "")
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The fingerprint's parts that decide what is asked. Samples pair only between runs that agree on them."""
-        if self.published:
-            return {"published": self.fingerprint.get("published")}
-        parts = self.fingerprint.items()
-        return {name: value for name, value in parts if name.startswith("data.") or name == "card"}
-
-    @property
-    def weights(self) -> dict[str, Any]:
-        """The fingerprint's parts that say which model answered."""
-        return {name: value for name, value in self.fingerprint.items() if name.startswith("checkpoint.")}
-
-    @property
-    def setup(self) -> dict[str, Any]:
-        """The fingerprint's parts that say how questions were put and answered: neither model, rope nor data."""
-        others = ("checkpoint.", "rope.", "data.", "card", "published", "model")
-        parts = {n: v for n, v in self.fingerprint.items() if v is not None and not n.startswith(others)}
-        renamed = {_NAMES_SINCE[n]: v for n, v in parts.items() if n in _NAMES_SINCE}
-        return renamed | {n: v for n, v in parts.items() if n not in _NAMES_SINCE}
-
-    @property
-    def replicate(self) -> str:
-        """Names the trained model within its arm; runs that share it count as one, so their weights should agree."""
-        if self.training and self.training.seed is not None:
-            return f"seed {self.training.seed}"
-        return fingerprint_sha(self.weights) if self.weights else "the only one"
 
 
 class _Part(NamedTuple):
@@ -153,6 +76,9 @@ def load_runs(paths: Iterable[Path | str], *, tag: str | None = None) -> Loaded:
     if not folders:
         where = ", ".join(map(str, given)) or "the paths given"
         raise BadInput(f"There is no run folder (one with a run.json) at or below {where}; make one with evalkit run.")
+    for path in given:
+        if not any(folder.resolve().is_relative_to(path.resolve()) for folder in folders):
+            raise BadInput(f"There is no run folder (one with a run.json) at or below {path}; leave it out.")
     names = _short_names(folders)
     parts: list[_Part] = []
     left_out: list[str] = []
@@ -164,7 +90,7 @@ def load_runs(paths: Iterable[Path | str], *, tag: str | None = None) -> Loaded:
             left_out.append(f"{names[folder]} is left out: {error}")
     if not parts:
         raise BadInput(f"No run folder can be used. {' '.join(left_out)}")
-    parts = _whole_runs(parts, left_out)
+    parts = _told_apart(_whole_runs(parts, left_out), left_out)
     frame = (
         pa.concat_tables(part.table for part in parts)
         .unify_dictionaries()
@@ -220,6 +146,25 @@ def _whole_runs(parts: Sequence[_Part], left_out: list[str]) -> list[_Part]:
     ]
     whole = [part for part in parts if not part.run.config.get("shard")]
     return whole + [_as_one([by_name[name] for name in names]) for names in join_shards(shards, left_out)]
+
+
+def _told_apart(parts: Sequence[_Part], left_out: list[str]) -> list[_Part]:
+    """Give runs a name of their own whose arm's name stands for several; see ``apart.tell_apart``."""
+    names = tell_apart([Asked(run, _cells(table)) for run, table in parts], left_out)
+    return [
+        _Part(
+            replace(run, arm=names[run.name]),
+            table.set_column(table.column_names.index("arm"), "arm", _constant(names[run.name], table.num_rows)),
+        )
+        if run.name in names
+        else _Part(run, table)
+        for run, table in parts
+    ]
+
+
+def _cells(table: "pa.Table") -> set[tuple[str, str]]:
+    pairs = table.select(["subset", "length"]).group_by(["subset", "length"]).aggregate([]).to_pylist()
+    return {(pair["subset"], pair["length"]) for pair in pairs}
 
 
 def _as_one(shards: Sequence[_Part]) -> _Part:

@@ -15,8 +15,8 @@ from evalkit.report.analysis import Analysis
 from evalkit.report.arms import Arm, length_name
 from evalkit.report.cells import NOT_RUN, Entry, Row, Table, task_title
 from evalkit.report.estimates import AVERAGE
-from evalkit.report.load import Run
 from evalkit.report.panel import Measure, Panel, make_panels
+from evalkit.report.run import Run
 from evalkit.report.stats import SIGNIFICANT, Estimate, holm
 from evalkit.types import Prediction
 

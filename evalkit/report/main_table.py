@@ -63,7 +63,11 @@ def main_table(
     if any(c.n_unscored for c in cells):
         columns.append(("Unscored", lambda name: _count(sum(c.n_unscored for c in cells if c.arm == name))))
     rows = [
-        Row(group="", entries=(Entry(present[n].label), *(entry(n) for _, entry in columns)), kind=row_kind(present[n]))
+        Row(
+            group="",
+            entries=(Entry(analysis.labels(task)[n]), *(entry(n) for _, entry in columns)),
+            kind=row_kind(present[n]),
+        )
         for n in names
     ]
     headings = [heading for heading, _ in columns]
@@ -154,7 +158,14 @@ def _caption(analysis: Analysis, cells: Sequence[CellScore], headings: Sequence[
         parts.append("Effective: the longest length whose interval stays above 0.85 of the in-distribution score.")
     if chance_row(cells, "", [], 0, fill=0):
         parts.append(chance_note(task))
+    parts.append(other_questions_note(analysis, task))
     return " ".join(filter(None, parts))
+
+
+def other_questions_note(analysis: Analysis, task: str) -> str:
+    """Return the sentence that explains the mark of arms that were asked other questions; "" where none were."""
+    reasons = dict.fromkeys(analysis.other_questions(task).values())
+    return f"† Asked other questions than {analysis.arms[0].name}: {'; '.join(reasons)}." if reasons else ""
 
 
 def _count(number: int) -> Entry:

@@ -9,7 +9,7 @@ from typing import Any
 
 from evalkit.report.analysis import Analysis
 from evalkit.report.cells import Table, task_title
-from evalkit.report.figures import Drawing
+from evalkit.report.drawing import Drawing
 from evalkit.report.provenance import digest
 from evalkit.report.samples import Samples
 from evalkit.report.words import findings

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from evalkit.lengths import parse_length
 from evalkit.report import stats
-from evalkit.report.load import Run
 from evalkit.report.resampling import Draws, Floats, Observations, difference
+from evalkit.report.run import Run
 from evalkit.report.stats import Contrast, Estimate, Interval
 
 if TYPE_CHECKING:

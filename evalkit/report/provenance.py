@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import __version__
-from evalkit.report.load import Run
+from evalkit.report.run import Run
 
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy")
 

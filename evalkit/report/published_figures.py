@@ -8,7 +8,7 @@ from evalkit.files import slug
 from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm
 from evalkit.report.cells import task_title
-from evalkit.report.figures import Drawing
+from evalkit.report.drawing import Drawing
 from evalkit.report.published import ZONES, Count, Published, arm_names
 from evalkit.report.published_pairs import POOLED, PairedCounts
 from evalkit.report.stats import SIGNIFICANT, Interval

@@ -8,7 +8,7 @@ from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.arms import length_name, span
 from evalkit.report.cells import NOT_RUN, Entry, Row, Table, interval_text, task_title
-from evalkit.report.figures import Drawing
+from evalkit.report.drawing import Drawing
 from evalkit.report.latex import appendix
 from evalkit.report.provenance import one_line
 from evalkit.report.published import Count, Published, arm_names

@@ -18,8 +18,9 @@ import numpy as np
 from evalkit.errors import RunFolderError
 from evalkit.records import lines
 from evalkit.report.analysis import Analysis
-from evalkit.report.load import Run, needed_facts
+from evalkit.report.load import needed_facts
 from evalkit.report.panel import Panel, natural
+from evalkit.report.run import Run
 from evalkit.types import Prediction
 
 MAX_PREDICTIONS = 200_000

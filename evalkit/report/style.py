@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm, length_name
+from evalkit.report.naming import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,11 +32,13 @@ _MARKERS = "osD^vPX<>*"
 _LINES = ("-", "--", "-.", ":")
 _PUBLISHED_LINES = ("--", ":", "-.")
 _GREY = "#777777"
+FAINT = "#b5b5b5"
+"""Of arms that are drawn but not told apart."""
 
 RC = {
-    "text.parse_math": False,  # a name may hold dollar signs
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.parse_math": False,  # a name may hold dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#444444",
@@ -71,14 +74,31 @@ def looks(arms: Sequence[Arm]) -> dict[str, Look]:
     free = cycle([colour for colour in _OTHERS if colour not in taken] or _OTHERS)
     found: dict[str, Look] = {}
     used: Counter[str] = Counter()
+    labels = short_names((arm.label for arm in arms), 200)
     for i, arm in enumerate(arms):
         colour = _GREY if arm.control else _OF_RECIPE.get(arm.recipe) or next(free)
         lines = _PUBLISHED_LINES if arm.published else _LINES
         line = lines[used[colour] % len(lines)]
         used[colour] += 1
-        label = f"{arm.name} (published)" if arm.published else arm.name
-        found[arm.name] = Look(colour, _MARKERS[i % len(_MARKERS)], line, label)
+        found[arm.name] = Look(colour, _MARKERS[i % len(_MARKERS)], line, labels[arm.label])
     return found
+
+
+def few_in_colour(arms: Sequence[Arm], chosen: Sequence[str]) -> dict[str, Look]:
+    """Return the looks of many arms, of which those chosen have a colour each, and all others are grey lines."""
+    found = looks(arms)
+    colours: dict[str, str] = {}
+    for name in chosen:  # a recipe's own colour goes to the first of its arms
+        if found[name].colour not in (*colours.values(), _GREY):
+            colours[name] = found[name].colour
+    free = [colour for colour in _OTHERS if colour not in colours.values()]
+    for i, name in enumerate(chosen):
+        colour = colours.get(name) or free.pop(0)
+        found[name] = replace(found[name], colour=colour, marker=_MARKERS[i % len(_MARKERS)], line="-")
+    return {
+        name: look if name in chosen else replace(look, colour=FAINT, marker="", line="-")
+        for name, look in found.items()
+    }
 
 
 def length_axis(axes: "Axes", lengths: Sequence[str], *, label: bool = True) -> dict[str, float]:
@@ -93,26 +113,47 @@ def length_axis(axes: "Axes", lengths: Sequence[str], *, label: bool = True) -> 
     return places
 
 
-def mark_trained(axes: "Axes", trained: Sequence[int], *, label: bool = True) -> None:
-    """Draw a dashed line at each trained length, and shade what lies within the shortest."""
+def mark_lengths(axes: "Axes", trained: Sequence[int], windows: Sequence[int], *, label: bool = True) -> None:
+    """Draw a dashed line at each trained length and a dotted one at each base's own window, and shade up to them.
+
+    Up to the shortest trained length the shade is darker. A window that is a trained length is not drawn again.
+    """
     low, high = axes.get_xlim()
-    for n in trained:
-        place = float(np.log2(n)) if n else low
-        if low < place < high:
-            axes.axvline(place, color="#444444", linestyle="--", linewidth=1, zorder=1)
-    inside = min(float(np.log2(min(trained))), high) if trained else low
-    if inside > low:
-        axes.axvspan(low, inside, color="#000000", alpha=0.05, linewidth=0, zorder=0)
-        axes.set_xlim(low, high)
-        if label:
-            axes.text(
-                low + 0.06, 1.0, "in distribution", transform=axes.get_xaxis_transform(), fontsize=7.5, color="#555555",
-                va="bottom",
-            )  # fmt: skip
+    own = [n for n in windows if n not in trained]
+    for lengths, line, alpha, word, side in (
+        (trained, "--", 0.06, "trained", "right"),
+        (own, (0, (1, 2)), 0.03, "window", "left"),
+    ):
+        if not lengths:
+            continue
+        places = {n: float(np.log2(n)) for n in lengths if n}
+        for n, place in places.items():
+            if low < place < high:
+                axes.axvline(place, color="#444444", linestyle=line, linewidth=1, zorder=1)
+                if label:
+                    at_edge = place - low < 0.8  # hardly room before it
+                    _above(axes, place, f"{word} {length_name(n)}", "left" if at_edge else side)
+        inside = min([*places.values(), high])
+        if inside > low:
+            axes.axvspan(low, inside, color="#000000", alpha=alpha, linewidth=0, zorder=0)
+    if label and trained and np.log2(min(trained)) >= high:
+        _above(axes, low, f"all within the trained {length_name(min(trained))}", "left")
+    axes.set_xlim(low, high)
 
 
-def save(figure: "Figure", folder: Path, name: str, provenance: str) -> list[Path]:
-    """Write PNG, SVG and PDF without any date, with their provenance in the metadata."""
+def _above(axes: "Axes", place: float, words: str, side: str) -> None:
+    """Write just above the axes."""
+    axes.annotate(
+        words, (place, 1.0), xytext=(-2 if side == "right" else 2, 1.5), xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points", fontsize=6.5, color="#555555", ha=side, va="bottom", annotation_clip=False,
+    )  # fmt: skip
+
+
+def save(figure: "Figure", folder: Path, name: str, provenance: str, *, exact: bool = False) -> list[Path]:
+    """Write PNG, SVG and PDF without any date, with their provenance in the metadata.
+
+    ``exact``: the figure's own size; else as much as what is drawn takes.
+    """
     import matplotlib
 
     metadata: dict[str, dict[str, Any]] = {
@@ -121,12 +162,14 @@ def save(figure: "Figure", folder: Path, name: str, provenance: str) -> list[Pat
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": provenance},
     }
     paths = []
+    dpi = 300 if exact else 160
     with matplotlib.rc_context(RC):
+        figure.set_dpi(dpi)  # at which letters are as wide as in the PNG
         figure.draw_without_rendering()  # places everything once, for all three files
         figure.set_layout_engine("none")
-        box = figure.get_tightbbox().padded(0.08)  # inches
+        box = None if exact else figure.get_tightbbox().padded(0.08)  # inches
         for kind, entries in metadata.items():
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata=entries, dpi=160, bbox_inches=box)
+            figure.savefig(path, metadata=entries, dpi=dpi, bbox_inches=box)
             paths.append(path)
     return paths

@@ -188,6 +188,7 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
         entries = (
             Entry(arm.label),
             Entry(length_name(arm.trained_length) if arm.trained_length else NOT_RUN, number=arm.trained_length),
+            Entry(length_name(arm.window) if arm.window else NOT_RUN, number=arm.window),
             Entry(str(arm.num_models), number=arm.num_models),
             interval_entry(s.in_distribution),
             interval_entry(s.out_of_distribution),
@@ -207,20 +208,26 @@ def summary_table(analysis: Analysis, task: str, scorer: str) -> Table:
         score = Entry(points(mean.mean), span(parse_length(n) for n in mean.lengths), number=100 * mean.mean)
         trained = Entry(length_name(mean.trained_length) if mean.trained_length else NOT_RUN)
         rows.append(
-            Row(group="published", entries=(Entry(name), trained, dash, dash, score, *[dash] * 5), kind="published")
+            Row(
+                group="published",
+                entries=(Entry(name), trained, dash, dash, dash, score, *[dash] * 5),
+                kind="published",
+            )
         )
     return Table(
         name=f"summary-{task}",
         title=f"{task_title(task)}: how the arms hold over lengths, {scorer.replace('_', ' ')} score",
         caption=(
-            "Mean over subsets; every octave of length weighs the same. Beyond: at lengths beyond the trained one. "
-            "Retention: beyond / in distribution, in percent. Area: under the score over log2 length. Slope: points "
-            "per doubling, from the longest trained length outwards. Effective: by 0.85 of the in-distribution score, "
+            "Mean over subsets; every octave of length weighs the same. Window: what the base covers by itself. "
+            "Beyond: at lengths beyond the trained one, be they within the window or not. Retention: beyond / in "
+            "distribution, in percent. Area: under the score over log2 length. Slope: points per doubling, from the "
+            "longest trained length outwards. Effective: by 0.85 of the in-distribution score, "
             "and by RULER's 85.6. Published rows are other people's checkpoints and samples: for orientation only."
         ),
         columns=(
             "Arm",
             "Trained to",
+            "Window",
             "Models",
             "In distribution",
             "Beyond",

@@ -87,8 +87,10 @@ def files_text(folder: Path, files: Sequence[Path]) -> str:
         kinds.setdefault(file.stem, []).append(file.suffix.removeprefix("."))
     figures = [stem for stem, suffixes in kinds.items() if len(suffixes) > 1 and "png" in suffixes]
     others = [file.name for file in files if file.stem not in figures]
-    drawn = f"; figures (png, svg, pdf): {', '.join(figures)}" if figures else ""
-    return "\n".join(wrapped(f"{folder}/: {', '.join(others)}{drawn}", terminal_width(), "", "  "))
+    drawn = [f"figures (png, svg, pdf): {', '.join(figures)}"] if figures else []
+    return "\n".join(
+        wrapped(f"{folder}/: {'; '.join([*filter(None, [', '.join(others)]), *drawn])}", terminal_width(), "", "  ")
+    )
 
 
 def terminal(table: Table, width: int, said: set[str] | None = None) -> str:

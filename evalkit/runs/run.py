@@ -267,4 +267,5 @@ def _config(plan: Plan) -> dict[str, Any]:
         },
         "training": training.to_json() if training else None,
         "trained_length": training.trained_length if training else None,
+        "window": plan.checkpoint.base_window,
     }

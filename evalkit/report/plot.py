@@ -1,0 +1,208 @@
+"""Figures for papers: the size of a column or a page, few colours, names at the lines' ends, no title."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from evalkit.errors import BadInput
+from evalkit.lengths import parse_length
+from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.arms import chosen_arms, chosen_lengths
+from evalkit.report.cells import counts_text, task_title
+from evalkit.report.curves import (
+    FEW,
+    arm_looks,
+    draw_chance,
+    draw_lines,
+    grey_note,
+    lengths_to_mark,
+    name_at_ends,
+    score_axis,
+    score_lines,
+)
+from evalkit.report.drawing import Drawing, empty_figure
+from evalkit.report.estimates import CellScore
+from evalkit.report.heatmaps import arms_heatmap
+from evalkit.report.load import load_runs
+from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
+from evalkit.report.provenance import one_line, provenance
+from evalkit.report.style import length_axis, mark_lengths, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Kind: TypeAlias = Literal["curve", "heatmap"]
+
+
+class _Size(NamedTuple):
+    """Inches, and points of letters."""
+
+    width: float
+    height: float
+    names: float
+    """Inches of the width, for the names of lines."""
+    letters: float
+
+
+SIZES = {"column": _Size(3.25, 2.3, 0.92, 6.5), "text": _Size(6.75, 3.0, 1.45, 7.5)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a figure shows, and how."""
+
+    arms: tuple[str, ...] = ()
+    """None for all."""
+    highlight: tuple[str, ...] = ()
+    """Those in colour; none for all, or of many for the baseline and those with the highest means."""
+    lengths: tuple[str, ...] = ()
+    """None for all."""
+    width: Literal["column", "text"] = "column"
+    ylim: tuple[float, float] = (0.0, 100.0)
+    bands: bool = True
+    title: str = ""
+
+
+def plot(
+    paths: Iterable[Path],
+    out: Path,
+    *,
+    kind: Kind = "curve",
+    task: str | None = None,
+    shown: Shown | None = None,
+    baseline: str | None = None,
+    trained_length: int | None = None,
+) -> tuple[list[Drawing], list[Path]]:
+    """Draw one figure for each task into ``out``, as PDF, PNG and SVG.
+
+    Args:
+        paths: run folders, or folders that contain some.
+        out: created where it does not exist.
+        kind: scores as lines over the lengths, or as a table of colours, arms down.
+        task: the only one to draw; None for all that there are.
+        shown: arms and lengths as they were typed, checked here.
+        baseline: the arm that is always in colour; None takes plain training, or else the first arm.
+        trained_length: tokens; overrides what the checkpoints say.
+
+    Returns:
+        The figures, whose descriptions make captions, and the files.
+
+    Raises:
+        BadInput: no usable run; a task, an arm or a length that there is not; more than five arms to highlight; limits
+            of the axis that are none; or ``out`` cannot be written.
+    """
+    given = [Path(path) for path in paths]
+    analysis = analyse(load_runs(given), baseline=baseline, trained_length=trained_length)
+    asked = _checked(analysis, shown or Shown())
+    if task is not None and task not in analysis.tasks:
+        raise BadInput(f"No run is of the task {task!r}; there are {', '.join(analysis.tasks)}.")
+    make = paper_curve if kind == "curve" else paper_heatmap
+    drawings = [make(analysis, name, asked) for name in ([task] if task else analysis.tasks)]
+    origin = one_line(provenance(analysis.loaded.runs, given, {}))
+    files: list[Path] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for drawing in drawings:
+            files += save(drawing.figure(), out, drawing.name, origin, exact=True)
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written to ({error.strerror or error}); name another --out.") from error
+    return drawings, files
+
+
+def _checked(analysis: Analysis, shown: Shown) -> Shown:
+    known = [arm.name for arm in analysis.arms]
+    arms, highlight = chosen_arms(shown.arms, known), chosen_arms(shown.highlight, known)
+    if len(highlight) > FEW:
+        raise BadInput(f"{len(highlight)} arms are to be highlighted; more than {FEW} colours are not told apart.")
+    if missing := [name for name in highlight if arms and name not in arms]:
+        raise BadInput(f"--highlight names {missing[0]!r}, which --arms leaves out.")
+    low, high = shown.ylim
+    if not 0 <= low < high <= 100:
+        raise BadInput(f"--ylim is {low:g},{high:g}; scores are from 0 to 100, the lower limit comes first.")
+    return replace(shown, arms=arms, highlight=highlight, lengths=chosen_lengths(shown.lengths, analysis.lengths))
+
+
+def paper_curve(analysis: Analysis, task: str, shown: Shown) -> Drawing:
+    """Return score over length, one line an arm, averaged over its subsets.
+
+    Raises:
+        BadInput: nothing is left to draw.
+    """
+    scorer = analysis.scorers(task)[0]
+    cells = _cells(analysis, task, shown)
+    names = list(dict.fromkeys(c.arm for c in cells))
+    few = shown.highlight or (tuple(names) if len(names) <= FEW else ())
+    style = arm_looks(analysis, task, most=FEW, chosen=few)
+    style = {name: style[name] for name in names}
+    size = SIZES[shown.width]
+    trained = [s.trained_length for s in analysis.summaries if s.task == task and s.arm in names and s.trained_length]
+    marks = lengths_to_mark([arm for arm in analysis.arms if arm.name in names], trained)
+
+    def draw() -> "Figure":
+        figure = empty_figure(size.width, size.height)
+        axes = figure.add_axes((
+            0.42 / size.width, 0.38 / size.height, 1 - (0.42 + size.names) / size.width,
+            1 - (0.55 + (0.17 if shown.title else 0)) / size.height,
+        ))  # fmt: skip
+        lengths = sorted({c.length for c in cells}, key=parse_length)
+        places = length_axis(axes, lengths)
+        score_axis(axes, shown.ylim)
+        axes.tick_params(labelsize=size.letters, length=2.5)
+        axes.set_xlabel("context length (tokens)", fontsize=size.letters + 0.5, labelpad=2)
+        axes.set_ylabel("score", fontsize=size.letters + 0.5, labelpad=2)
+        drawn = draw_lines(axes, score_lines(cells, places), style, bands=shown.bands, scale=size.letters / 8)
+        draw_chance(axes, cells)
+        mark_lengths(axes, *marks)
+        if shown.title:
+            axes.set_title(shown.title, fontsize=size.letters + 1.5, pad=11)
+        name_at_ends(axes, drawn, style, room=72 * size.names, size=size.letters)
+        return figure
+
+    sentences = [
+        f"{task_title(task)}: {scorer} score (0 to 100) over context length{over_subsets(analysis, task, cells)}; "
+        f"n = {counts_text(c.n for c in cells)} per point{', bands are 95 % intervals' if shown.bands else ''}.",
+        "Dashed: the trained length." if marks[0] else "",
+        "Dotted line upwards: the base's own window." if set(marks[1]) - set(marks[0]) else "",
+        grey_note(style, len(names)),
+        other_questions_note(analysis, task),
+    ]
+    return Drawing(
+        name=f"plot-curve-{task}",
+        title=shown.title,
+        description=" ".join(filter(None, sentences)),
+        draw=draw,
+    )
+
+
+def paper_heatmap(analysis: Analysis, task: str, shown: Shown) -> Drawing:
+    """Return arms down and lengths across; see ``arms_heatmap``.
+
+    Raises:
+        BadInput: nothing is left to draw.
+    """
+    cells = _cells(analysis, task, shown)
+    names = list(dict.fromkeys(c.arm for c in cells))
+    drawing = arms_heatmap(
+        analysis,
+        task,
+        analysis.scorers(task)[0],
+        arms=[name for name in shown.arms if name in names] or names,
+        lengths=shown.lengths,
+        width=SIZES[shown.width].width,
+        title=shown.title,
+    )
+    return replace(drawing, name=f"plot-heatmap-{task}")
+
+
+def _cells(analysis: Analysis, task: str, shown: Shown) -> list[CellScore]:
+    cells = [
+        c
+        for c in whole_cells(analysis, task, analysis.scorers(task)[0])
+        if c.interval.mean is not None
+        and (not shown.arms or c.arm in shown.arms)
+        and (not shown.lengths or c.length in shown.lengths)
+    ]
+    if not cells:
+        raise BadInput(f"Of these arms and lengths none has a score in {task}.")
+    return cells
