@@ -341,7 +341,7 @@ def test_googles_rows_are_one_message_scored_by_googles_rule(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": "[{"}, r"2needle.parquet, row 1: column 'prompt' is not a JSON list"),
+        ({"prompt": "[{"}, r"2needle.parquet, row 1: column 'prompt' is not JSON"),
         ({"prompt": '{"role": 1}'}, r"row 1: column 'prompt' is not a JSON list"),
         ({"prompt": '[{"role": "user", "content": 3}]'}, r"row 1: .*not text"),
         ({"answer": None}, r"row 1: no text in column 'answer'"),

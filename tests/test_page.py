@@ -261,3 +261,18 @@ def test_every_control_has_a_name_and_every_image_a_description(page: Any) -> No
 def test_nothing_left_the_file_and_nothing_complained(page: Any, html: Path) -> None:
     assert page.complaints == []
     assert {url.split("#")[0] for url in page.requests if not url.startswith("data:")} == {html.as_uri()}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "address", ["#%", "#samples/%E0%A4%A/qa1/8k/yarn", "#samples/babilong/qa9/999k/nobody", "#samples////"]
+)
+def test_a_malformed_address_is_passed_over(page: Any, address: str) -> None:
+    errors: list[Any] = []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.evaluate(f"location.hash = {address!r}")
+    page.wait_for_function(f"location.hash === {address!r}")
+    page.wait_for_timeout(50)  # the event comes after
+    assert not errors
+    page.locator("#cell-subset").select_option("babilong/qa1")
+    page.locator("#status", has_text="of qa1").wait_for()

@@ -225,7 +225,7 @@ PAIRS = "task,subset,first,second,length,n,first_only,second_only,both,neither,s
         (HEAD + "babilong,qa3,a,16k,26,27,s\n", r"line 2: 27 correct answers are more than the 26 asked\.$"),
         (HEAD + "babilong,qa3,a,8k-16k,30,3,s\n", r"line 2: Length '8k-16k' is not a number of tokens"),
         (HEAD + "babilong,qa3,a,8k,30,3,s\nbabilong,qa3,a,8192,3,1,s\n", r"line 3: the same arm and cell .*line 2"),
-        (HEAD + "babilong,qa3,a,8k,x,3,s\n", r"line 2: n is 'x', which is no whole number\.$"),
+        (HEAD + "babilong,qa3,a,8k,x,3,s\n", r"line 2: n is 'x', which is no whole number of 9 digits at most\.$"),
         (HEAD + "babilong,qa3,a,8k,3,,s\n", r"line 2: a count needs either 'correct' or 'mean'\.$"),
         (HEAD.replace("n,correct", "n,mean") + "mrcr,2needle,a,8k,30,81.3,s\n", r"line 2: mean is '81.3'; write"),
         (HEAD.replace(",source", "") + "babilong,qa3,a,8k,3,1\n", r"line 2: 'source' is missing"),

@@ -1,6 +1,7 @@
 """Files that others wrote: what is no file of its kind is refused in one sentence with file and field, and no more."""
 
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import evalkit
 from evalkit.errors import BadInput, RunFolderError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
@@ -340,3 +342,12 @@ def test_a_run_json_with_a_field_of_another_type_leaves_out_its_folder_alone(
     assert [run.arm for run in load_runs([runs]).runs] == ["good"]
     found = list(score_folders([runs]))
     assert [isinstance(one, RunFolder) for one in found] == [False, True]
+
+
+def test_json_and_toml_of_others_are_parsed_in_one_place() -> None:
+    own = {  # what these parse they wrote themselves in the same breath, or a line with a checksum, or what was typed
+        "reading.py", "fingerprint.py", "lines.py", "load.py", "training_record.py", "encoder.py",
+    }  # fmt: skip
+    for file in Path(evalkit.__file__).parent.rglob("*.py"):
+        if file.name not in own:
+            assert not re.search(r"\bjson\.loads?\(|\btomllib\b", file.read_text()), file

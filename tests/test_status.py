@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from evalkit.cli.commands import main
 from evalkit.cli.progress import Progress
+from evalkit.records.folder import RunFolder, this_process
 from evalkit.runs.status import duration, run_status
 from tests.report_runs import holds_to, write_run
 
@@ -152,3 +153,21 @@ def test_times_are_told_in_two_parts_at_most():
     assert [duration(s) for s in (0, 45, 60, 59 * 60, 3600, 11100)] == [
         "0 s", "45 s", "1 min", "59 min", "1 h 00 min", "3 h 05 min"
     ]  # fmt: skip
+
+
+def test_a_clock_that_was_set_back_since_makes_no_rate_of_less_than_nothing(tmp_path):
+    write_run(tmp_path / "r", arm="a", accuracy=holds_to(1024), lengths=("1k",), subsets=("qa1",), samples=3)
+    before = RunFolder.open(tmp_path / "r")
+    answering = {"since": "2999-01-01T00:00:00+00:00", "after": 0, "writer": this_process()}
+    config = before.config | {"scope": before.config["scope"] | {"cells": {"qa1/1k": 5}}}
+    parts = {name: value for name, value in before.fingerprint.items() if not name.startswith("engine.")}
+    with RunFolder.start(
+        tmp_path / "r", arm="a", config=config, fingerprint=parts, provenance={"answering": answering}
+    ):
+        seen = run_status(tmp_path / "r")
+        assert (seen.state, seen.done, seen.expected) == ("running", 3, 5)
+        assert seen.rate is not None
+        assert seen.rate > 0
+        assert seen.seconds_left is not None
+        assert seen.seconds_left > 0
+    assert status(tmp_path / "r").startswith("r  stopped  3/5")

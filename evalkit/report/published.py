@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from evalkit.errors import BadInput
 from evalkit.escaping import require_name
 from evalkit.lengths import format_length, parse_length, parse_lengths
+from evalkit.reading import shown
 from evalkit.report import stats
 from evalkit.report.stats import Interval
 from evalkit.train.recipes import RECIPES
@@ -29,6 +30,7 @@ from evalkit.train.recipes import RECIPES
 PAPER = "paper"
 """Name of the tables that ship with the package: arXiv 2606.23687 and its authors' repository."""
 ZONES = ("beginning", "middle", "end")
+_MOST_DIGITS = 9
 _NAMES = {"task", "subset", "arm", "first", "second", "model", "questions"}
 
 
@@ -312,12 +314,12 @@ def _refuse_columns(row: Row, needed: Sequence[str], others: Sequence[str]) -> N
             raise BadInput(f"{name!r} is missing; such a table needs {', '.join(needed)}.")
     for name in row:
         if name not in needed and name not in others:
-            raise BadInput(f"column {name!r} is not known; known are {', '.join((*needed, *others))}.")
+            raise BadInput(f"column {shown(name)} is not known; known are {', '.join((*needed, *others))}.")
 
 
 def _whole(row: Row, name: str) -> int:
-    if not row[name].isdecimal():
-        raise BadInput(f"{name} is {row[name]!r}, which is no whole number.")
+    if not row[name].isdecimal() or len(row[name]) > _MOST_DIGITS:
+        raise BadInput(f"{name} is {shown(row[name])}, which is no whole number of {_MOST_DIGITS} digits at most.")
     return int(row[name])
 
 
@@ -327,7 +329,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise BadInput(f"mean is {text!r}; write a share from 0 to 1 (0.813 for 81.3 %).")
+        raise BadInput(f"mean is {shown(text)}; write a share from 0 to 1 (0.813 for 81.3 %).")
     return value
 
 

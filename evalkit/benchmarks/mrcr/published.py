@@ -27,7 +27,7 @@ from evalkit.benchmarks.options import Part
 from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.lengths import format_length, parse_length
-from evalkit.reading import parse_json
+from evalkit.reading import parse_json, shown
 from evalkit.types import Message, Sample, TokenCounter
 
 Row = Mapping[str, Any]
@@ -319,9 +319,12 @@ def _text(place: str, row: Row, column: str) -> str:
 
 def _whole_number(place: str, row: Row, column: str) -> int:
     try:
-        return int(row[column])
+        number = float(row[column])  # "5000.0", as a table with an empty cell in it is written
+        if not 0 <= number < 2**31 or number != int(number):
+            raise ValueError(column)
+        return int(number)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{place}: no whole number in column {column!r} ({row.get(column)!r}).") from error
+        raise BadInput(f"{place}: no whole number in column {column!r} ({shown(row.get(column))}).") from error
 
 
 def _o200k_counter(*, may_download: bool) -> Callable[[str], int] | None:

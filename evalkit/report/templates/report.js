@@ -217,7 +217,8 @@ function follow() {
   try { parts = location.hash.slice(1).split("/").map(decodeURIComponent); } catch { return; } // an address such as #%
   const [place, task, subset, length, ...rest] = parts;
   const arm = rest.join("/"); // an arm may be named after organisation/model
-  if (place !== "samples" || !arm) return;
+  const known = index.cells.some((c) => c.task === task && c.subset === subset && c.length === length);
+  if (place !== "samples" || !arm || !known) return;
   at("cell-subset").value = `${task}/${subset}`;
   lengths(length);
   runs();
