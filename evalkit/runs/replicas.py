@@ -297,8 +297,7 @@ class Replicas:
             if not keys:
                 await asyncio.sleep(_WAIT_SECONDS)
                 continue
-            engine.held.update(dict.fromkeys(keys))
-            await self._call(engine, engine.actor.give.remote(keys))
+            await self._give(engine, keys)
             while engine.held:
                 await self._hear(engine)
 
@@ -334,12 +333,16 @@ class Replicas:
                 engine.has_answered, self._in_a_row = True, 0
                 heard += 1
                 if keys := self._work.take(engine.rule, engine.held):
-                    engine.held.update(dict.fromkeys(keys))
-                    engine.actor.give.remote(keys)
+                    await self._give(engine, keys)
                 while self._events.qsize() > _BACKLOG:
                     await asyncio.sleep(_WAIT_SECONDS)
         if not heard:
             raise _Lost("it ended without an answer to what it was given")
+
+    async def _give(self, engine: _Engine, names: Sequence[Name]) -> None:
+        """Give an engine more to ask; when this returns it has it, and will not end before it is answered."""
+        engine.held.update(dict.fromkeys(names))
+        await self._call(engine, engine.actor.give.remote(names))
 
     def _bury(self, engine: _Engine, why: str) -> None:
         """Put back what a lost engine held.
