@@ -34,12 +34,14 @@ def recorded(folder: Path) -> list[tuple[str, ...]]:
     return [(one["subset"], one["length"], one["sample_id"], str(one["output"]), str(one["error"])) for one in read]
 
 
-def engines() -> list[int]:
-    """Processes of engines, as Ray names them."""
+def engines(session: str) -> list[int]:
+    """Processes of engines, as Ray names them, whose logs lie in the folder of a cluster."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::Replica"):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::Replica") and any(
+                os.readlink(file).startswith(session) for file in (folder / "fd").iterdir()
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -57,6 +59,7 @@ class Campaign:
         self.folder, self.draw = folder, random.Random(seed)
         write_checkpoint(folder / "tiny", window=2048, seed=0)
         self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.session = self.cluster.head_node.get_session_dir_path()
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(3)]
         self.samples, self.killed = samples, Counter[str]()
         self.driver: Any = None
@@ -73,7 +76,7 @@ class Campaign:
     def kill(self) -> str:
         """Kill something, and return what."""
         what = self.draw.choice(["actor", "actor", "node", "driver"])
-        if what == "actor" and (found := engines()):
+        if what == "actor" and (found := engines(self.session)):
             os.kill(self.draw.choice(found), signal.SIGKILL)
         elif what == "node":
             node = self.nodes.pop(self.draw.randrange(len(self.nodes)))
@@ -108,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        campaign = Campaign(Path(scratch), samples=args.kills * args.between // 2, seed=args.seed)
+        campaign = Campaign(Path(scratch), samples=args.kills * args.between, seed=args.seed)
         try:
             campaign.start()
             before: list[tuple[str, ...]] = []

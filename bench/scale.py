@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--lose", type=int, default=1000, help="answers between two lost engines")
+    parser.add_argument("--lose", type=int, default=100_000, help="answers between two lost engines")
     parser.add_argument("--no-store", action="store_true", help="the planner alone")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from queue import SimpleQueue
@@ -155,7 +155,7 @@ class Replicas:
 
     async def _gather(self, number: int) -> "list[asyncio.Task[_Engine]]":
         """Return the first engine of each place; those that take long to be placed are still to come."""
-        hired = [asyncio.create_task(self._hire()) for _ in range(number)]
+        hired = [asyncio.create_task(self._hire_patiently()) for _ in range(number)]
         try:
             await asyncio.wait(hired, timeout=_DESERTED_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             there, late = await asyncio.wait(hired, timeout=_STRAGGLER_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
@@ -227,6 +227,13 @@ class Replicas:
             hired = asyncio.create_task(self._hire())
         hired.cancel()
 
+    async def _hire_patiently(self) -> _Engine:
+        """Start the first actor of a place, and another one when it dies, some times."""
+        for _ in range(_HOPELESS - 1):
+            with suppress(_Lost):
+                return await self._hire()
+        return await self._hire()
+
     async def _hire(self) -> _Engine:
         """Start an actor wherever there is room, and compare it with this process.
 
@@ -290,8 +297,7 @@ class Replicas:
             if not keys:
                 await asyncio.sleep(_WAIT_SECONDS)
                 continue
-            engine.held.update(dict.fromkeys(keys))
-            await self._call(engine, engine.actor.give.remote(keys))
+            await self._give(engine, keys)
             while engine.held:
                 await self._hear(engine)
 
@@ -327,12 +333,16 @@ class Replicas:
                 engine.has_answered, self._in_a_row = True, 0
                 heard += 1
                 if keys := self._work.take(engine.rule, engine.held):
-                    engine.held.update(dict.fromkeys(keys))
-                    engine.actor.give.remote(keys)
+                    await self._give(engine, keys)
                 while self._events.qsize() > _BACKLOG:
                     await asyncio.sleep(_WAIT_SECONDS)
         if not heard:
             raise _Lost("it ended without an answer to what it was given")
+
+    async def _give(self, engine: _Engine, names: Sequence[Name]) -> None:
+        """Give an engine more to ask; when this returns it has it, and will not end before it is answered."""
+        engine.held.update(dict.fromkeys(names))
+        await self._call(engine, engine.actor.give.remote(names))
 
     def _bury(self, engine: _Engine, why: str) -> None:
         """Put back what a lost engine held.
@@ -391,7 +401,8 @@ class Replicas:
                     f"{node[1] if node else 'A node'} cannot load this evalkit ({missing[0].rstrip('.')}); install "
                     "the same version on all machines."
                 ) from error
-            raise _Lost("its process or its node died") from error
+            said = re.search(r"The actor (?:is dead|died) because .*?\.(?= |$)", " ".join(str(error).split()))
+            raise _Lost(said[0].rstrip(".") if said else "its process or its node died") from error
         except RayError as error:
             raise _Lost(first_line(error)) from error
 

@@ -15,7 +15,10 @@ from evalkit.runs.answers import Ask, Name
 _MOST = 512
 """Keys that an engine may hold: twice the requests in flight of the vLLM backend, so that it never waits for more."""
 FATAL = 2
-"""A key that was the only one an engine held when it was lost, so often, is asked no more."""
+"""A name that was the only one an engine held when it was lost, so often, is asked no more."""
+_GROUPS = 8
+"""In so many groups is asked again what a lost engine held, each with an engine to itself: the cause is found in few
+losses, and what has no part in it is hardly held up."""
 
 
 @dataclass
@@ -30,8 +33,8 @@ class Rule:
     """Keys that nobody holds."""
     again: deque[tuple[Name, ...]] = field(default_factory=deque)
     """Those whose engine was lost without their doing."""
-    suspects: deque[Name] = field(default_factory=deque)
-    """Those that an engine held when it was lost: each is asked when all others are, alone on its engine."""
+    suspects: deque[tuple[Name, ...]] = field(default_factory=deque)
+    """Groups of what an engine held when it was lost: asked when all others are, each alone on its engine."""
     engines: int = 0
     """Engines that serve it."""
 
@@ -46,8 +49,8 @@ class Work:
             rules: of each rope rule the contexts, longest first, as the keys that share one; and the number of keys.
         """
         self.rules = [Rule(iter(contexts), number, number) for contexts, number in rules]
-        self._alone: dict[Name, int] = {}
-        """Of suspects, how often an engine was lost that held nothing else."""
+        self._suspected: dict[Name, int] = {}
+        """How often an engine was lost that held nothing else."""
 
     @property
     def left(self) -> int:
@@ -71,7 +74,7 @@ class Work:
             held: what it holds already.
         """
         rule = self.rules[number]
-        if len(held) == 1 and next(iter(held)) in self._alone:  # a suspect is always alone
+        if held and next(iter(held)) in self._suspected:  # with its group or alone
             return []
         part = min(max(-(-rule.left // (2 * max(rule.engines, 1))), 1), _MOST)
         taken: list[Name] = []
@@ -81,14 +84,14 @@ class Work:
                 break
             taken += context
         if not held and not taken and rule.suspects:
-            taken = [rule.suspects.popleft()]
+            taken = list(rule.suspects.popleft())
         rule.waiting -= len(taken)
         return taken
 
     def done(self, number: int, key: Name) -> None:
         """A key of a rule has its final answer."""
         self.rules[number].left -= 1
-        self._alone.pop(key, None)
+        self._suspected.pop(key, None)
 
     def lost(self, number: int, held: Sequence[Name], *, blameless: bool) -> list[Name]:
         """Take back what an engine held when it was lost.
@@ -104,19 +107,19 @@ class Work:
         rule = self.rules[number]
         rule.waiting += len(held)
         if blameless:
-            rule.suspects.extend(key for key in held if key in self._alone)
-            rule.again.extend((key,) for key in held if key not in self._alone)
+            suspects = tuple(key for key in held if key in self._suspected)  # all, or none
+            rule.suspects.extend([suspects] if suspects else [])
+            rule.again.extend((key,) for key in held if key not in self._suspected)
             return []
-        fatal = []
         for key in held:
-            self._alone[key] = self._alone.get(key, 0) + (len(held) == 1)
-            if self._alone[key] >= FATAL:
-                fatal.append(key)
-                rule.waiting -= 1
-                self.done(number, key)
-            else:
-                rule.suspects.append(key)
-        return fatal
+            self._suspected[key] = self._suspected.get(key, 0) + (len(held) == 1)
+        if len(held) == 1 and self._suspected[held[0]] >= FATAL:
+            rule.waiting -= 1
+            self.done(number, held[0])
+            return list(held)
+        size = -(-len(held) // _GROUPS)
+        rule.suspects.extend(tuple(held[first : first + size]) for first in range(0, len(held), size))
+        return []
 
 
 def contexts(asks: Iterable[Ask]) -> Iterator[tuple[Name, ...]]:
