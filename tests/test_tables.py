@@ -14,7 +14,7 @@ from evalkit.report.tables import all_tables, score_table, summary_table
 from tests.report_runs import holds_to, training, write_run
 
 K = 1024
-ODD = "50% & up_to {8k} <b>\x1b[31m|$\\"
+ODD = "50% & up_to {8k} <b>|$\\"
 
 
 @pytest.fixture(scope="module")
