@@ -5,6 +5,7 @@ number longer than anything that was meant, and every refusal one sentence with 
 """
 
 import json
+import stat
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ MAX_DEPTH = 100
 walks through the values later on (a hash, a copy) before that."""
 MAX_DIGITS = 60
 """Of a whole number; 2^128 has 39, and 1e30, as tokenizers write for "no limit", 31. Longer ones overflow a float."""
+MAX_BYTES = 2**28
+"""The largest tokenizers have 35 MB. Not of weights, and not of answers, which are read in parts."""
 _SHOWN = 80
 
 
@@ -26,9 +29,10 @@ def read_text(file: Path) -> str:
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is none.
-        BadInput: it is not UTF-8, or cannot be read.
+        BadInput: it is not UTF-8, or cannot be read; see ``require_readable``.
     """
     try:
+        require_readable(file)
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file} is not text in UTF-8; copy it again.") from error
@@ -36,6 +40,20 @@ def read_text(file: Path) -> str:
         raise
     except OSError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
+
+
+def require_readable(file: Path) -> None:
+    """Refuse to read what has no end (a device), waits for ever (a pipe), or fills the memory.
+
+    Raises:
+        OSError: there is no such file.
+        BadInput: it is none, or a larger one than any of its kind.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput(f"{file} is no regular file; put a copy of the file there.")
+    if found.st_size > MAX_BYTES:
+        raise BadInput(f"{file} has {found.st_size:,} bytes; no file of its kind has more than {MAX_BYTES:,}.")
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

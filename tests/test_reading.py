@@ -1,6 +1,7 @@
 """Files that others wrote: what is no file of its kind is refused in one sentence with file and field, and no more."""
 
 import json
+import os
 import re
 import struct
 import zlib
@@ -64,7 +65,7 @@ def test_json_within_bounds_is_read_and_a_file_that_is_not_there_is_none(tmp_pat
     assert parse_json(deep, "it") == json.loads(deep)
     assert parse_json('{"limit": ' + "9" * 60 + "}", "it") == {"limit": int("9" * 60)}
     assert read_json(tmp_path / "none.json") is None
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is no regular file"):
         read_json(tmp_path)
     (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
     with pytest.raises(BadInput, match="not text in UTF-8"):
@@ -342,6 +343,45 @@ def test_a_run_json_with_a_field_of_another_type_leaves_out_its_folder_alone(
     assert [run.arm for run in load_runs([runs]).runs] == ["good"]
     found = list(score_folders([runs]))
     assert [isinstance(one, RunFolder) for one in found] == [False, True]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors",
+        "model.safetensors.index.json", "evalkit_training.json", "chat_template.jinja",
+    ],
+)  # fmt: skip
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    folder = variant(checkpoint, tmp_path / "c")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    try:
+        Encoder.open(Checkpoint.open(folder).path)
+    except BadInput as error:
+        one_sentence(error, str(folder))
+    else:
+        assert name == "chat_template.jinja", "it is looked for where there is a file"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["run.json", "predictions.jsonl"])
+def test_a_pipe_in_a_run_folder_leaves_out_that_folder_alone(runs: Path, name: str) -> None:
+    (runs / "bad" / name).unlink()
+    os.mkfifo(runs / "bad" / name)
+    loaded = load_runs([runs])
+    assert [run.arm for run in loaded.runs] == ["good"]
+    assert any("is no regular file" in note for note in loaded.left_out)
+
+
+def test_a_file_larger_than_any_of_its_kind_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BadInput, match="1,099,511,627,776 bytes"):
+        read_json(tmp_path / "a.json")
 
 
 def test_json_and_toml_of_others_are_parsed_in_one_place() -> None:

@@ -291,7 +291,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _require_tokenizer(folder: Path) -> None:
-    names = {file.name for file in folder.iterdir()}
+    names = {file.name for file in folder.iterdir() if file.is_file()}
     if not names & {"tokenizer.json", "tokenizer.model"} and not {"vocab.json", "merges.txt"} <= names:
         raise BadInput(
             f"{folder} has no tokenizer (tokenizer.json); save the checkpoint's tokenizer beside its weights."

@@ -166,6 +166,9 @@ def read(path: Path) -> Iterator[Line]:
     """
     end = 0
     try:
+        if not path.is_file():  # a pipe would be waited for
+            path.stat()
+            raise RunFolderError(f"{path} is no regular file; restore it from a backup.")
         file = path.open("rb")
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read ({error.strerror}); restore it from a backup.") from error

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from evalkit.errors import BadInput, RunFolderError
 from evalkit.escaping import require_name
 from evalkit.lengths import parse_length
-from evalkit.reading import parse_json, read_as
+from evalkit.reading import parse_json, read_as, require_readable
 from evalkit.records.fingerprint import fingerprint_sha
 
 RUN = "run.json"
@@ -116,6 +116,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     file = folder / RUN
     try:
+        require_readable(file)
         run = parse_json(file.read_bytes(), str(file))
     except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}.") from None
