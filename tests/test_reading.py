@@ -21,6 +21,7 @@ from evalkit.records import lines
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import score_folder, score_folders
 from evalkit.report.load import load_runs
+from evalkit.runs.config import run_config
 from tests.report_runs import holds_to, write_run
 from tests.test_checkpoint import write_adapter
 from tests.variants import variant
@@ -391,3 +392,10 @@ def test_json_and_toml_of_others_are_parsed_in_one_place() -> None:
     for file in Path(evalkit.__file__).parent.rglob("*.py"):
         if file.name not in own:
             assert not re.search(r"\bjson\.loads?\(|\btomllib\b", file.read_text()), file
+
+
+@pytest.mark.parametrize("settings", [{"task": []}, {"task": {"a": 1}}, {"backend": ["hf"]}, {"backend": 1}])
+def test_a_task_or_backend_that_is_no_name_is_refused(settings: dict[str, Any]) -> None:
+    given = {"model": "m", "task": "babilong", "lengths": "1k", "backend": "scripted"} | settings
+    with pytest.raises(BadInput, match=f"There is no {next(iter(settings))} "):
+        run_config(given, "study.toml")

@@ -79,7 +79,7 @@ def task(name: str) -> Task:
     Raises:
         BadInput: there is none.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:  # of a file, where it may be anything
         raise BadInput(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
     return TASKS[name]
 

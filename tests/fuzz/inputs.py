@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[int, Callable[[random.Random, Sound, Path], Commands]]] =
     "template": (4, of_checkpoints.template),
     "flags": (18, of_commands.flags),
     "experiment": (6, of_commands.experiment),
+    "evaluation": (4, of_commands.evaluation),
     "rows": (10, of_data.rows),
     "answers": (10, of_data.answers),
     "run_folder": (10, of_data.run_folder),

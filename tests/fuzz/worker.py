@@ -150,9 +150,11 @@ def _quiet(place: Path) -> None:
     import evalkit.report.build
     import evalkit.study.steps  # noqa: F401
     from evalkit.models import bounded
+    from evalkit.study import cost
 
     logging.set_verbosity_error()
     bounded.CPU_SECONDS = 1  # so that many endless templates can be tried
+    cost.run_cost.__defaults__ = (2.0,)  # seconds of building prompts for --dry-run, instead of 60
 
 
 def _bound_memory() -> None:

@@ -89,7 +89,7 @@ def backend_kind(name: str) -> BackendKind:
     Raises:
         BadInput: there is none.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:  # of a file, where it may be anything
         raise BadInput(f"There is no backend {name!r}; choose one of auto, {', '.join(BACKENDS)}.")
     return BACKENDS[name]
 
