@@ -13,9 +13,9 @@ from tests.fuzz.worker import run_command
 
 @pytest.mark.slow
 def test_no_generated_input_ends_in_anything_but_an_answer_or_one_sentence(tmp_path: Path) -> None:
-    tried, faults = campaign(planned(150, list(KINDS)), seed=20261128, keep=tmp_path)
-    assert len(tried) == 150
+    tried, faults = campaign(planned(150, list(KINDS)), seed=20261128, keep=tmp_path, seconds=120)
     assert not faults, grouped(faults)
+    assert len(tried) > len(KINDS)
 
 
 @pytest.mark.parametrize(
