@@ -5,6 +5,7 @@ The clusters are real: several nodes, each with processes of its own, on this ma
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -275,6 +276,21 @@ def test_a_node_that_differs_is_refused_by_name_before_anything_is_written(clust
         assert shown.exit_code == 2
         assert f"in {name}: {here[name]} there, 0.0.1 here" in shown.output
         assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_a_node_does_not_have_is_refused_with_its_name(cluster, checkpoint, tmp_path):
+    from evalkit.runs.config import run_config
+    from evalkit.runs.plan import make_plan
+    from evalkit.runs.run import run
+
+    given = {"model": str(shutil.copytree(checkpoint, tmp_path / "ckpt")), "task": "babilong", "backend": "scripted"}
+    given |= {"lengths": ("1k",), "samples": 1, "out": str(tmp_path / "r"), "ray": cluster.address, "replicas": 1}
+    plan = make_plan(run_config(given))
+    (tmp_path / "ckpt").rename(tmp_path / "moved")  # as if only this machine had it
+    with pytest.raises(BadInput, match=r"On .* \(.*\): There is no checkpoint"):
+        run(plan)
+    assert not (tmp_path / "r").exists()
 
 
 def actors(of: Path) -> list[int]:

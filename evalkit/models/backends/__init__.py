@@ -48,8 +48,10 @@ class Backend(Protocol):
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Yield each prompt with its completion as soon as it is finished, in any order.
 
-        Prompts are pulled lazily, so building the next ones overlaps with answering. A prompt that fails yields a
-        completion with an error; only an engine that is beyond repair raises EngineError.
+        Prompts are pulled lazily, so building the next ones overlaps with answering. An iterator that had no next one
+        may have one later (``runs/replica.py``): a backend with prompts in flight may ask it again, and none may pull
+        what it does not answer. A prompt that fails yields a completion with an error; only an engine that is beyond
+        repair raises EngineError.
         """
         ...
 

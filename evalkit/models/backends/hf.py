@@ -168,7 +168,8 @@ class HFBackend:
 
         What adjacent prompts about one context have in common is computed once.
         """
-        for context, about in groupby(prompts, key=self._context):
+        until_none_is_there = (prompt for prompt in prompts)  # groupby drops what comes behind an end
+        for context, about in groupby(until_none_is_there, key=self._context):
             if context:
                 yield from self._answer(list(about))
             else:
