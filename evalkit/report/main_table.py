@@ -62,10 +62,11 @@ def main_table(
     columns += _extra_columns(analysis, task, scorer, extras, with_interval=intervals != "none")
     if any(c.n_unscored for c in cells):
         columns.append(("Unscored", lambda name: _count(sum(c.n_unscored for c in cells if c.arm == name))))
+    labels = analysis.labels(task)
     rows = [
         Row(
             group="",
-            entries=(Entry(analysis.labels(task)[n]), *(entry(n) for _, entry in columns)),
+            entries=(Entry(labels[n]), *(entry(n) for _, entry in columns)),
             kind=row_kind(present[n]),
         )
         for n in names
