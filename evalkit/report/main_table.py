@@ -166,7 +166,7 @@ def _caption(analysis: Analysis, cells: Sequence[CellScore], headings: Sequence[
 def other_questions_note(analysis: Analysis, task: str) -> str:
     """Return the sentence that explains the mark of arms that were asked other questions; "" where none were."""
     reasons = dict.fromkeys(analysis.other_questions(task).values())
-    return f"† Asked other questions than {analysis.arms[0].name}: {'; '.join(reasons)}." if reasons else ""
+    return f"† Asked other questions, which nothing pairs: {'; '.join(reasons)}." if reasons else ""
 
 
 def _count(number: int) -> Entry:
