@@ -112,6 +112,21 @@ def test_quiet_prints_notes_alone(two_arms: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_quiet_study_prints_the_notes_of_its_report_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from evalkit.cli.progress import StudyProgress
+    from evalkit.study.experiment import load_experiment
+    from evalkit.study.steps import Study, plan_steps
+
+    steps = plan_steps(Study(experiment=load_experiment("tiny"), root=tmp_path, plots=tmp_path), [0])
+    with StudyProgress(steps, quiet=True) as progress:
+        progress.is_finished(steps[0], "written")
+        progress.is_finished(
+            steps[-1], "BABILong\n  Better than plain\nnote: one run is left out,\n    since it is damaged"
+        )
+    assert capsys.readouterr() == ("", "note: one run is left out,\n    since it is damaged\n")
+    assert "--quiet" in CliRunner().invoke(main, ["reproduce", "--help"]).output
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_line_of_a_table_is_wider_than_the_terminal_and_no_number_is_lost(width: int) -> None:
     table = table_of(NAMES)

@@ -62,10 +62,11 @@ def main_table(
     columns += _extra_columns(analysis, task, scorer, extras, with_interval=intervals != "none")
     if any(c.n_unscored for c in cells):
         columns.append(("Unscored", lambda name: _count(sum(c.n_unscored for c in cells if c.arm == name))))
+    labels = analysis.labels(task)
     rows = [
         Row(
             group="",
-            entries=(Entry(analysis.labels(task)[n]), *(entry(n) for _, entry in columns)),
+            entries=(Entry(labels[n]), *(entry(n) for _, entry in columns)),
             kind=row_kind(present[n]),
         )
         for n in names
@@ -165,7 +166,7 @@ def _caption(analysis: Analysis, cells: Sequence[CellScore], headings: Sequence[
 def other_questions_note(analysis: Analysis, task: str) -> str:
     """Return the sentence that explains the mark of arms that were asked other questions; "" where none were."""
     reasons = dict.fromkeys(analysis.other_questions(task).values())
-    return f"† Asked other questions than {analysis.arms[0].name}: {'; '.join(reasons)}." if reasons else ""
+    return f"† Asked other questions, which nothing pairs: {'; '.join(reasons)}." if reasons else ""
 
 
 def _count(number: int) -> Entry:

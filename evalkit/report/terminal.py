@@ -21,6 +21,8 @@ _NAME_LIMITS = (200, 48, 40, 32, 28, 24, 20, 16)
 """Characters of a label; the first at which a table fits is taken."""
 _NAME_LIMIT_IN_PARTS = 28
 _MOST_NOTES = 5
+_MOST_WITH_INTERVALS = 24
+"""Arms of the table of a short report."""
 _INTERVAL = re.compile(r"\[[^\]\s]+, [^\]\s]+\]")
 
 
@@ -49,10 +51,13 @@ def terminal_full(analysis: Analysis, tables: Iterable[Table], width: int) -> st
 
 
 def _that_fits(analysis: Analysis, task: str, width: int, arms: Sequence[str], lengths: Sequence[str]) -> Table:
-    """The main table with intervals where they fit beside each other, else with those of differences, else without."""
+    """The main table with intervals where they fit beside each other, else with those of differences, else without.
+
+    Many arms have none: a second line for each would make the table long.
+    """
     for intervals in ("all", "differences", "none"):
         table = main_table(analysis, task, arms=arms, lengths=lengths, intervals=intervals)
-        if _limit(table, width) is not None:
+        if _limit(table, width) is not None and len(table.rows) <= _MOST_WITH_INTERVALS:
             break
     return table
 
@@ -144,7 +149,9 @@ def _sizes(table: Table) -> list[int]:
 def _limit(table: Table, width: int) -> int | None:
     """Return how long labels may be for all columns to fit beside each other; None where they never do."""
     numbers = sum(size + len(_GAP) for size in _sizes(table))
-    for limit in _NAME_LIMITS:
+    others = sum(max(map(len, column)) + len(_GAP) for column in _labels(table, _NAME_LIMITS[0])[:-1])
+    exact = width - numbers - others  # for the last label column, where the others are short
+    for limit in sorted({*_NAME_LIMITS, max(exact, _NAME_LIMITS[-1])}, reverse=True):
         labels = [max(map(len, column)) for column in _labels(table, limit)]
         if sum(labels) + len(_GAP) * (len(labels) - 1) + numbers <= width:
             return limit
