@@ -174,17 +174,32 @@ def test_a_filter_hides_other_rows(page: Any) -> None:
     assert table.locator("tbody tr:visible").count() > 5
 
 
+def listed(page: Any, text: str | re.Pattern[str]) -> None:
+    page.locator("#status", has_text=text).wait_for()
+
+
+def tick(page: Any, *arms: str) -> None:
+    page.locator("#no-runs").evaluate("button => button.click()")  # the list of runs may be closed
+    for arm in arms:
+        page.locator("#run-list label", has_text=arm).locator("input").evaluate("box => box.click()")
+
+
 @pytest.mark.browser
 def test_a_score_leads_to_its_samples_and_a_sample_opens_by_keyboard(page: Any) -> None:
     table = page.locator("#table-scores-babilong-official")
-    table.locator("tbody tr", has_text="yarn").filter(has_text="qa2").locator("td:nth-child(6) a").click()
-    page.locator("#status", has_text="120 of 120 samples of qa2 at 32K").wait_for()
-    assert page.locator("#run-a option:checked").inner_text() == "yarn"
-    table.locator("tbody tr", has_text="plain").filter(has_text="qa2").locator("td:nth-child(6) a").click()
-    page.wait_for_function("document.querySelector('#run-a option:checked').textContent === 'plain <b>arm</b>'")
-    page.locator("#status", has_text="120 of 120 samples of qa2 at 32K").wait_for()
-    button = page.locator("#list button", has_text="00003")
-    button.focus()
+    for arm in ("yarn", "plain"):
+        table.locator("tbody tr", has_text=arm).filter(has_text="qa2").locator("td:nth-child(6) a").click()
+        page.wait_for_function("!location.hash.includes('arm=')")
+        listed(page, "120 of 120 samples of qa2 at 32K")
+        assert arm in page.locator("#chosen").inner_text()
+    assert page.locator("#list thead th").all_inner_texts() == [
+        "Sample",
+        "Question",
+        "Target",
+        "plain <b>arm</b>",
+        "yarn",
+    ]
+    page.locator("#list button", has_text="00003").focus()
     page.keyboard.press("Enter")
     shown = page.locator("#sample")
     assert NASTY.split("\u2028")[0].strip() in shown.inner_text()
@@ -197,26 +212,96 @@ def test_a_score_leads_to_its_samples_and_a_sample_opens_by_keyboard(page: Any) 
 
 
 @pytest.mark.browser
+def test_a_click_anywhere_in_a_row_opens_its_sample_beside_the_list_and_keys_go_on(page: Any) -> None:
+    shown = page.locator("#sample")
+    page.locator("#list tbody tr").nth(48).locator("td").nth(3).click()
+    assert "sample 00048" in shown.inner_text()
+    edges = "['.wide', '#sample'].map((e) => document.querySelector(`#browser ${e}`).getBoundingClientRect())"
+    found, beside = page.evaluate(f"{edges}.map(({{left, right, top, bottom}}) => ({{left, right, top, bottom}}))")
+    assert found["right"] <= beside["left"]
+    assert found["top"] < beside["bottom"] <= page.viewport_size["height"]
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert "sample 00050" in shown.inner_text()
+    assert page.locator("#page").inner_text() == "51 to 100"
+    assert page.locator("#list tr.open").inner_text().startswith("00050")
+    page.keyboard.press("k")
+    assert "sample 00049" in shown.inner_text()
+    page.keyboard.press("Escape")
+    assert shown.is_hidden()
+    assert page.evaluate("document.activeElement.textContent") == "00049"
+
+
+@pytest.mark.browser
 def test_samples_can_be_searched_and_paged(page: Any) -> None:
     page.locator("#cell-subset").select_option("babilong/qa1")
-    page.locator("#status", has_text="of qa1").wait_for()
+    listed(page, "of qa1")
     assert page.locator("#list tbody tr").count() == 50
     page.locator("#on").click()
     assert page.locator("#page").inner_text() == "51 to 100"
     page.locator("#words").fill("window.hacked")
-    page.locator("#status", has_text=re.compile("^1 of 120")).wait_for()
+    listed(page, re.compile("^1 of 120"))
+    page.locator("#words").fill("")
+    listed(page, re.compile("^120 of 120"))
 
 
 @pytest.mark.browser
-def test_the_samples_on_which_two_runs_differ_can_be_picked(page: Any) -> None:
-    page.locator("#words").fill("")
-    page.locator("#status", has_text=re.compile("^120 of 120")).wait_for()  # nothing is pending any more
+def test_the_list_has_a_column_of_replies_for_each_run_and_finds_where_they_differ(page: Any) -> None:
     page.locator("#which").select_option("differ")
-    page.locator("#status", has_text=re.compile(r"^(?!120)\d+ of 120")).wait_for()
-    rows = "rows => rows.map(r => [r.cells[1].innerText, r.cells[2].innerText])"
-    pairs = page.locator("#list tbody tr").evaluate_all(rows)
+    listed(page, re.compile(r"^(?!120)\d+ of 120"))
+    pairs = page.locator("#list tbody tr").evaluate_all("rows => rows.map(r => [3, 4].map(i => r.cells[i].innerText))")
     assert pairs
-    assert all(a != b for a, b in pairs)
+    for a, b in pairs:
+        assert {a.split()[0], b.split()[0]} == {"0", "100"}
+        assert "Mary is in the" in b
+    page.locator("#which").select_option("all")
+    tick(page, "yarn")
+    listed(page, re.compile("^120 of 120"))
+    assert page.locator("#list thead th").count() == 4
+    assert page.locator("#chosen").inner_text() == "yarn"
+    tick(page)
+    listed(page, "No run is chosen.")
+    tick(page, "plain", "yarn")
+
+
+@pytest.mark.browser
+def test_the_address_brings_back_what_was_shown(page: Any, html: Path) -> None:
+    tick(page, "yarn")
+    page.locator("#scorer").select_option("corrected")
+    page.locator("#which").select_option("wrong")
+    page.locator("#words").fill("Mary ?&%")
+    listed(page, re.compile("^0 of 120"))
+    page.locator("#words").fill("Mary")
+    listed(page, re.compile("^[1-9]"))
+    page.locator("#list tbody tr").first.click()
+    heading, address = page.locator("#sample h3").inner_text(), page.url
+    other = page.context.new_page()
+    other.goto(address)
+    other.locator("#sample h3").wait_for()
+    assert other.locator("#sample h3").inner_text() == heading
+    values = other.evaluate("['scorer', 'which', 'words'].map((id) => document.getElementById(id).value)")
+    assert values == ["corrected", "wrong", "Mary"]
+    assert other.locator("#chosen").inner_text() == "yarn"
+    other.close()
+    page.locator("#scorer").select_option("official")
+    page.locator("#which").select_option("all")
+    page.locator("#words").fill("")
+    tick(page, "plain", "yarn")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "fragment", ["%", "samples?%", "samples?task=%E0%A4%A", "samples?task=no&subset=such", "samples?"]
+)
+def test_an_address_that_means_nothing_is_passed_over(page: Any, html: Path, fragment: str) -> None:
+    other = page.context.new_page()
+    complaints: list[str] = []
+    other.on("pageerror", lambda error: complaints.append(str(error)))
+    other.goto(f"{html.as_uri()}#{fragment}")
+    other.locator("#samples").scroll_into_view_if_needed()
+    listed(other, "120 of 120 samples of qa1 at 8K")
+    other.close()
+    assert complaints == []
 
 
 @pytest.mark.browser
@@ -224,11 +309,11 @@ def test_beside_a_run_stands_one_that_was_asked_the_same_questions(page: Any, tm
     build([with_a_control(tmp_path / "runs")], tmp_path / "plots")
     other = page.context.new_page()
     other.goto((tmp_path / "plots" / "report.html").as_uri())
-    chosen = [other.locator(f"#{name} option:checked").inner_text() for name in ("run-a", "run-b")]
+    chosen = other.locator("#chosen").inner_text()
     other.locator("#samples").scroll_into_view_if_needed()
-    other.locator("#status", has_text="20 of 20 samples of qa1 at 8K").wait_for()
+    listed(other, "20 of 20 samples of qa1 at 8K")
     other.close()
-    assert chosen == ["plain", "yarn"]
+    assert chosen == "plain and yarn"
 
 
 @pytest.mark.browser
@@ -253,7 +338,7 @@ def test_dark_mode_and_print_change_the_colours(page: Any) -> None:
 @pytest.mark.browser
 def test_every_control_has_a_name_and_every_image_a_description(page: Any) -> None:
     assert page.evaluate("[...document.querySelectorAll('input, select')].every(e => e.labels.length)")
-    assert page.evaluate("[...document.querySelectorAll('button')].every(e => e.innerText.trim())")
+    assert page.evaluate("[...document.querySelectorAll('button')].every(e => e.textContent.trim())")
     assert page.evaluate("[...document.images].every(i => i.alt.length > 40)")
 
 

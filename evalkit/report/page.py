@@ -15,6 +15,7 @@ from evalkit.report.samples import Samples
 from evalkit.report.words import findings
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_SCRIPTS = ("tables.js", "samples.js")
 
 
 def render_page(
@@ -39,7 +40,8 @@ def render_page(
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
