@@ -10,6 +10,7 @@ import argparse
 import resource
 import tempfile
 import time
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from evalkit import benchmarks
 from evalkit.records.folder import RunFolder
-from evalkit.types import Prediction, Score
+from evalkit.types import Key, Prediction, Score
 
 SUBSETS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 LENGTHS = {"8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536, "128k": 131072}
@@ -27,7 +28,7 @@ PLACES = ("garden", "kitchen", "office", "hallway")
 def write_run(folder: Path, number: int, per_cell: int) -> None:
     """Write one run whose accuracy falls with length, with official and corrected scores."""
     rng = np.random.default_rng(number)
-    predictions, scores = [], []
+    predictions, values = [], {}
     for s, subset in enumerate(SUBSETS):
         for step, (length, tokens) in enumerate(LENGTHS.items()):
             right = rng.random(per_cell) < 0.95 - 0.15 * step + 0.004 * number - 0.02 * s
@@ -51,14 +52,16 @@ def write_run(folder: Path, number: int, per_cell: int) -> None:
                     metadata={"supporting": [1]},
                 )
                 predictions.append(prediction)
-                scores += [
-                    Score(key=prediction.key, scorer=n, value=float(right[i])) for n in ("official", "corrected")
-                ]
+                values[prediction.key] = float(right[i])
     config = {"task": "babilong", "trained_length": 8192}
     parts = {"checkpoint.weights": number, "card": "babilong", "data.seed": 0}
     with RunFolder.start(folder, arm=f"arm {number:02d}", config=config, fingerprint=parts, provenance={}) as run:
         run.extend(predictions)
-        run.write_scores(scores, benchmarks.scorer_version("babilong"))
+        run.keep_scores(run.score_table(partial(scores_of, values), benchmarks.scorer_version("babilong")))
+
+
+def scores_of(values: dict[Key, float], prediction: Prediction) -> list[Score]:
+    return [Score(key=prediction.key, scorer=n, value=values[prediction.key]) for n in ("official", "corrected")]
 
 
 def report(folder: Path, out: Path) -> None:
