@@ -344,6 +344,22 @@ def test_the_plan_says_what_is_prefilled_and_how_many_samples_are_independent(ch
     assert prefill[0] < 1.15 * prefill[1]
 
 
+def test_an_engine_without_a_prefix_cache_is_warned_of(checkpoint):
+    from evalkit.runs.config import run_config
+    from evalkit.runs.plan import make_plan
+
+    asked = {"model": str(checkpoint), "task": "babilong", "lengths": ["1k"], "subsets": ["qa5"], "backend": "vllm"}
+    alone, together = (
+        make_plan(run_config({**asked, "deterministic": True, "questions_per_context": size})) for size in (1, 4)
+    )
+    assert set(together.warnings) - set(alone.warnings) == {
+        "--deterministic keeps no prefix cache, so that each question computes its whole context."
+    }
+    assert not any(
+        "prefix" in warning for warning in make_plan(run_config({**asked, "questions_per_context": 4})).warnings
+    )
+
+
 def test_a_report_takes_the_questions_of_a_context_for_one_cluster(checkpoint, tmp_path):
     from evalkit.report.load import load_runs
     from evalkit.report.panel import make_panels

@@ -71,7 +71,10 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before trusting the answers; each once."""
         ropes = (warning for group in self.groups for warning in group.rope.warnings)
-        return tuple(dict.fromkeys([*self.checkpoint.warnings, *self.encoder.warnings, *ropes]))
+        own = []
+        if self.config.data.questions_per_context > 1 and not self.config.engine.shares_prefixes:
+            own = ["--deterministic keeps no prefix cache, so that each question computes its whole context."]
+        return tuple(dict.fromkeys([*self.checkpoint.warnings, *self.encoder.warnings, *ropes, *own]))
 
     @property
     def samples(self) -> int:

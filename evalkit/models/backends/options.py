@@ -24,6 +24,11 @@ class BackendOptions:
         return {}
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether what adjacent prompts begin with is computed once, where the model allows it."""
+        return True
+
+    @property
     def rehearsal(self) -> str:
         """Words for answers that no model gave, to keep them apart in names of arms; empty for a model's."""
         return ""

@@ -95,6 +95,11 @@ class VLLMOptions(ModelOptions):
         """Start nothing again; see ``BackendOptions``."""
         return replace(self, max_restarts=0)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """By vLLM's prefix cache."""
+        return not self.deterministic
+
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):
             value = getattr(self, name)
@@ -202,7 +207,7 @@ def engine_config(
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
-        "enable_prefix_caching": not options.deterministic,
+        "enable_prefix_caching": options.shares_prefixes,
         "generation_config": "vllm",  # none of the checkpoint's sampling defaults; stop ids come with each request
         "worker_extension_cls": "evalkit.models.backends.vllm.worker.WorkerExtension",
         "trust_remote_code": False,
