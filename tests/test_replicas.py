@@ -288,7 +288,7 @@ def test_a_checkpoint_that_a_node_does_not_have_is_refused_with_its_name(cluster
     given |= {"lengths": ("1k",), "samples": 1, "out": str(tmp_path / "r"), "ray": cluster.address, "replicas": 1}
     plan = make_plan(run_config(given))
     (tmp_path / "ckpt").rename(tmp_path / "moved")  # as if only this machine had it
-    with pytest.raises(BadInput, match=r"On .* \(.*\): There is no checkpoint"):
+    with pytest.raises(BadInput, match=r"On .* \(.*\): There is no folder"):
         run(plan)
     assert not (tmp_path / "r").exists()
 
