@@ -11,7 +11,7 @@ from evalkit.errors import BadInput
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.arms import chosen_arms, chosen_lengths
 from evalkit.report.cells import Entry, Row, Table
-from evalkit.report.latex import MOST_ROWS, POINTS, appendix, appendix_table, paper_tables, text
+from evalkit.report.latex import MOST_LINES, POINTS, appendix, appendix_table, paper_tables, text
 from evalkit.report.load import load_runs
 from evalkit.report.tables import all_tables
 from tests.report_runs import LENGTHS, holds_to, training, write_run
@@ -72,7 +72,7 @@ def compiled(folder: Path, analysis: Analysis, **shown: tuple[str, ...]) -> str:
 
 
 @needs_tex
-@pytest.mark.parametrize("study", ["tiny", "odd"])
+@pytest.mark.parametrize("study", ["tiny", "odd", "many"])
 def test_no_table_is_wider_than_the_text_it_is_made_for(
     study: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -114,14 +114,24 @@ def test_detectable_differences_are_a_table_of_the_appendix(tiny: Analysis) -> N
     assert r"\label{tab:detectable-babilong-official}" in appendix(all_tables(tiny), "origin")
 
 
-def test_more_arms_than_a_page_holds_are_cut_and_said(tmp_path: Path) -> None:
-    for i in range(MOST_ROWS + 5):
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    """A leaderboard, whose arms have long names."""
+    root = tmp_path_factory.mktemp("many")
+    for i in range(60):
         write_run(
-            tmp_path / str(i), arm=f"arm {i}", accuracy=holds_to(8 * K), lengths=("4k",), subsets=("qa1",), samples=2
-        )
-    table = paper_tables(analyse(load_runs([tmp_path])), "column", "origin")
-    assert sum(line.startswith("arm ") for line in table.splitlines()) == MOST_ROWS
-    assert "6 more arms are left out" in table  # and the chance level
+            root / str(i), arm=f"organisation-{i % 6}/Model-{i}B-128k-instruct", accuracy=holds_to(8 * K),
+            lengths=("4k", "16k"), subsets=("qa1",), samples=4,
+        )  # fmt: skip
+    return analyse(load_runs([root]))
+
+
+def test_more_arms_than_a_page_holds_are_cut_and_said(many: Analysis) -> None:
+    for width in ("column", "text"):
+        table = paper_tables(many, width, "origin")
+        arms = sum("organ" in line for line in table.splitlines() if "&" in line)
+        assert MOST_LINES / 2 - 1 <= arms <= MOST_LINES
+        assert f"{61 - arms} more rows are left out" in table  # of 60 arms and the chance level
 
 
 def test_the_best_arm_of_a_column_is_bold(odd: Analysis) -> None:

@@ -18,8 +18,8 @@ from evalkit.report.naming import short_names
 Width: TypeAlias = Literal["column", "text"]
 POINTS: Mapping[Width, float] = {"column": 219.0, "text": 345.0}
 """The narrowest in use: a column of ACL's style, and a page of LaTeX's own article class."""
-MOST_ROWS = 45
-"""Arms of a table that stands on one page."""
+MOST_LINES = 44
+"""Of a table that stands on one page; an arm takes two where it has intervals or a long name."""
 
 _CHARS = {
     "\\": r"\textbackslash{}",
@@ -107,13 +107,13 @@ def paper_table(
     for intervals, extras in _VARIANTS[width]:
         table = main_table(analysis, task, arms=arms, lengths=lengths, intervals=intervals, extras=extras)
         parts = list(_parts(table, POINTS[width], _LEAST_LABEL))
-        if len(parts) <= 1:
+        kept = _rows_of_a_page(table, parts)
+        if len(parts) <= 1 and kept == len(table.rows):
             break
     if not table.rows:
         return ""
-    left_out = max(0, len(table.rows) - MOST_ROWS)
-    table = replace(table, rows=table.rows[:MOST_ROWS])
-    more = f" {left_out} more arms are left out." if left_out else ""
+    more = f" {len(table.rows) - kept} more rows are left out." if kept < len(table.rows) else ""
+    table = replace(table, rows=table.rows[:kept])
     out = [
         r"\begin{table}",
         r"\centering\sloppy",
@@ -128,6 +128,18 @@ def paper_table(
             r"\end{tabular}\par\smallskip",
         ]
     return "\n".join([*out, r"\end{table}"])
+
+
+def _rows_of_a_page(table: Table, parts: Sequence[tuple[Sequence[int], _Layout]]) -> int:
+    """Return how many rows fit a page, all parts below each other."""
+    lines = 0
+    for kept, row in enumerate(table.rows):
+        for numbers, layout in parts:
+            label = layout.labels[0][row.entries[0].text]
+            lines += 2 if len(label) > 1 or any(row.entries[i].below for i in numbers) else 1
+        if lines > MOST_LINES:
+            return kept
+    return len(table.rows)
 
 
 def paper_tables(
@@ -200,7 +212,8 @@ def _column_width(table: Table, i: int, scale: float) -> float:
 
 
 def _width(string: str) -> float:
-    return sum(_OF_CHAR.get(char, 4.1 if char.isascii() and not char.isupper() else 6.2) for char in string)
+    shown = _typeset(string)
+    return sum(_OF_CHAR.get(char, 4.1 if char.isascii() and not char.isupper() else 6.2) for char in shown)
 
 
 def _labels(table: Table, room: float) -> tuple[Mapping[str, tuple[str, ...]], ...]:
@@ -266,9 +279,13 @@ def _cell(entry: Entry) -> str:
 
 def text(string: str) -> str:
     """Return text that LaTeX prints as it stands, with real minus signs before numbers."""
-    typeset = re.sub(r"(?<![\w.)])-(?=\d)", "−", one_line(string).replace(">=", "≥"))
-    escaped = "".join(_CHARS.get(c, c if ord(c) < 0x180 else _ascii(c)) for c in typeset)
+    escaped = "".join(_CHARS.get(c, c if ord(c) < 0x180 else _ascii(c)) for c in _typeset(string))
     return re.sub(r"(?<=\d) (?=\\%)|(?<=\b[np]) (?=[=$])|(?<=\b[np] =) |(?<=\b[np] \$<\$) ", "~", escaped)
+
+
+def _typeset(string: str) -> str:
+    """Return text with the signs that are printed: a minus before a number is no hyphen."""
+    return re.sub(r"(?<![\w.)])-(?=\d)", "−", one_line(string).replace(">=", "≥"))
 
 
 def _ascii(char: str) -> str:
