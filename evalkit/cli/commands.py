@@ -27,6 +27,8 @@ from evalkit.escaping import one_line
 
 FAILED_SAMPLES = 1
 WRONG_USE = 2
+_LONGEST = 2000
+"""Characters of a refusal, which may hold what was typed; longer ones are cut in their middle."""
 
 
 class _Group(click.Group):
@@ -44,10 +46,10 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except EvalkitError as error:
-            echo(f"evalkit: {one_line(str(error))}", err=True)
+            echo(f"evalkit: {one_line(str(error), most=_LONGEST)}", err=True)
             ctx.exit(WRONG_USE)
         except click.UsageError as error:
-            raise click.UsageError(one_line(error.format_message(), most=1000), ctx=error.ctx) from error
+            raise click.UsageError(one_line(error.format_message(), most=_LONGEST), ctx=error.ctx) from error
         except OSError as error:  # a full disk, a folder that may not be written, a name that is too long
             if error.strerror is None or error.errno == errno.EPIPE:  # click's affair: whoever reads has gone
                 raise
