@@ -361,11 +361,11 @@ def test_when_the_driver_is_killed_the_ray_that_it_started_is_gone_and_the_same_
     command += ["--backend", "scripted", "--script", "slow", "--lengths", "1k", "--subsets", "qa1", "--samples", "60"]
     command += ["--out", str(tmp_path / "r"), "--replicas", "2"]
     before = set(Path("/tmp").glob("evalkit-*"))
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, start_new_session=True)
     file = tmp_path / "r" / "predictions.jsonl"
     wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") > 3)
     [folder] = set(Path("/tmp").glob("evalkit-*")) - before
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)  # and whatever is of its group
     process.wait()
     wait_until(lambda: not folder.exists() and not actors(folder), 30)
     had = asked(tmp_path / "r")

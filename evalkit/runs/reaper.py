@@ -24,7 +24,8 @@ def reaped_folder() -> Iterator[Path]:
     It lies in /tmp: names of sockets in it may have about a hundred characters in all.
     """
     folder = tempfile.mkdtemp(prefix="evalkit-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    beside = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE)  # our end closes with us
+    # Our end of the pipe closes with us; in a session of its own, no signal to all of us (Ctrl-C, timeout) reaches it.
+    beside = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield Path(folder)
     finally:
@@ -52,7 +53,6 @@ def _end(folder: str, maker: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other one, which then closes its end
     maker = os.getppid()
     sys.stdin.read()
     _end(sys.argv[1], maker)
