@@ -236,6 +236,8 @@ def test_a_tensor_in_two_files_is_refused(checkpoint: Path, tmp_path: Path) -> N
         ({"peft_type": ["LORA"]}, "of type ['LORA']"),
         ({"use_dora": "yes"}, "use_dora is 'yes'"),
         ({"task_type": []}, "peft cannot use"),
+        ({"target_modules": ["Q_PROJ"]}, "Target modules {'Q_PROJ'} not found"),
+        ({"target_modules": "(("}, "peft cannot use"),
     ],
 )
 def test_an_adapter_config_of_other_types_is_refused_with_the_field(
