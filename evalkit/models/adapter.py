@@ -89,6 +89,10 @@ class Adapter:
         model = _LoadedModel(base)
         adapter._require_base(model, base)
         model.require_peft_puts_on(folder)
+        if known.lora_alpha == 0:
+            raise BadInput(
+                f"The adapter {folder} changes nothing: its lora_alpha is 0, by which all of it is multiplied."
+            )
         if all(is_zero(tensor) for name, tensor in tensors.items() if _GIVES.search(name)):
             raise BadInput(f"The adapter {folder} changes nothing: all its B matrices are zero, as before training.")
         return adapter
@@ -192,12 +196,9 @@ class _LoadedModel:
             return
         try:
             inject_adapter_in_model(LoraConfig.from_pretrained(adapter), self._model, low_cpu_mem_usage=True)
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-        ) as error:  # others may be of weights that are not there
+        except RuntimeError:  # of weights that are not there: the loaded model will show
+            return
+        except Exception as error:
             raise BadInput(f"peft cannot use {adapter}/adapter_config.json: {first_line(error)[:300]}.") from error
 
     def has(self, name: str) -> bool:
