@@ -236,6 +236,10 @@ def test_a_tensor_in_two_files_is_refused(checkpoint: Path, tmp_path: Path) -> N
         ({"peft_type": ["LORA"]}, "of type ['LORA']"),
         ({"use_dora": "yes"}, "use_dora is 'yes'"),
         ({"task_type": []}, "peft cannot use"),
+        ({"target_modules": ["Q_PROJ"]}, "Target modules {'Q_PROJ'} not found"),
+        ({"target_modules": "(("}, "peft cannot use"),
+        ({"lora_alpha": 0}, "its lora_alpha is 0"),
+        ({"bias": "NONE"}, "bias is 'NONE'"),
     ],
 )
 def test_an_adapter_config_of_other_types_is_refused_with_the_field(

@@ -244,7 +244,7 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("experiment", required=False)
-@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each arm, with seeds 0, 1, ...")
+@click.option("--seeds", type=click.IntRange(min=1, max=1000), help="Trainings of each arm, with seeds 0, 1, ...")
 @click.option("--base", help="Checkpoint to train the arms from, a folder or a hub name; default: the experiment's.")
 @click.option("--revision", help="Branch, tag or commit of the base's hub name.")
 @click.option("--scale", help="The experiment at another size that its file has, such as cpu.")

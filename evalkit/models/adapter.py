@@ -71,7 +71,6 @@ class Adapter:
             raise BadInput(
                 f"{config_file} is not the config of a LoRA adapter ({reason}); save it again with peft."
             ) from error
-        _require_peft_reads(folder)
         if config.get("alora_invocation_tokens"):
             raise BadInput(
                 f"The adapter {folder} is an activated LoRA (alora_invocation_tokens), which is off until a prompt "
@@ -87,7 +86,13 @@ class Adapter:
             tensors=tensors,
             warnings=warnings,
         )
-        adapter._require_base(_LoadedModel(base), base)
+        model = _LoadedModel(base)
+        adapter._require_base(model, base)
+        model.require_peft_puts_on(folder)
+        if known.lora_alpha == 0:
+            raise BadInput(
+                f"The adapter {folder} changes nothing: its lora_alpha is 0, by which all of it is multiplied."
+            )
         if all(is_zero(tensor) for name, tensor in tensors.items() if _GIVES.search(name)):
             raise BadInput(f"The adapter {folder} changes nothing: all its B matrices are zero, as before training.")
         return adapter
@@ -174,9 +179,27 @@ class _LoadedModel:
             raise BadInput(
                 f"transformers cannot build the model of {base}/config.json: {first_line(error)}."
             ) from error
+        self._model = model
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
         self._names = set(self._shapes) | {name for name, _ in model.named_modules()}
         self._renamings = get_model_conversion_mapping(model)
+
+    def require_peft_puts_on(self, adapter: Path) -> None:
+        """Refuse a config that peft's own class does not take, or finds no place for; without peft a run says so.
+
+        Raises:
+            BadInput: what it says.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            return
+        try:
+            inject_adapter_in_model(LoraConfig.from_pretrained(adapter), self._model, low_cpu_mem_usage=True)
+        except RuntimeError:  # of weights that are not there: the loaded model will show
+            return
+        except Exception as error:
+            raise BadInput(f"peft cannot use {adapter}/adapter_config.json: {first_line(error)[:300]}.") from error
 
     def has(self, name: str) -> bool:
         """Whether a module or parameter is there, under this name or the one that it had in older files."""
@@ -195,22 +218,6 @@ class _LoadedModel:
         renamings = [rule for rule in self._renamings if not isinstance(rule, WeightConverter)]
         renamed, converted = rename_source_key(parameter, renamings, converters)
         return str(renamed) if converted or parameter == name else str(renamed).removesuffix(".weight")
-
-
-def _require_peft_reads(folder: Path) -> None:
-    """Refuse a config that peft's own class does not take; where peft is missing, a run says so itself.
-
-    Raises:
-        BadInput: what it says.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        return
-    try:
-        LoraConfig.from_pretrained(folder)
-    except Exception as error:
-        raise BadInput(f"peft cannot use {folder}/adapter_config.json: {first_line(error)[:300]}.") from error
 
 
 def _own_files(folder: Path, base: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ field that has the wrong type is refused here, in one sentence, before any of th
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -101,7 +101,7 @@ class AdapterFile(_File):
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=2**20)]] | None = None
     alpha_pattern: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
-    bias: str | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
     lora_bias: bool | None = None
     use_dora: bool | None = None
     use_rslora: bool | None = None
