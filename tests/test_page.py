@@ -258,7 +258,7 @@ def test_a_score_leads_to_its_samples_and_a_sample_opens_by_keyboard(page: Any) 
     table = page.locator("#table-scores-babilong-official")
     for arm in ("yarn", "plain"):
         table.locator("tbody tr", has_text=arm).filter(has_text="qa2").locator("td:nth-child(6) a").click()
-        page.wait_for_function("!location.hash.includes('arm=')")
+        page.wait_for_url(lambda url: "arm=" not in url)
         listed(page, "120 of 120 samples of qa2 at 32K")
         assert arm in page.locator("#chosen").inner_text()
     assert page.locator("#list thead th").all_inner_texts() == [
@@ -360,17 +360,18 @@ def test_the_address_brings_back_what_was_shown(page: Any, html: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize(
-    "fragment", ["%", "samples?%", "samples?task=%E0%A4%A", "samples?task=no&subset=such", "samples?"]
+    "fragment", ["%", "samples?%", "samples?task=%E0%A4%A", "samples?task=no&subset=such", "samples?", "samples////"]
 )
 def test_an_address_that_means_nothing_is_passed_over(page: Any, html: Path, fragment: str) -> None:
     other = page.context.new_page()
-    complaints: list[str] = []
-    other.on("pageerror", lambda error: complaints.append(str(error)))
+    errors: list[str] = []
+    other.on("pageerror", lambda error: errors.append(str(error)))
     other.goto(f"{html.as_uri()}#{fragment}")
+    other.evaluate(f"location.hash = {fragment + '%'!r}")
     other.locator("#samples").scroll_into_view_if_needed()
     listed(other, "120 of 120 samples of qa1 at 8K")
     other.close()
-    assert complaints == []
+    assert errors == []
 
 
 @pytest.mark.browser
@@ -463,18 +464,3 @@ def test_every_control_has_a_name_and_every_image_a_description(page: Any) -> No
 def test_nothing_left_the_file_and_nothing_complained(page: Any, html: Path) -> None:
     assert page.complaints == []
     assert {url.split("#")[0] for url in page.requests if not url.startswith("data:")} == {html.as_uri()}
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize(
-    "address", ["#%", "#samples/%E0%A4%A/qa1/8k/yarn", "#samples/babilong/qa9/999k/nobody", "#samples////"]
-)
-def test_a_malformed_address_is_passed_over(page: Any, address: str) -> None:
-    errors: list[Any] = []
-    page.on("pageerror", lambda error: errors.append(error))
-    page.evaluate(f"location.hash = {address!r}")
-    page.wait_for_function(f"location.hash === {address!r}")
-    page.wait_for_timeout(50)  # the event comes after
-    assert not errors
-    page.locator("#cell-subset").select_option("babilong/qa1")
-    page.locator("#status", has_text="of qa1").wait_for()
