@@ -145,6 +145,12 @@ def inlined(results: Path) -> dict[str, tuple[Drawing, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def page_figures(html: Path) -> dict[str, str]:
+    shown = re.findall(r'<figure id="figure-([^"]*)".*?base64,([^"]*)"', html.read_text(encoding="utf-8"), re.DOTALL)
+    return {name: base64.b64decode(svg).decode() for name, svg in shown}
+
+
 def test_every_line_of_a_figure_has_a_row_of_numbers_for_each_of_its_points(
     inlined: dict[str, tuple[Drawing, str]],
 ) -> None:
@@ -174,6 +180,12 @@ def test_an_inlined_figure_has_no_style_and_refers_to_nothing_but_its_own_parts(
         assert len(ids) == len(set(ids))
         assert all(one.startswith(f"{name}.") for one in ids)
         assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) <= set(ids)
+
+
+def test_in_the_dark_a_heat_map_keeps_its_colours_and_only_its_paper_is_dark(page_figures: dict[str, str]) -> None:
+    for name, svg in page_figures.items():
+        assert ("prefers-color-scheme: dark" in svg) == name.startswith(("heatmap", "depth"))
+        assert ('data-part="line"' in svg) == name.startswith("curve")
 
 
 def test_the_numbers_and_the_pdf_of_each_figure_are_in_the_page(html: Path) -> None:
