@@ -150,7 +150,8 @@ def build(
         drawn = []
         for drawing in all_drawings(analysis):
             files += save(drawing.figure(), out, drawing.name, one_line(record))
-            drawn.append((drawing, (out / f"{drawing.name}.svg").read_bytes()))
+            svg, pdf = ((out / f"{drawing.name}.{kind}").read_bytes() for kind in ("svg", "pdf"))
+            drawn.append((drawing, svg, pdf))
         samples = collect_samples(analysis)
         page = out / "report.html"
         page.write_text(render_page(analysis, tables, drawn, samples, record), encoding="utf-8", newline="\n")

@@ -9,8 +9,10 @@ import numpy as np
 
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import Arm
+from evalkit.report.drawing import part_id
 from evalkit.report.estimates import CellScore
 from evalkit.report.naming import short_names
+from evalkit.report.render import percent
 from evalkit.report.style import FAINT, Look, few_in_colour, looks
 
 if TYPE_CHECKING:
@@ -77,6 +79,23 @@ def score_lines(cells: Sequence[CellScore], places: Mapping[str, float]) -> list
     return found
 
 
+def score_points(panel: str, cells: Sequence[CellScore]) -> list[dict[str, Any]]:
+    """Return the rows of ``Drawing.points`` for lines of some cells that have scores."""
+    return [
+        {
+            "panel": panel,
+            "arm": c.arm,
+            "subset": c.subset,
+            "length": c.length,
+            "score": percent(c.interval.mean),
+            "ci_low": percent(c.interval.low),
+            "ci_high": percent(c.interval.high),
+            "n": c.n,
+        }
+        for c in cells
+    ]
+
+
 def draw_lines(
     axes: "Axes", lines: Sequence[Line], style: Mapping[str, Look], *, bands: bool = True, scale: float = 1.0
 ) -> list[Line]:
@@ -99,7 +118,7 @@ def draw_lines(
         looks_like: dict[str, Any] = {"color": look.colour, "marker": look.marker or None, "markersize": 4 * scale}
         axes.plot(
             line.places, line.mean, linestyle=look.line, linewidth=scale * (0.8 if is_faint else 1.6), label=look.label,
-            zorder=2 if is_faint else 3, clip_on=not all(inside), **looks_like,
+            zorder=2 if is_faint else 3, clip_on=not all(inside), gid=part_id(axes, look, "line"), **looks_like,
         )  # fmt: skip
         if not all(inside) and look.marker:
             shown = [(x, y) for x, y, i in zip(line.places, line.mean, inside, strict=True) if i]
@@ -107,9 +126,13 @@ def draw_lines(
         if is_faint:
             continue
         if len(line.places) > 1 and bands:
-            axes.fill_between(line.places, line.low, line.high, color=look.colour, alpha=pale, linewidth=0)
+            axes.fill_between(
+                line.places, line.low, line.high, color=look.colour, alpha=pale, linewidth=0,
+                gid=part_id(axes, look, "band"),
+            )  # fmt: skip
         elif bands or len(line.places) == 1:
-            axes.vlines(line.places, line.low, line.high, color=look.colour, linewidth=1)
+            bars = axes.vlines(line.places, line.low, line.high, color=look.colour, linewidth=1)
+            bars.set_gid(part_id(axes, look, "band"))
     return drawn
 
 
@@ -146,7 +169,8 @@ def name_at_ends(axes: "Axes", lines: Sequence[Line], style: Mapping[str, Look],
             va="center",
             linespacing=1.0,
             annotation_clip=False,
-            arrowprops=None if off[line.arm] else leader | {"color": look.colour},
+            arrowprops=None if off[line.arm] else leader | {"color": look.colour, "gid": part_id(axes, look, "leader")},
+            gid=part_id(axes, look, "name"),
         )
 
 

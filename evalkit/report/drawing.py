@@ -1,10 +1,10 @@
 """A figure before it is drawn, and the frames that figures stand in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evalkit.report.style import RC
+from evalkit.report.style import RC, Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,9 @@ class Drawing:
     description: str
     """What it shows, for captions and for people who do not see it."""
     draw: "Callable[[], Figure]"
+    points: Sequence[Mapping[str, Any]] = ()
+    """What is drawn, in numbers: rows of equal names. Of a line: its ``panel`` and ``arm``, and a row for each point in
+    the order of the line."""
 
     def figure(self) -> "Figure":
         """Draw it."""
@@ -27,6 +30,11 @@ class Drawing:
 
         with matplotlib.rc_context(RC):
             return self.draw()
+
+
+def part_id(axes: "Axes | None", look: Look, part: str) -> str:
+    """Return the id in SVG of an arm's line, band, leader or name, by which the page's script finds it."""
+    return f"{(axes.get_gid() if axes else None) or 'panel'}.{look.mark}.{part}"
 
 
 def empty_figure(width: float, height: float) -> "Figure":

@@ -1,7 +1,7 @@
 """The figures: how scores hold over length, where in the prompt they break, and what each arm was trained on."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +22,19 @@ from evalkit.report.curves import (
     name_at_ends,
     score_axis,
     score_lines,
+    score_points,
 )
-from evalkit.report.drawing import Drawing, empty_figure, panels, set_title
+from evalkit.report.drawing import Drawing, empty_figure, panels, part_id, set_title
 from evalkit.report.estimates import AVERAGE
 from evalkit.report.heatmaps import depth_heatmap, heatmap
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
+from evalkit.report.render import percent
 from evalkit.report.style import FAINT, Look, length_axis, looks, mark_lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 _WIDTH = 6.6
 _NAMES = 1.55
@@ -79,7 +82,7 @@ def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
             2 if compared else 1, 1, height_ratios=[2.1, 1][: 2 if compared else 1], hspace=0.12,
             left=0.085, right=1 - _NAMES / _WIDTH, top=1 - 0.45 / height, bottom=0.5 / height,
         )  # fmt: skip
-        top = figure.add_subplot(grid[0])
+        top = figure.add_subplot(grid[0], gid="score")
         places = length_axis(top, lengths, label=not compared)
         score_axis(top)
         drawn = draw_lines(top, score_lines(shown, places), style)
@@ -88,7 +91,7 @@ def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
         top.set_title(f"{task_title(task)}, {_words(scorer)} score", pad=14)
         if compared:
             top.tick_params(labelbottom=False)
-            below = figure.add_subplot(grid[1], sharex=top)
+            below = figure.add_subplot(grid[1], sharex=top, gid="difference")
             draw_lines(below, [_difference_line(c, places) for c in compared], style)
             below.axhline(0, color=style[compared[0].baseline].colour, linewidth=1)
             length_axis(below, lengths)
@@ -112,7 +115,24 @@ def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
         title=f"{task_title(task)}: score over length",
         description=" ".join(filter(None, sentences)),
         draw=draw,
+        points=[*score_points("score", shown), *(row for c in compared for row in _difference_points(c))],
     )
+
+
+def _difference_points(c: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "panel": "difference",
+            "arm": c.arm,
+            "subset": AVERAGE if len(c.subsets) > 1 else c.subsets[0],
+            "length": length,
+            f"difference from {c.baseline}": percent(found.mean),
+            "ci_low": percent(found.low),
+            "ci_high": percent(found.high),
+            "n": found.n,
+        }
+        for length, found in c.by_length.items()
+    ]
 
 
 def _difference_line(c: Comparison, places: Mapping[str, float]) -> Line:
@@ -133,6 +153,7 @@ def curves_by_subset(analysis: Analysis, task: str, scorer: str) -> Drawing:
         set_title(figure, f"{task_title(task)}, {_words(scorer)} score")
         for i, (place, subset) in enumerate(zip(axes, panel.subsets, strict=True)):
             own = [c for c in cells if c.subset == subset]
+            place.set_gid(subset)
             places = length_axis(place, panel.lengths, label=False)
             score_axis(place, label=i % across == 0)
             draw_lines(place, score_lines(own, places), style)
@@ -154,6 +175,7 @@ def curves_by_subset(analysis: Analysis, task: str, scorer: str) -> Drawing:
         title=f"{task_title(task)}: score over length, by subset",
         description=" ".join(filter(None, sentences)),
         draw=draw,
+        points=[row for c in cells for row in score_points(c.subset, [c])],
     )
 
 
@@ -166,6 +188,15 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
     }
     panel = analysis.panel(task, "prefix_hit")
     subset = AVERAGE if len(panel.subsets) > 1 else panel.subsets[0]
+    found = {
+        arm.name: [
+            (100 * x, 100 * y, n)
+            for n in panel.lengths
+            if (x := parts["prefix_hit"].get((arm.name, subset, n))) is not None
+            and (y := parts["ratio_given_prefix"].get((arm.name, subset, n))) is not None
+        ]
+        for arm in analysis.arms
+    }
 
     def draw() -> "Figure":
         figure = empty_figure(5.2, 4.4)
@@ -174,23 +205,18 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
         for score in (20, 40, 60, 80):
             axes.plot(grid, 100 * score / grid, color="#dddddd", linewidth=0.8, zorder=0)
             axes.text(101, 100 * score / 101, str(score), fontsize=7, color="#999999", va="center")
-        for arm in analysis.arms:
-            points = [
-                (100 * x, 100 * y, n)
-                for n in panel.lengths
-                if (x := parts["prefix_hit"].get((arm.name, subset, n))) is not None
-                and (y := parts["ratio_given_prefix"].get((arm.name, subset, n))) is not None
-            ]
+        for arm, points in found.items():
             if not points:
                 continue
-            look = style[arm.name]
+            look = style[arm]
             xs, ys, _ = zip(*points, strict=True)
-            axes.plot(xs, ys, color=look.colour, linestyle=look.line, linewidth=1, alpha=0.6)
-            axes.scatter(xs, ys, s=16, color=look.colour, marker=look.marker, label=look.label, zorder=3)
+            line, dots = part_id(axes, look, "line"), part_id(axes, look, "band")
+            axes.plot(xs, ys, color=look.colour, linestyle=look.line, linewidth=1, alpha=0.6, gid=line)
+            axes.scatter(xs, ys, s=16, color=look.colour, marker=look.marker, label=look.label, zorder=3, gid=dots)
             x, y, longest = points[-1]
             axes.annotate(
                 length_name(parse_length(longest)), (x, y), xytext=(4, -8), textcoords="offset points", fontsize=7,
-                color=look.colour,
+                color=look.colour, gid=part_id(axes, look, "leader"),
             )  # fmt: skip
         axes.set(xlim=(0, 105), ylim=(0, 105), xlabel="answers that begin with the prefix (%)")
         axes.set_ylabel("match ratio of those answers (0 to 100)")
@@ -207,6 +233,11 @@ def prefix_against_ratio(analysis: Analysis, task: str) -> Drawing:
             "official scores. A fall to the left is a lost instruction, a fall downwards a lost or confused text."
         ),
         draw=draw,
+        points=[
+            {"panel": "panel", "arm": arm, "subset": subset, "length": n, "prefix_hit": x, "ratio_given_prefix": y}
+            for arm, points in found.items()
+            for x, y, n in points
+        ],
     )
 
 
@@ -245,6 +276,11 @@ def positions(analysis: Analysis) -> Drawing:
             f"means every sample. Dotted lines are the lengths that were asked.{cut}"
         ),
         draw=draw,
+        points=[
+            {"arm": arm.name, "position": round(x), "share": y}
+            for arm, seen in arms
+            for x, y in zip(seen.positions.tolist(), seen.share.tolist(), strict=True)
+        ],
     )
 
 
@@ -258,7 +294,10 @@ def _legend_below(figure: "Figure", named: Mapping[str, Any], style: Mapping[str
     if grey := [label for label in named if label not in coloured]:
         entries[f"{len(grey)} other arms"] = named[grey[0]]
     columns = max(1, min(len(entries), 160 // (8 + max(map(len, entries)))))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, 5), fontsize=8)
+    legend = figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, 5), fontsize=8
+    )
+    _mark_names(legend, entries, style)
 
 
 def _legend_beside(axes: "Axes", style: Mapping[str, Look]) -> None:
@@ -266,7 +305,15 @@ def _legend_beside(axes: "Axes", style: Mapping[str, Look]) -> None:
     coloured = {look.label for look in style.values() if look.colour != FAINT}
     entries = {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True) if label in coloured}
     wrapped = [textwrap.fill(label, 34, break_long_words=False) for label in entries]
-    axes.legend(entries.values(), wrapped, loc="upper left", bbox_to_anchor=(1.05, 1.0), fontsize=8)
+    legend = axes.legend(entries.values(), wrapped, loc="upper left", bbox_to_anchor=(1.05, 1.0), fontsize=8)
+    _mark_names(legend, entries, style)
+
+
+def _mark_names(legend: "Legend", entries: Iterable[str], style: Mapping[str, Look]) -> None:
+    by_label = {look.label: look for look in style.values()}
+    for text, label in zip(legend.get_texts(), entries, strict=True):
+        if label in by_label:
+            text.set_gid(part_id(None, by_label[label], "name"))
 
 
 def _trained(analysis: Analysis, task: str) -> list[int]:

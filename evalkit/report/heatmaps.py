@@ -121,6 +121,11 @@ def arms_heatmap(
         title=f"{task_title(task)}: score by arm and length",
         description=" ".join(filter(None, [what, cut, other_questions_note(analysis, task)])),
         draw=draw,
+        points=[
+            {"arm": shown[row], "length": columns[column], "score": value}
+            for (row, column), value in np.ndenumerate(grid)
+            if not np.isnan(value)
+        ],
     )
 
 
@@ -198,7 +203,14 @@ def _by_arm(
         return figure
 
     said = " ".join(filter(None, [description, left_out, other_questions_note(analysis, task)]))
-    return Drawing(name=name, title=title, description=said, draw=draw)
+    points = [
+        {"arm": arm, row_label or "subset": rows[row], "length": columns[column], "score": value}
+        | ({"n": int(numbers[arm][row, column])} if numbers else {})
+        for arm in shown
+        for (row, column), value in np.ndenumerate(values[arm])
+        if not np.isnan(value)
+    ]
+    return Drawing(name=name, title=title, description=said, draw=draw, points=points)
 
 
 def _fill(
@@ -214,7 +226,7 @@ def _fill(
     for (row, column), value in np.ndenumerate(grid):
         if np.isnan(value):
             continue
-        colour = "black" if value > 55 or opacity[row, column] < 0.6 else "white"
+        colour = "#111111" if value > 55 or opacity[row, column] < 0.6 else "white"
         middle = row if numbers is None else row - 0.12
         axes.text(column, middle, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
         if numbers is not None:

@@ -10,18 +10,20 @@ from typing import Any
 from evalkit.report.analysis import Analysis
 from evalkit.report.cells import Table, task_title
 from evalkit.report.drawing import Drawing
+from evalkit.report.inline import inline_svg
 from evalkit.report.provenance import digest
+from evalkit.report.render import csv_text
 from evalkit.report.samples import Samples
 from evalkit.report.words import findings
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_SCRIPTS = ("tables.js", "samples.js")
+_SCRIPTS = ("tables.js", "figures.js", "samples.js")
 
 
 def render_page(
     analysis: Analysis,
     tables: Sequence[Table],
-    figures: Sequence[tuple[Drawing, bytes]],
+    figures: Sequence[tuple[Drawing, bytes, bytes]],
     samples: Samples,
     origin: Mapping[str, Any],
 ) -> str:
@@ -31,7 +33,7 @@ def render_page(
     content-security policy lets nothing run or apply but this file's own script and style, by their hashes.
 
     Args:
-        figures: each drawing with its SVG.
+        figures: each drawing with its SVG and its PDF.
         origin: from ``provenance``.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -55,16 +57,33 @@ def render_page(
         subtitle=" · ".join([_count(len(analysis.loaded.runs), "run"), *arms[:12], *(["…"] if len(arms) > 12 else [])]),
         findings=findings(analysis),
         notes=[*analysis.notes, *samples.notes],
-        figures=[
-            {"title": d.title, "description": d.description, "base64": base64.b64encode(svg).decode("ascii")}
-            for d, svg in figures
-        ],
+        figures=[_figure(*figure) for figure in figures],
+        all_arms=[arm.name for arm in analysis.arms],
         tables=tables,
         origin=origin,
         digest=f"Runs {digest(dict(origin))}",
         index=Markup(json_in_html(samples.index)),
         slices=samples.slices,
     )
+
+
+def _figure(drawing: Drawing, svg: bytes, pdf: bytes) -> dict[str, Any]:
+    """What the template shows of a figure; one with lines can be put into the page."""
+    shown = inline_svg(svg, drawing.name)
+    columns = list(dict.fromkeys(name for row in drawing.points for name in row))
+    return {
+        "name": drawing.name,
+        "title": drawing.title,
+        "description": drawing.description,
+        "svg": _base64(shown),
+        "pdf": _base64(pdf),
+        "csv": _base64(csv_text(columns, drawing.points).encode()),
+        "kind": "lines" if b'data-part="line"' in shown else "heat" if b"<image" in shown else "",
+    }
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def json_in_html(value: Any) -> str:
@@ -74,7 +93,7 @@ def json_in_html(value: Any) -> str:
 
 
 def _hash(content: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode('ascii')}"
+    return f"sha256-{_base64(hashlib.sha256(content.encode()).digest())}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -62,6 +62,8 @@ class Look:
     marker: str
     line: str
     label: str
+    mark: str = ""
+    """By which the page finds what is drawn of the arm."""
 
 
 def looks(arms: Sequence[Arm]) -> dict[str, Look]:
@@ -80,7 +82,7 @@ def looks(arms: Sequence[Arm]) -> dict[str, Look]:
         lines = _PUBLISHED_LINES if arm.published else _LINES
         line = lines[used[colour] % len(lines)]
         used[colour] += 1
-        found[arm.name] = Look(colour, _MARKERS[i % len(_MARKERS)], line, labels[arm.label])
+        found[arm.name] = Look(colour, _MARKERS[i % len(_MARKERS)], line, labels[arm.label], f"arm-{i}")
     return found
 
 
