@@ -198,12 +198,13 @@ def test_a_malformed_table_is_named_with_its_line(tmp_path: Path, content: bytes
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [('{\n"prompt": ', "line 2: Expecting value"), ("[]", "line 1: a JSON object")]
+    ("content", "complaint"),
+    [('{\n"prompt": ', " is not JSON: line 2, Expecting value"), ("[]", ", line 1: a JSON object")],
 )
 def test_a_malformed_recipe_is_named_with_its_line(tmp_path: Path, content: str, complaint: str) -> None:
     publish(tmp_path / "m", "qa1_1k_x").with_suffix(".json").write_text(content)
     (fault,) = faults(tmp_path, tmp_path / "out")
-    assert re.search(rf"qa1_1k_x\.json, {complaint}", fault)
+    assert re.search(rf"qa1_1k_x\.json{complaint}", fault)
 
 
 @pytest.mark.parametrize("name", ["qa21_1k_x", "qa1_x", "qa1_1.0001k_x"])

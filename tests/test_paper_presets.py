@@ -15,7 +15,7 @@ import pytest
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.models.new_checkpoint import write_checkpoint
-from evalkit.options import read_toml
+from evalkit.reading import read_toml
 from evalkit.records.folder import RunFolder
 from evalkit.study import experiment as experiment_module
 from evalkit.study.experiment import load_experiment

@@ -64,7 +64,7 @@ def test_a_prompts_file_is_parsed_and_never_executed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("qa1_0k_instruction_yes_examples_yes_post_prompt_yes.json", "{", "expected JSON with"),
+        ("qa1_0k_instruction_yes_examples_yes_post_prompt_yes.json", "{", "is not JSON: line 1"),
         ("qa1_0k_instruction_yes_examples_yes_post_prompt_yes.json", '{"prompt": {}}', "expected JSON with"),
         ("readme.txt", "nothing", "No prompt wording in"),
     ],
@@ -78,7 +78,7 @@ def test_a_folder_without_usable_wording_is_refused(tmp_path, name, content, mes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("qa1_0k_instruction_yes_examples_yes_post_prompt_yes.json", b"\xff{}", "expected JSON with"),
+        ("qa1_0k_instruction_yes_examples_yes_post_prompt_yes.json", b"\xff{}", "is not text in UTF-8"),
         ("prompts.py", b"\xff", "not a Python file"),
         ("prompts.py", b"X = 1\0", "not a Python file"),
         (
@@ -86,7 +86,7 @@ def test_a_folder_without_usable_wording_is_refused(tmp_path, name, content, mes
             b"T = '{context} {question}'\nP = {'qa1': 'Read.'}",
             "should have a dictionary with instruction",
         ),
-        ("novel.txt", b"It was a dark night.", "expected JSON with"),
+        ("novel.txt", b"It was a dark night.", "is not JSON: line 1"),
     ],
 )
 def test_a_file_that_is_no_wording_is_named(tmp_path, name, content, message):

@@ -369,8 +369,12 @@ def _longest(config: Any, where: str) -> int:
     longest = getattr(config, "max_position_embeddings", None)
     if not isinstance(longest, int) or longest < 1:
         raise BadInput(f"{where} has no usable max_position_embeddings; it says how long a prompt may be.")
-    sizes = {name: getattr(config, name, None) for name in SIZES}
-    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+    needed = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
+    # Which others there are is looked up in the file's own words: a class whose layers differ refuses to be asked.
+    sizes = {name: config.to_dict().get(name) for name in SIZES} | {
+        name: getattr(config, name, None) for name in needed
+    }
+    for name in needed:
         if sizes[name] is None:
             raise BadInput(f"{where} ({config.model_type}) has no {name}, so evalkit cannot size what it serves.")
     known(ConfigFile, {name: value for name, value in sizes.items() if isinstance(value, (int, float))}, where)

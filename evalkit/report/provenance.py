@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evalkit import __version__
+from evalkit import __version__, escaping
 from evalkit.report.run import Run
 
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy")
@@ -46,7 +46,7 @@ def one_line(record: dict[str, Any]) -> str:
     """Return it in the form that fits the metadata of a figure and the head of a table."""
     named = [(run["name"], run["fingerprint"]) for run in record["runs"]] + [*record.get("published", {}).items()]
     runs = ", ".join(f"{name} {identity[:12]}" for name, identity in named)
-    return f"evalkit {record['evalkit']}; {record['command']}; runs {digest(record)[:12]}: {runs}"
+    return escaping.one_line(f"evalkit {record['evalkit']}; {record['command']}; runs {digest(record)[:12]}: {runs}")
 
 
 def _of_run(run: Run) -> dict[str, Any]:

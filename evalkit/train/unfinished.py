@@ -66,6 +66,8 @@ def clear(out: Path) -> None:
 def only_one_at_work(out: Path) -> Iterator[None]:
     """Hold the lock of a training's folder, which is made where it is not there; the system frees it with the process.
 
+    A folder in which nothing came to be, because the training was refused, is removed again.
+
     Raises:
         BadInput: another process trains into the folder.
     """
@@ -81,6 +83,8 @@ def only_one_at_work(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if not any(path.name != _LOCK for path in out.iterdir()):
+            shutil.rmtree(out)
 
 
 def _is_litter(path: Path) -> bool:
