@@ -237,6 +237,14 @@ def test_every_arm_trains_on_the_same_data_and_carries_its_own_rope_rule(base, t
     assert (out / "loss.csv").read_text().startswith("step,loss,learning_rate")
 
 
+def test_a_training_tells_its_loss_while_it_goes_on(base, tmp_path):
+    told = []
+    out = finetune(config(base, tmp_path / "arm", recipe="plain", epochs=1), on_loss=told.append)
+    logged = [float(line.split(",")[1]) for line in (out / "loss.csv").read_text().splitlines()[1:]]
+    assert told == logged
+    assert told
+
+
 def test_an_interrupted_training_ends_as_if_it_had_not_been(base, tmp_path):
     class Killed(BaseException):
         pass

@@ -237,7 +237,12 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        folder = finetune(config, on_step=show, on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr))
+        folder = finetune(
+            config,
+            on_step=show,
+            on_loss=lambda loss: bar.set_postfix(loss=f"{loss:.4g}"),
+            on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr),
+        )
     if not quiet:
         echo(describe(folder), err=True)
 

@@ -324,6 +324,7 @@ def finetune(
     config: TrainConfig,
     *,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_loss: Callable[[float], None] = lambda loss: None,
     on_notice: Callable[[str], None] = lambda notice: None,
 ) -> Path:
     """Train one arm, or go on with it, and return its folder. A finished arm is returned as it is.
@@ -331,6 +332,7 @@ def finetune(
     Args:
         config: the arm.
         on_step: called with (steps done, steps in all) after each optimizer step.
+        on_loss: called with the loss, as often as it is logged.
         on_notice: called with what a person should know: samples that are left out, where a killed training goes on.
 
     Raises:
@@ -349,7 +351,7 @@ def finetune(
             model = _load(prepared, half=prepared.device.precision == "bfloat16")
             if main:
                 plan.write(config.out / PLAN)  # first: what lies in the folder from here on belongs to this training
-            trainer = _trainer(prepared, model, on_step)
+            trainer = _trainer(prepared, model, on_step, on_loss)
             _train(trainer, config, on_notice)
             if main:
                 _export(prepared, trainer, plan)
@@ -441,10 +443,9 @@ def _is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def _trainer(prepared: Prepared, model: Any, on_step: Callable[[int, int], None]) -> Any:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+def _trainer(
+    prepared: Prepared, model: Any, on_step: Callable[[int, int], None], on_loss: Callable[[float], None]
+) -> Any:
     config = prepared.config
     per_step = config.batch_size * config.accumulation * prepared.device.number
     num_items = config.epochs * len(prepared.examples)
@@ -477,6 +478,7 @@ def _trainer(prepared: Prepared, model: Any, on_step: Callable[[int, int], None]
         ),
         lm_weight=config.lm_weight,
         on_step=on_step,
+        on_loss=on_loss,
     )
 
 

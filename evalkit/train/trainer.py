@@ -202,6 +202,7 @@ def make_trainer(
     collator: Collator,
     lm_weight: float,
     on_step: Callable[[int, int], None],
+    on_loss: Callable[[float], None] = lambda loss: None,
 ) -> Any:
     """Return a transformers Trainer that takes the stream in its own order and minimises ``answer_loss``.
 
@@ -212,6 +213,7 @@ def make_trainer(
         collator: makes batches of them.
         lm_weight: weight of the language-model term.
         on_step: called with (steps done, steps in all) after each optimizer step.
+        on_loss: called with the loss, as often as it is logged.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -222,6 +224,10 @@ def make_trainer(
     class Report(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             on_step(state.global_step, state.max_steps)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                on_loss(float(logs["loss"]))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.accelerator.wait_for_everyone()  # each process writes a file of its own

@@ -119,9 +119,6 @@ class HFBackend:
             BadInput: the adapter cannot be put on, or changes nothing.
             EngineError: the weights cannot be loaded, are not complete, or compute another rule.
         """
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
         self._variant = rope.variant
         if self.model is None:
             model = load_causal_lm(
@@ -424,7 +421,9 @@ def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | No
         EngineError: the weights cannot be loaded, or lack a tensor.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
