@@ -175,6 +175,33 @@ class Prediction:
         return Key(self.task, self.subset, self.length, self.sample_id)
 
 
+def prediction_of(sample: Sample, length: str, **answered: Any) -> Prediction:
+    """Return the prediction of a sample at a length.
+
+    Args:
+        sample: what was asked, or would have been.
+        length: the label.
+        answered: the other fields. Those of the prompt, where they are left out, are of one that was never made.
+    """
+    never_made = {
+        "prompt_tokens": 0,
+        "prompt_sha256": "",
+        "max_new_tokens": 0,
+        "fact_positions": (),
+        "output_tokens": 0,
+    }
+    return Prediction(
+        task=sample.task,
+        subset=sample.subset,
+        length=length,
+        sample_id=sample.sample_id,
+        story_id=sample.story_id,
+        question=sample.question,
+        target=sample.target,
+        **{**never_made, **answered},
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """The value of one prediction under one named scorer. Derived; can be computed again without a model."""

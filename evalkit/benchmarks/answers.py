@@ -1,7 +1,7 @@
 """The right answer and the wrong ones as a model is to write them: what is taught, and whose probability is asked."""
 
 from evalkit.benchmarks import task
-from evalkit.types import Prediction, Prompt, PromptEncoder, Sample, TokenIds
+from evalkit.types import Prompt, PromptEncoder, Sample, TokenIds, prediction_of
 
 
 def candidates(prompt: Prompt, encoder: PromptEncoder) -> dict[str, TokenIds]:
@@ -33,21 +33,5 @@ def answer_ids(sample: Sample, text: str, encoder: PromptEncoder) -> TokenIds:
 def _official_score(sample: Sample, output: str) -> float:
     """Return what the official rule gives for an answer, 0 to 1."""
     official = next(iter(task(sample.task).scorers.values()))
-    answered = Prediction(
-        task=sample.task,
-        subset=sample.subset,
-        length="",
-        sample_id=sample.sample_id,
-        story_id=sample.story_id,
-        question=sample.question,
-        target=sample.target,
-        prompt_tokens=0,
-        prompt_sha256="",
-        max_new_tokens=0,
-        fact_positions=(),
-        output=output,
-        output_tokens=0,
-        finish_reason="stop",
-        metadata=sample.metadata,
-    )
+    answered = prediction_of(sample, "", output=output, finish_reason="stop", metadata=sample.metadata)
     return official(answered).value or 0.0

@@ -13,7 +13,7 @@ from evalkit.errors import BadInput, ContextOverflow
 from evalkit.models.backends import Backend
 from evalkit.models.encoder import Thinking
 from evalkit.runs.plan import Plan, RopeGroup
-from evalkit.types import AnswerLogprob, Completion, Key, Prediction, Prompt, Sample
+from evalkit.types import AnswerLogprob, Completion, Key, Prediction, Prompt, Sample, prediction_of
 
 OVERFLOW = "context_overflow"
 MAX_FACT_CHARS = 4000
@@ -146,26 +146,15 @@ def key_of(sample: Sample, length: str) -> Key:
 
 def without_answer(ask: Ask, error: str, *, retryable: bool = False) -> Prediction:
     """Return the prediction of what no engine has answered, and never will or (retryable) may another time."""
-    sample = ask.sample
-    return Prediction(
-        task=sample.task,
-        subset=sample.subset,
-        length=ask.length,
-        sample_id=sample.sample_id,
-        story_id=sample.story_id,
-        question=sample.question,
-        target=sample.target,
-        prompt_tokens=0,
-        prompt_sha256="",
-        max_new_tokens=0,
-        fact_positions=(),
+    return prediction_of(
+        ask.sample,
+        ask.length,
         output=None,
-        output_tokens=0,
         finish_reason="error",
         error=error,
         retryable=retryable,
         repeat=ask.repeat,
-        metadata=_metadata(sample),
+        metadata=_metadata(ask.sample),
     )
 
 
@@ -209,15 +198,9 @@ def _with_status(completion: Completion, thinking: Thinking) -> Completion:
 
 
 def _prediction(prompt: Prompt, completion: Completion) -> Prediction:
-    sample = prompt.sample
-    return Prediction(
-        task=sample.task,
-        subset=sample.subset,
-        length=prompt.length,
-        sample_id=sample.sample_id,
-        story_id=sample.story_id,
-        question=sample.question,
-        target=sample.target,
+    return prediction_of(
+        prompt.sample,
+        prompt.length,
         prompt_tokens=len(prompt.token_ids),
         prompt_sha256=prompt.sha256,
         max_new_tokens=prompt.max_new_tokens,
@@ -231,7 +214,7 @@ def _prediction(prompt: Prompt, completion: Completion) -> Prediction:
         retryable=completion.retryable,
         answer_logprob=_answer_logprob(prompt, completion),
         repeat=prompt.repeat,
-        metadata=_metadata(sample),
+        metadata=_metadata(prompt.sample),
     )
 
 
