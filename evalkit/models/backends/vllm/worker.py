@@ -58,7 +58,7 @@ class WorkerExtension:
 
         found: list[dict[str, Any]] = []
         for where, module in _rotary_modules(self).items():
-            table, source = module.cos_sin_cache, module.cos_sin_cache
+            table = source = _table(module)
             if table.dtype != torch.float32:
                 source = _source(module)
                 if not torch.equal(source.to(table.dtype), table):
@@ -105,7 +105,7 @@ class WorkerExtension:
         modules = _rotary_modules(self).values()
         for module in modules:
             module.evalkit_rope = (inv_freq, attention_factor)
-            table = module.cos_sin_cache
+            table = _table(module)
             table.copy_(_source(module).to(table.dtype))
         return len(modules)
 
@@ -132,17 +132,34 @@ def _rotary_modules(worker: Any) -> dict[str, Any]:
     """Return, by name, one module per distinct table of shape (rows, rotary_dim); layers share tables."""
     tables: dict[int, tuple[str, Any]] = {}
     for where, module in worker.get_model().named_modules():
-        if getattr(module, "cos_sin_cache", None) is not None:
-            tables.setdefault(module.cos_sin_cache.data_ptr(), (where, module))
+        if (table := _table(module)) is not None:
+            tables.setdefault(table.data_ptr(), (where, module))
     return dict(tables.values())
+
+
+def _table(module: Any) -> Any:
+    """Return the rows that a module turns by, from position 0; None where it has no table.
+
+    Longrope's module has two tables, one behind the other, and uses one of them as long as the engine lives.
+    """
+    both = getattr(module, "long_short_cos_sin_cache", None)
+    if both is None:
+        return getattr(module, "cos_sin_cache", None)
+    short = module.original_max_position_embeddings
+    return both[short:] if module.use_long_rope else both[:short]
 
 
 def _source(module: Any) -> "torch.Tensor":
     """Return a module's table in float32, on its own device: what was written into it, or what its class computes."""
     import torch
 
-    table = module.cos_sin_cache
+    table = _table(module)
     with torch.device(table.device), torch.inference_mode():
+        if hasattr(module, "use_long_rope"):
+            kind = "long" if module.use_long_rope else "short"
+            factors, attention_factor = getattr(module, f"{kind}_factor"), getattr(module, f"{kind}_mscale")
+            divided: torch.Tensor = module._compute_cos_sin_cache(len(table), factors, attention_factor)
+            return divided
         if not hasattr(module, "evalkit_rope"):
             computed: torch.Tensor = module._compute_cos_sin_cache()
             return computed
