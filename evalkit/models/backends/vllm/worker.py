@@ -20,6 +20,10 @@ ERRORS_VARIABLE = "EVALKIT_VLLM_ERRORS"
 """Names, in the environment of an engine's processes, the file that their exceptions are written to."""
 
 
+HARNESS_VARIABLE = "EVALKIT_VLLM_HARNESS"
+"""Names, in the same place, the process that they end with."""
+
+
 class ErrorFile(logging.Handler):
     """Appends the exceptions that vLLM logs to a file, a line each; what it tells the harness leaves the reason out."""
 
@@ -35,8 +39,29 @@ class ErrorFile(logging.Handler):
                 file.write(f"{type(error).__name__}: {first_line(error)}\n")
 
 
-if ERRORS_VARIABLE in os.environ:  # vLLM imports this file in its own processes, before it loads the model
+def end_with(pid: int) -> None:
+    """Exit when process ``pid`` (the harness) is gone.
+
+    vLLM's processes do not look whether the one that started them lives, and an engine that is left behind would hold
+    the GPU's memory against the command that resumes the run. The engine process ends when its workers do.
+    """
+    try:
+        harness = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def watch() -> None:
+        select.select([harness], [], [])  # returns once that process has ended
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="evalkit-end-with-harness").start()
+
+
+# vLLM imports this file in its workers before they load the model, which can take minutes.
+if ERRORS_VARIABLE in os.environ:
     logging.getLogger("vllm").addHandler(ErrorFile(os.environ[ERRORS_VARIABLE]))
+if HARNESS_VARIABLE in os.environ:
+    end_with(int(os.environ[HARNESS_VARIABLE]))
 
 
 class WorkerExtension:
@@ -109,22 +134,8 @@ class WorkerExtension:
             table.copy_(_source(module).to(table.dtype))
         return len(modules)
 
-    def evalkit_end_with(self, pid: int) -> int:
-        """Exit when process ``pid`` (the harness) is gone, and return the id of this process.
-
-        vLLM's engine process does not look whether its parent lives, and an engine that is left behind would hold the
-        GPU's memory against the command that resumes the run.
-        """
-        try:
-            harness = os.pidfd_open(pid)
-        except ProcessLookupError:
-            os._exit(1)
-
-        def watch() -> None:
-            select.select([harness], [], [])  # returns once that process has ended
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True, name="evalkit-end-with-harness").start()
+    def evalkit_process(self) -> int:
+        """Return the id of this process."""
         return os.getpid()
 
 
