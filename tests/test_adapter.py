@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from evalkit.errors import BadInput
 from evalkit.models.adapter import Adapter
-from evalkit.models.backends.hf import load_causal_lm, with_adapter
+from evalkit.models.causal_lm import load_causal_lm, with_adapter
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import config_for
 from evalkit.runs.check import check

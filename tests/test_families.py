@@ -24,8 +24,9 @@ from evalkit.models.rope.formulas import RopeScaling, frequencies
 from evalkit.models.rope.modules import read_back_transformers
 from evalkit.models.rope.readback import expected_frequencies
 from evalkit.models.rope.served import RopeRequest, ServedRope, served_rope
+from evalkit.train.config import TrainConfig
 from evalkit.train.data import DataRecipe
-from evalkit.train.finetune import TrainConfig, finetune
+from evalkit.train.finetune import finetune
 from tests.test_hf import prompt
 from tests.variants import family_as_published, variant
 
@@ -175,14 +176,14 @@ FAMILIES = [
         "Phi-3 (128K)",
         {"model_type": "phi3", "rope_theta": 1e4, "max_position_embeddings": 131072,
          "original_max_position_embeddings": 4096, "sliding_window": 262144, "rope_scaling": longrope(16)},
-        "longrope as stored", 131072, 4096, read_back=False,
+        "longrope as stored", 131072, 4096,
         unsaved="its config class (phi3) does not save such a rule",
     ),
     Family(
         "Phi-4-mini",
         {"model_type": "phi3", "rope_theta": 1e4, "max_position_embeddings": 131072, "partial_rotary_factor": 0.75,
          "original_max_position_embeddings": 4096, "sliding_window": 262144, "rope_scaling": longrope(12)},
-        "longrope as stored", 131072, 4096, read_back=False,
+        "longrope as stored", 131072, 4096,
         unsaved="its config class (phi3) does not save such a rule",
     ),
     Family(
@@ -230,7 +231,7 @@ FAMILIES = [
          "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32,
          "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 1.0,
                           "original_max_position_embeddings": 32768}},
-        "longrope as stored", 32768, 32768, fixed=LATENT, read_back=False,
+        "longrope as stored", 32768, 32768, fixed=LATENT,
     ),
     Family(
         "SmolLM3",

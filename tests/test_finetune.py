@@ -21,8 +21,9 @@ from evalkit.models.new_checkpoint import write_checkpoint
 from evalkit.models.rope import served as served_module
 from evalkit.train import finetune as finetune_module
 from evalkit.train import trainer as trainer_module
+from evalkit.train.config import TrainConfig
 from evalkit.train.data import DataRecipe, Example
-from evalkit.train.finetune import TrainConfig, _export, finetune, prepare
+from evalkit.train.finetune import _export, finetune, prepare
 from evalkit.train.positions import PositionRule
 from evalkit.train.recipes import RECIPES
 from evalkit.train.trainer import Collator, Stream, answer_loss, write_loss_curve

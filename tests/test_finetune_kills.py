@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.errors import BadInput
 from evalkit.models.new_checkpoint import write_checkpoint
+from evalkit.train.config import TrainConfig
 from evalkit.train.data import DataRecipe
-from evalkit.train.finetune import TrainConfig, finetune
+from evalkit.train.finetune import finetune
 from evalkit.train.unfinished import clear_torn, last_whole
 
 # One process imports torch and forks a child for each scenario. A child harms itself in one place, as a kill or a full

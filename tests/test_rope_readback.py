@@ -18,7 +18,8 @@ from evalkit.models.rope.readback import (
     rope_from_table,
 )
 from evalkit.models.rope.served import RopeRequest, config_for, served_rope
-from tests.variants import family, variant
+from tests.backends import hf
+from tests.variants import family, family_as_published, variant
 
 YARN4 = RopeScaling(rule="yarn", theta=1e4, rotary_dim=32, original_length=512, factor=4)
 TINY = {
@@ -115,6 +116,36 @@ def test_a_model_that_rotates_a_part_of_each_head_is_read_back(checkpoint: Path,
     assert opened.rope is not None
     assert opened.rope.rotary_dim == 16
     assert max(read_back(opened, RopeRequest(rule="yarn", factor=2), 2048)) < 1e-6
+
+
+PHI3 = {
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1 + 0.05 * j for j in range(16)],
+        "long_factor": [1 + 1.5 * j for j in range(16)],
+    },
+}
+
+
+@pytest.mark.parametrize(("length", "which"), [(4096, "short_factor"), (4097, "long_factor")])
+def test_both_halves_of_a_longrope_are_read_back_each_at_its_lengths(
+    checkpoint: Path, tmp_path: Path, length: int, which: str
+):
+    values = {"model_type": "phi3", **TINY, "num_hidden_layers": 1, "max_position_embeddings": 131072, **PHI3}
+    opened = Checkpoint.open(family_as_published(checkpoint, tmp_path / "phi3", values | {"pad_token_id": 0}))
+    backend = hf(opened.path, RopeRequest(), length)
+    (seen,) = read_back_transformers(backend.model, positions=length)
+    divisors = np.array(PHI3["rope_scaling"][which])
+    np.testing.assert_allclose(seen.inv_freq, 1e4 ** -(np.arange(16) / 16) / divisors, rtol=1e-6)
+    assert seen.attention_factor == pytest.approx(1.1902380714238083)  # sqrt(1 + ln 32 / ln 4096): Phi-3's public one
+
+    other = 4097 if length == 4096 else 4096
+    with pytest.raises(EngineError, match=r"turns pair 15 by .* where the rope rule says"):
+        compare_model(
+            expected_frequencies(opened, served_rope(opened, RopeRequest(), other)),
+            read_back_transformers(backend.model, positions=length),
+        )
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ from evalkit.study.estimate import describe
 from evalkit.study.experiment import experiment_names, load_experiment
 from evalkit.study.on_ray import Devices
 from evalkit.study.steps import PORTABLE_KERNELS, Questions, Report, Run, Study, Train, plan_steps
+from evalkit.train.config import train_config
 from evalkit.train.data import choose_samples, item_fingerprint
-from evalkit.train.finetune import held_out, train_config
+from evalkit.train.finetune import held_out
 from evalkit.train.tiny import BASES, BaseStage, train_base, write_noise
 from tests.test_registries import _plugged_in
 

@@ -42,12 +42,16 @@ def family(checkpoint: Path, folder: Path, config: Any) -> Path:
 
 
 def family_as_published(checkpoint: Path, folder: Path, values: dict[str, Any]) -> Path:
-    """Write a random model whose config.json holds these values as they stand, in whatever layout they are."""
+    """Write a random model whose config.json holds these values as they stand, in whatever layout they are.
+
+    The name of its class is added, which every public config has and vLLM goes by.
+    """
     from transformers import AutoConfig
 
     draft = folder.with_name(f"{folder.name}-draft")
     draft.mkdir()
     (draft / "config.json").write_text(json.dumps(values))
     family(checkpoint, draft, AutoConfig.from_pretrained(draft))
-    (draft / "config.json").write_text(json.dumps(values))
+    written = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps({"architectures": written["architectures"], **values}))
     return draft.rename(folder)

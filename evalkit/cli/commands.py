@@ -227,7 +227,8 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
     """
     from tqdm import tqdm
 
-    from evalkit.train.finetune import describe, finetune, train_config
+    from evalkit.train.config import train_config
+    from evalkit.train.finetune import describe, finetune
 
     refuse_missing(values, "base", "out", "recipe")
     config = train_config(values)

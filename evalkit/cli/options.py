@@ -112,7 +112,7 @@ def run_classes() -> list[type]:
 def train_classes() -> list[type]:
     """Return the classes of all settings that a training can have."""
     from evalkit.benchmarks import TASKS
-    from evalkit.train.finetune import TrainConfig
+    from evalkit.train.config import TrainConfig
 
     return [TrainConfig, *(task.options for task in TASKS.values())]
 

@@ -29,7 +29,7 @@ from evalkit.models.rope.served import Factor, RopeRequest
 from evalkit.options import option
 from evalkit.reading import read_toml
 from evalkit.runs.config import RunConfig, run_config
-from evalkit.train.finetune import TrainConfig, train_config
+from evalkit.train.config import TrainConfig, train_config
 
 BASE = "base"
 """The arm that was not trained."""

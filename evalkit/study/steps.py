@@ -31,8 +31,8 @@ from evalkit.records.folder import RunFolder
 from evalkit.runs.config import RunConfig
 from evalkit.runs.plan import Cell, expected_samples, make_plan
 from evalkit.study.experiment import BASE, RUNS, Curve, Experiment
+from evalkit.train.config import TrainConfig
 from evalkit.train.data import TRAINING_SEED
-from evalkit.train.finetune import TrainConfig
 from evalkit.train.tiny import BASES, train_base, write_noise
 from evalkit.types import Prediction
 

@@ -67,14 +67,18 @@ def test_an_engine_that_dies_before_any_answer_is_not_started_again(tiny):
         backend.close()
 
 
-def test_the_engine_ends_when_the_harness_is_killed(tiny):
+@pytest.mark.parametrize("when", ["it answers", "its workers start"])
+def test_the_engine_ends_when_the_harness_is_killed_while(tiny, when):
     script = Path(__file__).with_name("hold_an_engine.py")
     with subprocess.Popen([sys.executable, script, tiny.path], stdout=subprocess.PIPE, text=True) as harness:
-        for line in harness.stdout:
-            if line.strip() == "ready":
-                break
-        family = psutil.Process(harness.pid).children(recursive=True)
+        process = psutil.Process(harness.pid)
+        if when == "it answers":
+            assert "ready\n" in harness.stdout
+        else:
+            while not any("EngineCor" in child.name() and child.children() for child in process.children()):
+                time.sleep(0.1)
+        family = process.children(recursive=True)
         assert any("EngineCor" in child.name() for child in family)
         harness.kill()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=120)  # of what is importing vLLM, once it is imported
     assert not alive

@@ -1,17 +1,73 @@
-"""Models that vLLM has no code of its own for, and runs through transformers': read back all the same."""
+"""Families of models on real engines: served as stored and read back, or refused before work, with the reason.
+
+Configs are those of tests/test_families.py. Where kernels of vLLM's CPU build know certain sizes or one precision only,
+it is those that are asked (``SIZES``, ``BFLOAT16``). What a GPU build does more is not seen here.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.runs.crosscheck import crosscheck
 from tests.backends import hf, vllm
-from tests.variants import family
+from tests.test_families import FAMILIES, Family
+from tests.variants import family, family_as_published
 from tests.vllm.asking import random_prompt
 
 pytestmark = pytest.mark.vllm
+
+LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64}
+SIZES: dict[str, dict[str, Any]] = {
+    "DeepSeek-V2-Lite": LATENT,
+    "DeepSeek-V3": LATENT | {"topk_method": "noaux_tc"},
+    "Gemma 4": {"head_dim": 32, "global_head_dim": 64},
+}
+BFLOAT16 = {"Qwen3-Next"}
+REFUSED = {"Qwen3.5": "failed to be inspected"}
+"""By a build without torchvision, which its class imports."""
+ELSEWHERE = {"Qwen2.5 with YaRN as its card says", "Phi-2", "StableLM 2"}
+"""Whose class and rule are those of others in the list, or of other tests here."""
+ASKED = [case for case in FAMILIES if case.name not in ELSEWHERE]
+
+
+def published(tiny: Checkpoint, folder: Path, case: Family) -> Checkpoint:
+    return Checkpoint.open(family_as_published(Path(tiny.path), folder, case.values() | SIZES.get(case.name, {})))
+
+
+@pytest.mark.parametrize("case", ASKED, ids=lambda case: case.name)
+def test_a_family_is_served_as_stored_and_read_back_or_refused(tiny, tmp_path, case: Family):
+    opened = published(tiny, tmp_path / "c", case)
+    half = case.name in BFLOAT16
+    options = {"max_num_seqs": 4, "dtype": "bfloat16" if half else "float32"}
+    if case.name in REFUSED:
+        with pytest.raises(BadInput, match=REFUSED[case.name]):
+            vllm(opened, RopeRequest(), 1024, **options)
+        return
+    backend = vllm(opened, RopeRequest(), 1024, **options)
+    try:
+        assert bool(backend.read_back) == case.read_back
+        prompts = [random_prompt(n, length) for n, length in enumerate([60, 300, 900])]
+        report = crosscheck(backend, hf(opened.path, RopeRequest(), 1024), prompts)
+    finally:
+        backend.close()
+    assert report.compared == 3
+    assert half or report.agreeing >= 2, report.to_text()  # random weights meet ties
+
+
+def test_the_half_of_a_longrope_for_longer_requests_is_served_and_read_back(tiny, tmp_path):
+    phi = published(tiny, tmp_path / "phi3", next(case for case in FAMILIES if case.name == "Phi-3 (128K)"))
+    backend = vllm(phi, RopeRequest(), 4500, max_num_seqs=2, dtype="float32")
+    try:
+        [entry] = backend.read_back
+        assert entry["slowest"] == pytest.approx(1e4 ** -(15 / 16) / (1 + 1.5 * 15), rel=1e-6), "the long list's"
+        report = crosscheck(backend, hf(phi.path, RopeRequest(), 4500), [random_prompt(1, 4400)])
+    finally:
+        backend.close()
+    assert report.agreeing == 1, report.to_text()
 
 
 def test_olmo3_keeps_plain_rope_in_its_sliding_layers_and_is_read_back_there_too(tiny, tmp_path):

@@ -6,6 +6,7 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import RopeRequest
 from evalkit.train import finetune as training
+from evalkit.train.config import TrainConfig
 from evalkit.train.data import DataRecipe
 from tests.backends import vllm
 from tests.vllm.asking import random_prompt
@@ -26,7 +27,7 @@ def test_vllm_gives_the_log_probabilities_of_the_model_that_was_trained(recipe, 
         lambda prepared, trainer, plan: (trained.append(trainer.model), export(prepared, trainer, plan)),
     )
     out = training.finetune(
-        training.TrainConfig(
+        TrainConfig(
             base=tiny.path,
             out=tmp_path / recipe,
             recipe=recipe,

@@ -6,16 +6,16 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from evalkit.errors import BadInput, EngineError
-from evalkit.files import first_line, versions
+from evalkit.errors import BadInput
+from evalkit.files import versions
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu, say_which
 from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import ModelOptions
 from evalkit.models.backends.prefix import common_prefix
 from evalkit.models.backends.probe import PROBE, not_finite, require_adapter_in_use, require_finite
+from evalkit.models.causal_lm import load_causal_lm, with_adapter
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.modules import read_back_transformers, rebuild_rotary_modules
@@ -119,7 +119,7 @@ class HFBackend:
             BadInput: the adapter cannot be put on, or changes nothing.
             EngineError: the weights cannot be loaded, are not complete, or compute another rule.
         """
-        self._variant = rope.variant
+        self._follows_length = bool(rope.long)
         if self.model is None:
             model = load_causal_lm(
                 self.checkpoint.path,
@@ -131,7 +131,8 @@ class HFBackend:
             self._put_adapter_on()
         else:
             self.set_rope(rope.mapping)
-        expected, effective = expected_frequencies(self.checkpoint, rope), read_back_transformers(self.model)
+        expected = expected_frequencies(self.checkpoint, rope)
+        effective = read_back_transformers(self.model, positions=rope.window)
         tolerance = GPU_TOLERANCE if self.device == "cuda" else TOLERANCE
         return [one.to_json() for one in compare_model(expected, effective, tolerance=tolerance)]
 
@@ -208,10 +209,10 @@ class HFBackend:
         """Name the context that a prompt shares with others; None where it is computed for the prompt alone.
 
         Short ones are, in large batches. The beginning of a prompt may be another one where the frequencies hang on its
-        length (a variant of the rule).
+        length (longrope).
         """
         sample = prompt.sample
-        if not sample.context_id or len(prompt.token_ids) <= _SHORT or self._variant or not self._keeps_all_keys:
+        if not sample.context_id or len(prompt.token_ids) <= _SHORT or self._follows_length or not self._keeps_all_keys:
             return None
         return sample.subset, prompt.length, sample.context_id
 
@@ -407,48 +408,6 @@ class HFBackend:
         )
 
 
-def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | None = None) -> Any:
-    """Return a checkpoint's model in transformers, on the CPU, with every weight from its files.
-
-    Args:
-        folder: the checkpoint.
-        config: transformers' own, with the rope rule to load it under.
-        dtype: of the weights, as ``from_pretrained`` takes it.
-        attention: transformers' name of the kernels; None: its choice.
-
-    Raises:
-        BadInput: the kernels are not installed, or the model cannot use them.
-        EngineError: the weights cannot be loaded, or lack a tensor.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers there
-            raise EngineError(
-                f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
-                "again."
-            )
-        return model
-    except ImportError as error:
-        raise BadInput(f"--attention-backend {attention} cannot be used here: {first_line(error)}.") from error
-    except EngineError:
-        raise
-    except Exception as error:  # each model's class has its own way to stop at a value of its config
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise EngineError(f"The weights in {folder} cannot be loaded: {reason}") from error
-
-
 def _batches(
     prompts: Iterable[Prompt], batch_tokens: int, *, alone: Callable[[Prompt], bool] = lambda prompt: False
 ) -> Iterator[list[Prompt]]:
@@ -489,19 +448,3 @@ def _require_attention(name: str | None) -> None:
     names = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in key)]
     if name is not None and name not in names:  # a name with a slash would be downloaded
         raise BadInput(f"--attention-backend {name}: transformers has {', '.join(names)}.")
-
-
-def with_adapter(model: Any, adapter: Path) -> Any:
-    """Return a model with a LoRA adapter merged into its weights.
-
-    Raises:
-        BadInput: peft is missing, or cannot put it on.
-    """
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
-    try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except Exception as error:
-        raise BadInput(f"The adapter {adapter} cannot be put on its base: {first_line(error)}.") from error

@@ -142,6 +142,35 @@ def frequencies(scaling: RopeScaling) -> Frequencies:
     return Frequencies(inv_freq.astype(np.float64), attention_factor(scaling))
 
 
+def longrope_frequencies(
+    entry: Mapping[str, Any], *, rotary_dim: int, original_length: int, window: int, long: bool
+) -> Frequencies:
+    """Return what a stored longrope entry (arXiv 2402.13753) computes: a divisor for each pair, from one of two lists.
+
+    It is none of the rules above, since the divisors were searched for one model: it can be kept and not be asked for.
+    The attention factor is sqrt(1 + ln s / ln L) with s = window / L, unless the entry has s or itself.
+
+    Args:
+        entry: the complete entry, with ``rope_theta``, ``short_factor`` and ``long_factor``.
+        rotary_dim: dimensions of a head that are rotated.
+        original_length: L, the positions up to which the short list counts, tokens.
+        window: positions that the entry covers, tokens.
+        long: of the list for longer requests.
+
+    Raises:
+        BadInput: the list has not one divisor for each pair.
+    """
+    name = "long_factor" if long else "short_factor"
+    divisors = np.asarray(entry[name], dtype=np.float64)
+    if divisors.shape != (rotary_dim // 2,):
+        raise BadInput(f"The longrope entry's {name} has {divisors.size} numbers for {rotary_dim // 2} rotated pairs.")
+    attention = entry.get("attention_factor")
+    if attention is None:
+        s = entry.get("factor") or window / original_length
+        attention = math.sqrt(1 + math.log(s) / math.log(original_length)) if s > 1 else 1.0
+    return Frequencies(_plain(float(entry["rope_theta"]), rotary_dim) / divisors, float(attention))
+
+
 def relative_differences(actual: NDArray[np.float64], expected: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return by how much each frequency differs, as a part of the expected one; of pairs that do not turn, as it is."""
     return np.abs(actual - expected) / np.where(expected == 0, 1.0, expected)

@@ -45,9 +45,17 @@ def rotary_modules(model: Any) -> Iterator[tuple[str, Any]]:
                 yield where, module
 
 
-def read_back_transformers(model: Any) -> list[EffectiveRope]:
-    """Return what each rotary module of a transformers model holds."""
-    return [effective for where, module in rotary_modules(model) for effective in _read(where, module)]
+def read_back_transformers(model: Any, positions: int = 1) -> list[EffectiveRope]:
+    """Return what each rotary module of a loaded transformers model computes for requests of so many tokens.
+
+    Only longrope hangs on that: its module changes its frequencies by the last position that it is asked for.
+    """
+    found: list[EffectiveRope] = []
+    for where, module in rotary_modules(model):
+        if getattr(module, "rope_type", None) == "longrope":
+            _turn_once(module, positions - 1)
+        found += _read(where, module)
+    return found
 
 
 def own_frequencies(config: Any) -> dict[str, Frequencies]:
@@ -83,6 +91,13 @@ def rebuild_rotary_modules(model: Any) -> None:
         device = next(module.buffers()).device
         parent, _, name = where.rpartition(".")
         setattr(model.get_submodule(parent), name, type(module)(config=module.config).to(device))
+
+
+def _turn_once(module: Any, position: int) -> None:
+    import torch
+
+    device = next(module.buffers()).device
+    module(torch.zeros(1, device=device), torch.tensor([[position]], device=device))
 
 
 def _read(where: str, module: Any) -> Iterator[EffectiveRope]:

@@ -41,15 +41,17 @@ def expected_frequencies(checkpoint: Checkpoint, served: ServedRope) -> dict[str
     """Return what a loaded model must compute, by layer type ("" where one rule serves all layers).
 
     Our own formulas where the rule is ours; otherwise, and for layers whose rule no request changes, what the model's
-    class makes of the config as it is on file. Empty where nothing can be compared: no rotary positions, longrope (its
-    frequencies follow each request's length), or a language model inside a larger one.
+    class makes of the config as it is on file (of longrope, the half for the lengths that are served). Empty where
+    nothing can be compared: no rotary positions, or a language model inside a larger one.
     """
     stored = checkpoint.rope
-    follows_length = stored is not None and stored.type == "longrope" and served.scaling is None
-    if stored is None or stored.inside_larger_model or follows_length:
+    if stored is None or stored.inside_larger_model:
         return {}
-    main = {stored.main: frequencies(served.scaling)} if served.scaling is not None else {}
-    return dict(stored.own or {}) | main
+    if served.scaling is not None:
+        return {**(stored.own or {}), stored.main: frequencies(served.scaling)}
+    if served.long is not None:
+        return {stored.main: stored.longrope(long=served.long)}
+    return dict(stored.own or {})
 
 
 def rope_from_table(row: ArrayLike) -> Frequencies:

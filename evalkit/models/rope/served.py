@@ -103,14 +103,14 @@ class ServedRope:
     """Config fields to replace, complete; None serves the config as it is."""
     window: int
     """Positions covered: prompt plus answer may not be longer. Tokens."""
-    variant: str = ""
-    """Tells apart lengths that one stored rule treats differently (longrope)."""
+    long: bool | None = None
+    """Of a stored longrope, which has two sets of frequencies: whether it is the one beyond the original length."""
     warnings: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[RopeScaling | None, str]:
+    def key(self) -> tuple[RopeScaling | None, bool | None]:
         """Lengths with equal keys can share an engine."""
-        return self.scaling, self.variant
+        return self.scaling, self.long
 
 
 def served_rope(checkpoint: Checkpoint, request: RopeRequest, length_tokens: int) -> ServedRope:
@@ -247,13 +247,10 @@ def _as_stored(checkpoint: Checkpoint, length: int) -> ServedRope:
             f"{checkpoint.name} stores rope_type {stored.type!r}, which evalkit cannot check; name a rule in its "
             "place, such as --rope yarn."
         )
-    variant = ""
-    if stored.type == "longrope":  # two sets of frequencies; which one an engine takes depends on its longest request
-        variant = "long" if length > stored.original_length else "short"
-    window = stored.original_length if variant == "short" else stored.window
-    return ServedRope(
-        label=f"{stored.type} as stored", scaling=None, mapping=None, window=window, variant=stored.type + variant
-    )
+    # Two sets of frequencies: transformers takes one by each request's length, vLLM by its longest one.
+    long = length > stored.original_length if stored.type == "longrope" else None
+    window = stored.original_length if long is False else stored.window
+    return ServedRope(label=f"{stored.type} as stored", scaling=None, mapping=None, window=window, long=long)
 
 
 def _replaceable(checkpoint: Checkpoint, rule: str) -> StoredRope:

@@ -18,6 +18,7 @@ from evalkit.models.rope.formulas import (
     RopeScaling,
     Rule,
     frequencies,
+    longrope_frequencies,
     relative_differences,
     yarn_attention_factor,
 )
@@ -92,6 +93,16 @@ class StoredRope:
         if self.scaling is not None:
             return self.scaling
         return KeptRule(type=self.type, parameters=self.to_json(), original_length=self.original_length)
+
+    def longrope(self, *, long: bool) -> Frequencies:
+        """Return what a longrope entry computes for requests within its original length, or for longer ones."""
+        return longrope_frequencies(
+            self.parameters,
+            rotary_dim=self.rotary_dim,
+            original_length=self.original_length,
+            window=self.window,
+            long=long,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the frequencies, as JSON values."""

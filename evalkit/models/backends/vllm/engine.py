@@ -26,7 +26,7 @@ from evalkit.models.adapter import Adapter
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.backends.in_flight import WAIT_SECONDS, LoopThread
 from evalkit.models.backends.options import ModelOptions
-from evalkit.models.backends.vllm.worker import ERRORS_VARIABLE
+from evalkit.models.backends.vllm.worker import ERRORS_VARIABLE, HARNESS_VARIABLE
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.options import option
 
@@ -260,7 +260,8 @@ class Engine:
         self._workers: list[int] = []
         self._loop = LoopThread("evalkit-vllm")
         try:
-            with environment({ERRORS_VARIABLE: errors} | ({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {})):
+            told = {ERRORS_VARIABLE: errors, HARNESS_VARIABLE: str(os.getpid())}
+            with environment(told | ({"VLLM_BATCH_INVARIANT": "1"} if batch_invariant else {})):
                 self._llm = self._loop.submit(self._launch()).result()
         except Exception as error:
             self._loop.close()
@@ -272,7 +273,7 @@ class Engine:
             ) from error
         self._watched = self._loop.submit(self._watch(stall_seconds))
         try:
-            self._workers = [os.pidfd_open(pid) for pid in self.call("evalkit_end_with", os.getpid())]
+            self._workers = [os.pidfd_open(pid) for pid in self.call("evalkit_process")]
         except (EngineDied, ProcessLookupError) as error:
             self.close()
             raise EngineError("vLLM's engine process died right after it had loaded the weights.") from error

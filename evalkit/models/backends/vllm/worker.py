@@ -20,6 +20,10 @@ ERRORS_VARIABLE = "EVALKIT_VLLM_ERRORS"
 """Names, in the environment of an engine's processes, the file that their exceptions are written to."""
 
 
+HARNESS_VARIABLE = "EVALKIT_VLLM_HARNESS"
+"""Names, in the same place, the process that they end with."""
+
+
 class ErrorFile(logging.Handler):
     """Appends the exceptions that vLLM logs to a file, a line each; what it tells the harness leaves the reason out."""
 
@@ -35,8 +39,29 @@ class ErrorFile(logging.Handler):
                 file.write(f"{type(error).__name__}: {first_line(error)}\n")
 
 
-if ERRORS_VARIABLE in os.environ:  # vLLM imports this file in its own processes, before it loads the model
+def end_with(pid: int) -> None:
+    """Exit when process ``pid`` (the harness) is gone.
+
+    vLLM's processes do not look whether the one that started them lives, and an engine that is left behind would hold
+    the GPU's memory against the command that resumes the run. The engine process ends when its workers do.
+    """
+    try:
+        harness = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def watch() -> None:
+        select.select([harness], [], [])  # returns once that process has ended
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="evalkit-end-with-harness").start()
+
+
+# vLLM imports this file in its workers before they load the model, which can take minutes.
+if ERRORS_VARIABLE in os.environ:
     logging.getLogger("vllm").addHandler(ErrorFile(os.environ[ERRORS_VARIABLE]))
+if HARNESS_VARIABLE in os.environ:
+    end_with(int(os.environ[HARNESS_VARIABLE]))
 
 
 class WorkerExtension:
@@ -58,7 +83,7 @@ class WorkerExtension:
 
         found: list[dict[str, Any]] = []
         for where, module in _rotary_modules(self).items():
-            table, source = module.cos_sin_cache, module.cos_sin_cache
+            table = source = _table(module)
             if table.dtype != torch.float32:
                 source = _source(module)
                 if not torch.equal(source.to(table.dtype), table):
@@ -105,26 +130,12 @@ class WorkerExtension:
         modules = _rotary_modules(self).values()
         for module in modules:
             module.evalkit_rope = (inv_freq, attention_factor)
-            table = module.cos_sin_cache
+            table = _table(module)
             table.copy_(_source(module).to(table.dtype))
         return len(modules)
 
-    def evalkit_end_with(self, pid: int) -> int:
-        """Exit when process ``pid`` (the harness) is gone, and return the id of this process.
-
-        vLLM's engine process does not look whether its parent lives, and an engine that is left behind would hold the
-        GPU's memory against the command that resumes the run.
-        """
-        try:
-            harness = os.pidfd_open(pid)
-        except ProcessLookupError:
-            os._exit(1)
-
-        def watch() -> None:
-            select.select([harness], [], [])  # returns once that process has ended
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True, name="evalkit-end-with-harness").start()
+    def evalkit_process(self) -> int:
+        """Return the id of this process."""
         return os.getpid()
 
 
@@ -132,17 +143,34 @@ def _rotary_modules(worker: Any) -> dict[str, Any]:
     """Return, by name, one module per distinct table of shape (rows, rotary_dim); layers share tables."""
     tables: dict[int, tuple[str, Any]] = {}
     for where, module in worker.get_model().named_modules():
-        if getattr(module, "cos_sin_cache", None) is not None:
-            tables.setdefault(module.cos_sin_cache.data_ptr(), (where, module))
+        if (table := _table(module)) is not None:
+            tables.setdefault(table.data_ptr(), (where, module))
     return dict(tables.values())
+
+
+def _table(module: Any) -> Any:
+    """Return the rows that a module turns by, from position 0; None where it has no table.
+
+    Longrope's module has two tables, one behind the other, and uses one of them as long as the engine lives.
+    """
+    both = getattr(module, "long_short_cos_sin_cache", None)
+    if both is None:
+        return getattr(module, "cos_sin_cache", None)
+    short = module.original_max_position_embeddings
+    return both[short:] if module.use_long_rope else both[:short]
 
 
 def _source(module: Any) -> "torch.Tensor":
     """Return a module's table in float32, on its own device: what was written into it, or what its class computes."""
     import torch
 
-    table = module.cos_sin_cache
+    table = _table(module)
     with torch.device(table.device), torch.inference_mode():
+        if hasattr(module, "use_long_rope"):
+            kind = "long" if module.use_long_rope else "short"
+            factors, attention_factor = getattr(module, f"{kind}_factor"), getattr(module, f"{kind}_mscale")
+            divided: torch.Tensor = module._compute_cos_sin_cache(len(table), factors, attention_factor)
+            return divided
         if not hasattr(module, "evalkit_rope"):
             computed: torch.Tensor = module._compute_cos_sin_cache()
             return computed

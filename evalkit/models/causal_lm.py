@@ -1,0 +1,65 @@
+"""The weights of a checkpoint in transformers, for asking and for training: all of them, or a refusal."""
+
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import BadInput, EngineError
+from evalkit.files import first_line
+
+
+def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | None = None) -> Any:
+    """Return a checkpoint's model in transformers, on the CPU, with every weight from its files.
+
+    Args:
+        folder: the checkpoint.
+        config: transformers' own, with the rope rule to load it under.
+        dtype: of the weights, as ``from_pretrained`` takes it.
+        attention: transformers' name of the kernels; None: its choice.
+
+    Raises:
+        BadInput: the kernels are not installed, or the model cannot use them.
+        EngineError: the weights cannot be loaded, or lack a tensor.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar is enough, and none where there is no terminal
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers there
+            raise EngineError(
+                f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
+                "again."
+            )
+        return model
+    except ImportError as error:
+        raise BadInput(f"--attention-backend {attention} cannot be used here: {first_line(error)}.") from error
+    except EngineError:
+        raise
+    except Exception as error:  # each model's class has its own way to stop at a value of its config
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise EngineError(f"The weights in {folder} cannot be loaded: {reason}") from error
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Return a model with a LoRA adapter merged into its weights.
+
+    Raises:
+        BadInput: peft is missing, or cannot put it on.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except Exception as error:
+        raise BadInput(f"The adapter {adapter} cannot be put on its base: {first_line(error)}.") from error
