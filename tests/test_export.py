@@ -1,8 +1,12 @@
-"""Runs in the layouts of other tools, read back with what reads them: the tool itself where it is installed."""
+"""Runs in the layouts of other tools, read back with what reads them: by the tool itself where there is one."""
 
 import csv
 import json
+import os
+import subprocess
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +14,7 @@ from click.testing import CliRunner
 from evalkit.cli.commands import main
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import scored
+from evalkit.types import Key
 
 HALF = "\ud83d"  # of a surrogate pair, as a model may reply it
 
@@ -85,37 +90,77 @@ def test_the_harness_layout_has_means_errors_and_a_line_per_answered_sample(run,
     assert [line["official"] for line in lines] == [line[line["metrics"][0]] for line in lines]
 
 
-def test_the_harness_itself_prints_the_table_of_an_export(run, tmp_path):
-    utils = pytest.importorskip("lm_eval.utils")
-    pytest.importorskip("pytablewriter")
-    paths = [str(path) for path in exported(run, "lm-eval", tmp_path)]
-    (results,) = utils.get_results_filenames(paths)
-    assert len(utils.get_sample_results_filenames(paths)) == 4
-    sample = utils.get_latest_filename([p for p in utils.get_sample_results_filenames(paths) if "qa1_1k" in p])
-    assert utils.get_file_task_name(Path(sample).name) == "babilong_qa1_1k"
-    table = utils.make_table(json.loads(Path(results).read_text()))
-    assert "babilong_qa1_1k" in table
-    assert "official" in table
+def read_by(layout: str, folder: Path) -> Any:
+    """What the package of a layout sees in a folder; see export_readers.py."""
+    python = os.environ.get("EVALKIT_READERS_PYTHON")
+    if not python:
+        pytest.skip("EVALKIT_READERS_PYTHON names no Python with inspect-ai and lm-eval; .ci/run makes one")
+    script = Path(__file__).with_name("export_readers.py")
+    done = subprocess.run(
+        [python, "-I", str(script), layout, str(folder)], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_inspect_itself_reads_the_log_of_an_export(run, tmp_path):
-    log = pytest.importorskip("inspect_ai.log")
-    (path,) = exported(run, "inspect", tmp_path)
-    (listed,) = log.list_eval_logs(str(tmp_path))
-    assert listed.task == "babilong"
-    read = log.read_eval_log(str(path))
-    assert read.status == "success"
-    assert read.eval.model == "evalkit/my/arm"
-    assert len(read.samples) == 12
-    failed = [sample for sample in read.samples if sample.error]
-    assert len(failed) == 4
-    assert all(not sample.scores for sample in failed)
-    recorded = {f"{k.subset}/{k.length}/{k.sample_id}": p for k, p in RunFolder.open(run).recorded().items()}
-    assert all(s.output.completion == recorded[s.id].output for s in read.samples if not s.error)
-    official = next(score for score in read.results.scores if score.name == "official")
-    values = [s.scores["official"].value for s in read.samples if s.scores]
-    assert official.metrics["mean"].value == pytest.approx(sum(values) / len(values))
-    assert (official.scored_samples, official.unscored_samples) == (8, 4)
+def ours(run: Path) -> dict[Key, dict[str, Any]]:
+    """Target, reply and scores of each answered sample."""
+    values: dict[Key, dict[str, float]] = {}
+    for row in scored(RunFolder.open(run)).table.to_pylist():
+        if row["value"] is not None:
+            key = Key(row["task"], row["subset"], row["length"], row["sample_id"])
+            values.setdefault(key, {})[row["scorer"]] = row["value"]
+    return {
+        key: {"target": p.target, "output": p.output.replace(HALF, "?"), "scores": values[key]}
+        for key, p in RunFolder.open(run).recorded().items()
+        if p.error is None
+    }
+
+
+@pytest.fixture(params=["failures", "another task and halves of characters"])
+def readable(request, run, tmp_path) -> Path:
+    if request.param == "failures":
+        return run
+    from tests.report_runs import holds_to, write_run
+
+    common = {"task": "mrcr", "subsets": ("2needle", "4needle"), "lengths": ("4k", "8k"), "samples": 3}
+    return write_run(tmp_path / "r", arm="my/arm", accuracy=holds_to(4096), reply=lambda p: p.target + HALF, **common)
+
+
+def test_the_harness_itself_sees_our_samples_and_scores_and_prints_their_table(readable, tmp_path):
+    exported(readable, "lm-eval", tmp_path / "out")
+    read = read_by("lm-eval", tmp_path / "out")
+    expected = ours(readable)
+    assert read["model"] == "my/arm"
+    assert read["samples"] == {f"{k.task}_{k.subset}_{k.length}/{k.sample_id}": one for k, one in expected.items()}
+    cells = {f"{k.task}_{k.subset}_{k.length}": (k.subset, k.length) for k in RunFolder.open(readable).recorded()}
+    assert set(read["results"]) == set(read["counted"]) == set(cells)
+    for name, (subset, length) in cells.items():
+        asked = [k for k in RunFolder.open(readable).recorded() if (k.subset, k.length) == (subset, length)]
+        answered = [k for k in asked if k in expected]
+        assert read["counted"][name] == {"original": len(asked), "effective": len(answered)}
+        assert read["results"][name]["sample_len"] == len(answered)
+        for scorer, mean in means(readable, subset, length).items():
+            assert read["results"][name][f"{scorer},none"] == pytest.approx(mean)
+        assert name in read["table"]
+
+
+def test_inspect_itself_sees_our_samples_and_scores(readable, tmp_path):
+    exported(readable, "inspect", tmp_path / "out")
+    read = read_by("inspect", tmp_path / "out")
+    recorded = RunFolder.open(readable).recorded()
+    expected = {f"{k.subset}/{k.length}/{k.sample_id}": one for k, one in ours(readable).items()}
+    assert (read["task"], read["status"], read["model"]) == (next(iter(recorded)).task, "success", "evalkit/my/arm")
+    assert read["samples"] == expected
+    assert read["table"] == {name: one["scores"] for name, one in expected.items()}
+    assert read["failed"] == sorted(
+        f"{k.subset}/{k.length}/{k.sample_id}" for k, p in recorded.items() if p.error is not None
+    )
+    assert read["counted"] == [len(recorded), len(expected)]
+    for scorer, mean in read["means"].items():
+        assert mean == pytest.approx(fmean(one["scores"][scorer] for one in expected.values()))
+    assert set(read["scored"]) == set(read["means"])
+    assert all(counts == [len(expected), len(recorded) - len(expected)] for counts in read["scored"].values())
 
 
 @pytest.mark.parametrize("to", ["lm-eval", "inspect", "babilong", "csv"])

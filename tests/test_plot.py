@@ -9,7 +9,8 @@ from matplotlib.text import Annotation, Text
 from evalkit.cli.commands import main
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.load import load_runs
-from evalkit.report.plot import SIZES, Shown, paper_curve, paper_heatmap
+from evalkit.report.plot import SIZES, Shown, of_subset, paper_curve, paper_heatmap
+from evalkit.report.published import read_published
 from evalkit.report.style import FAINT
 from tests.report_runs import holds_to, training, write_run
 
@@ -116,9 +117,56 @@ def test_points_of_two_arms_at_one_length_stand_apart(analysis: Analysis) -> Non
     assert max(places) - min(places) < 0.4
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two subsets at lengths that the paper's counts have too."""
+    root = tmp_path_factory.mktemp("several")
+    for arm in ("plain", "yarn"):
+        write_run(
+            root / arm, arm=arm, accuracy=holds_to(8 * K), lengths=("8k", "32k", "128k"), samples=10,
+            subsets=("qa1", "qa3"), training=training(arm),
+        )  # fmt: skip
+    return root
+
+
+@pytest.mark.parametrize("kind", ["curve", "heatmap"])
+def test_published_counts_stand_beside_runs_where_one_subset_is_drawn(kind: str, several: Path, tmp_path: Path) -> None:
+    words = (str(several), "--kind", kind, "--width", "text", "--published", "paper")
+    done = plot(*words, "--subset", "qa3", "--no-bands", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.split())
+    assert ", qa3" in said
+    assert "Published (authors' repository): other people's checkpoints and samples." in said
+    svg = (tmp_path / "out" / f"plot-{kind}-babilong.svg").read_text()
+    assert f"evalkit plot {several.as_posix()} " in svg, "the figure names the command that makes it"
+    assert all(option in svg for option in ("--subset qa3", "--no-bands", "--width text", "--published paper"))
+    averaged = plot(*words, "--out", str(tmp_path / "none"))
+    assert averaged.exit_code == 2
+    assert "they are of qa3, and the figures average over several subsets; --subset qa3 draws one" in " ".join(
+        averaged.output.split()
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_published_arm_is_drawn_with_its_own_counts(several: Path) -> None:
+    published = read_published(["paper"])
+    analysis = analyse(of_subset(load_runs([several]), "qa3"), published=published)
+    (arm,) = [arm.name for arm in analysis.arms if arm.published and arm.name.startswith("Trained YaRN")]
+    (axes,) = paper_curve(analysis, "babilong", Shown(arms=("plain", arm))).figure().axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    (drawn,) = [line for label, line in lines.items() if "(published)" in label]
+    counts = [c for c in published.counts if c.arm == "Trained YaRN" and c.quoted and c.questions == "305 stories"]
+    expected = [100 * next(c.mean for c in counts if c.length == length) for length in ("8k", "32k", "128k")]
+    assert list(drawn.get_ydata()) == pytest.approx(expected)
+    ours = [c.interval.mean for c in analysis.cells if (c.arm, c.subset, c.scorer) == ("plain", "qa3", "official")]
+    assert list(lines["plain"].get_ydata()) == pytest.approx([100 * mean for mean in ours])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--subset", "qa9"], "No run was asked the subset 'qa9'; there are qa1"),
+        (["--published", "paper"], "No figure shows a published count: the tables have none for these runs"),
         (["--arms", "nobody"], "No arm is named 'nobody'; the arms are"),
         (["--highlight", "nobody"], "No arm is named 'nobody'"),
         (["--arms", "plain,yarn", "--highlight", "rpe"], "--highlight names 'rpe', which --arms leaves out"),

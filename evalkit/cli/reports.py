@@ -16,6 +16,12 @@ margin_option = click.option(
     show_default=True,
     help="Points: arms that are shown to differ by less are equivalent.",
 )
+published_option = click.option(
+    "--published",
+    multiple=True,
+    metavar="paper|FILE.csv",
+    help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
+)
 
 
 @click.command()
@@ -24,12 +30,7 @@ margin_option = click.option(
 @click.option("--baseline", help="Arm that the others are compared with; default: plain training, or the first arm.")
 @click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
 @margin_option
-@click.option(
-    "--published",
-    multiple=True,
-    metavar="paper|FILE.csv",
-    help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
-)
+@published_option
 @click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
 @click.option("--arms", multiple=True, help="Arms of the main table (terminal, LaTeX), with commas or repeated.")
 @click.option("--lengths", "chosen", type=lengths, default="", help="Lengths of the main table, such as 16k,128k.")
@@ -98,6 +99,7 @@ def _limits(text: str) -> tuple[float, float]:
 @click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for PDF, PNG and SVG.")
 @click.option("--kind", type=click.Choice(["curve", "heatmap"]), default="curve", show_default=True)
 @click.option("--task", help="The only task to draw; default: a figure for each.")
+@click.option("--subset", help="The only subset to draw; default: the average of all.")
 @click.option("--arms", multiple=True, help="Arms to draw, in this order, with commas or repeated; default: all.")
 @click.option("--highlight", multiple=True, help="Up to five arms in colour; the others are grey.")
 @click.option("--lengths", "chosen", type=lengths, default="", help="Lengths to draw; default: all.")
@@ -107,11 +109,13 @@ def _limits(text: str) -> tuple[float, float]:
 @click.option("--title", default="", help="Default: none, as captions of papers have it.")
 @click.option("--baseline", help="Arm that is in colour whatever its score; default: plain training, or the first.")
 @click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+@published_option
 def plot(
     runs: tuple[Path, ...],
     out: Path,
     kind: Any,
     task: str | None,
+    subset: str | None,
     arms: tuple[str, ...],
     highlight: tuple[str, ...],
     chosen: tuple[str, ...],
@@ -121,6 +125,7 @@ def plot(
     title: str,
     baseline: str | None,
     trained_length: int | None,
+    published: tuple[str, ...],
 ) -> None:
     """Draw figures for a paper, 3.25 inches wide (--width column) or 6.75 (text), and print a caption for each.
 
@@ -131,6 +136,7 @@ def plot(
       evalkit plot results/ --width column
       evalkit plot results/ --arms "plain,Randomized YaRN" --ylim 40,100 --no-bands
       evalkit plot results/ --kind heatmap --width text
+      evalkit plot results/ --subset qa3 --published paper
     """
     from evalkit.report.plot import Shown
     from evalkit.report.plot import plot as draw
@@ -138,7 +144,15 @@ def plot(
 
     shown = Shown(arms=arms, highlight=highlight, lengths=chosen, width=width, ylim=ylim, bands=bands, title=title)
     drawings, files = draw(
-        runs, out, kind=kind, task=task, shown=shown, baseline=baseline, trained_length=trained_length
+        runs,
+        out,
+        kind=kind,
+        task=task,
+        subset=subset,
+        shown=shown,
+        baseline=baseline,
+        trained_length=trained_length,
+        published=published,
     )
     for drawing in drawings:
         echo("\n".join(wrapped(f"{drawing.name}: {drawing.description}", terminal_width(), "", "  ")))

@@ -1,9 +1,9 @@
 """Figures for papers: the size of a column or a page, few colours, names at the lines' ends, no title."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
@@ -24,9 +24,10 @@ from evalkit.report.curves import (
 from evalkit.report.drawing import Drawing, empty_figure
 from evalkit.report.estimates import CellScore
 from evalkit.report.heatmaps import arms_heatmap
-from evalkit.report.load import load_runs
+from evalkit.report.load import Loaded, load_runs
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
 from evalkit.report.provenance import one_line, provenance
+from evalkit.report.published import read_published
 from evalkit.report.style import length_axis, mark_lengths, save
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ def plot(
     *,
     kind: Kind = "curve",
     task: str | None = None,
+    subset: str | None = None,
     shown: Shown | None = None,
     baseline: str | None = None,
     trained_length: int | None = None,
+    published: Sequence[str] = (),
 ) -> tuple[list[Drawing], list[Path]]:
     """Draw one figure for each task into ``out``, as PDF, PNG and SVG.
 
@@ -81,25 +84,41 @@ def plot(
         out: created where it does not exist.
         kind: scores as lines over the lengths, or as a table of colours, arms down.
         task: the only one to draw; None for all that there are.
+        subset: the only one to draw; None for the average.
         shown: arms and lengths as they were typed, checked here.
         baseline: the arm that is always in colour; None takes plain training, or else the first arm.
         trained_length: tokens; overrides what the checkpoints say.
+        published: tables of others' counts to draw beside; see ``read_published``.
 
     Returns:
         The figures, whose descriptions make captions, and the files.
 
     Raises:
-        BadInput: no usable run; a task, an arm or a length that there is not; more than five arms to highlight; limits
-            of the axis that are none; or ``out`` cannot be written.
+        BadInput: no usable run; a task, a subset, an arm or a length that there is not; more than five arms to
+            highlight; limits of the axis that are none; a published table that cannot be right, or that has nothing for
+            these figures; or ``out`` cannot be written.
     """
     given = [Path(path) for path in paths]
-    analysis = analyse(load_runs(given), baseline=baseline, trained_length=trained_length)
+    others = read_published(published) if published else None
+    loaded = load_runs(given)
+    analysis = analyse(
+        of_subset(loaded, subset) if subset else loaded,
+        baseline=baseline,
+        trained_length=trained_length,
+        published=others,
+    )
     asked = _checked(analysis, shown or Shown())
     if task is not None and task not in analysis.tasks:
         raise BadInput(f"No run is of the task {task!r}; there are {', '.join(analysis.tasks)}.")
+    tasks = [task] if task else list(analysis.tasks)
+    if others:
+        _refuse_unseen(analysis, tasks)
     make = paper_curve if kind == "curve" else paper_heatmap
-    drawings = [make(analysis, name, asked) for name in ([task] if task else analysis.tasks)]
-    origin = one_line(provenance(analysis.loaded.runs, given, {}))
+    drawings = [make(analysis, name, asked) for name in tasks]
+    typed = {"kind": None if kind == "curve" else kind, "task": task, "subset": subset, **_typed(asked)}
+    typed |= {"baseline": baseline, "trained_length": trained_length, "published": list(published)}
+    known = {name: value for name, value in typed.items() if value}
+    origin = one_line(provenance(analysis.loaded.runs, given, known, others.files if others else {}, "plot"))
     files: list[Path] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -108,6 +127,46 @@ def plot(
     except OSError as error:
         raise BadInput(f"{out} cannot be written to ({error.strerror or error}); name another --out.") from error
     return drawings, files
+
+
+def of_subset(loaded: Loaded, subset: str) -> Loaded:
+    """Return the answers of one subset alone.
+
+    Raises:
+        BadInput: none was asked.
+    """
+    frame = loaded.frame[loaded.frame["subset"] == subset]
+    if frame.empty:
+        known = ", ".join(sorted(loaded.frame["subset"].unique()))
+        raise BadInput(f"No run was asked the subset {subset!r}; there are {known}.")
+    return loaded._replace(frame=frame.reset_index(drop=True))
+
+
+def _refuse_unseen(analysis: Analysis, tasks: Sequence[str]) -> None:
+    """Refuse published counts of which no figure shows one: they are of single subsets, which no average holds."""
+    drawn = {c.subset for task in tasks for c in whole_cells(analysis, task, analysis.scorers(task)[0])}
+    if not any(c.task in tasks and c.subset in drawn for c in analysis.beside):
+        there = sorted({c.subset for c in analysis.beside})
+        raise BadInput(
+            f"No figure shows a published count: they are of {', '.join(there)}, and the figures average over several "
+            f"subsets; --subset {there[0]} draws one."
+            if there
+            else "No figure shows a published count: the tables have none for these runs, only means of which no n is "
+            "known; evalkit report lists those."
+        )
+
+
+def _typed(shown: Shown) -> dict[str, Any]:
+    """Return what is not as it is by default, as options are written."""
+    chosen = {f.name: getattr(shown, f.name) for f in fields(Shown) if getattr(shown, f.name) != f.default}
+    written: dict[str, Any] = {"no_bands": True} if chosen.pop("bands", True) is False else {}
+    for name, value in chosen.items():
+        written[name] = list(value) if name in ("arms", "highlight") else value
+    return written | {
+        name: ",".join(str(part) if name == "lengths" else f"{part:g}" for part in chosen[name])
+        for name in ("lengths", "ylim")
+        if name in chosen
+    }
 
 
 def _checked(analysis: Analysis, shown: Shown) -> Shown:
@@ -166,6 +225,7 @@ def paper_curve(analysis: Analysis, task: str, shown: Shown) -> Drawing:
         "Dotted line upwards: the base's own window." if set(marks[1]) - set(marks[0]) else "",
         grey_note(style, len(names)),
         other_questions_note(analysis, task),
+        _published_note(cells),
     ]
     return Drawing(
         name=f"plot-curve-{task}",
@@ -192,7 +252,13 @@ def paper_heatmap(analysis: Analysis, task: str, shown: Shown) -> Drawing:
         width=SIZES[shown.width].width,
         title=shown.title,
     )
-    return replace(drawing, name=f"plot-heatmap-{task}")
+    description = " ".join(filter(None, [drawing.description, _published_note(cells)]))
+    return replace(drawing, name=f"plot-heatmap-{task}", description=description)
+
+
+def _published_note(cells: Sequence[CellScore]) -> str:
+    sources = sorted({c.source for c in cells if c.source})
+    return f"Published ({' and '.join(sources)}): other people's checkpoints and samples." if sources else ""
 
 
 def _cells(analysis: Analysis, task: str, shown: Shown) -> list[CellScore]:

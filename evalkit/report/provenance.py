@@ -15,7 +15,11 @@ _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy")
 
 
 def provenance(
-    runs: Sequence[Run], paths: Sequence[Path], options: dict[str, Any], published: Mapping[str, str] | None = None
+    runs: Sequence[Run],
+    paths: Sequence[Path],
+    options: dict[str, Any],
+    published: Mapping[str, str] | None = None,
+    command: str = "report",
 ) -> dict[str, Any]:
     """Return command, versions, and each run's identity, data and origin, as JSON values without any date of today.
 
@@ -23,7 +27,7 @@ def provenance(
 
     The output folder and the order of the paths are left out on purpose: the same runs give the same bytes.
     """
-    words = ["evalkit", "report", *sorted(path.as_posix() for path in paths)]
+    words = ["evalkit", command, *sorted(path.as_posix() for path in paths)]
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:
             words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]

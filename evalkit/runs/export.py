@@ -127,9 +127,11 @@ def _lm_eval(run: _Run) -> dict[str, str]:
     tasks = {f"{run.task}_{subset}_{length}": answers for (subset, length), answers in run.cells.items()}
     scorers = _scorers(run)
     results = {
-        "results": {task: {"alias": task, **_lm_eval_means(answers, scorers)} for task, answers in tasks.items()},
+        "results": {
+            task: {"name": task, "alias": task, **_lm_eval_means(answers, scorers)} for task, answers in tasks.items()
+        },
         "group_subtasks": {task: [] for task in tasks},
-        "configs": {task: {"task": task, "metadata": {"version": card.version}} for task in tasks},
+        "configs": {task: {"task": task} for task in tasks},
         "versions": dict.fromkeys(tasks, card.version),
         "higher_is_better": {task: dict.fromkeys(scorers, True) for task in tasks},
         "n-samples": {
@@ -149,7 +151,7 @@ def _lm_eval(run: _Run) -> dict[str, str]:
 
 
 def _lm_eval_means(answers: Sequence[Answer], scorers: Sequence[str]) -> dict[str, Any]:
-    means: dict[str, Any] = {"sample_len": len(answers)}
+    means: dict[str, Any] = {"sample_len": len(_answered(answers))}
     for scorer in scorers:
         values = _values(answers, scorer)
         if values:
@@ -210,6 +212,7 @@ def _inspect(run: _Run) -> dict[str, str]:
             "metadata": {"fingerprint": run.folder.fingerprint},
             "scorers": [{"name": scorer} for scorer in scorers],
         },
+        "plan": {"steps": [{"solver": "generate"}]},
         "results": {
             "total_samples": len(run.answers),
             "completed_samples": len(answered),
@@ -267,6 +270,7 @@ def _inspect_sample(answer: Answer, arm: str) -> dict[str, Any]:
             "usage": usage,
             "time": p.seconds,
         },
+        "model_usage": {f"evalkit/{arm}": usage},
         "scores": {
             scorer: {"value": value, "answer": p.output, "explanation": answer.details[scorer] or None}
             for scorer, value in answer.values.items()
