@@ -1,9 +1,11 @@
 """What several wings do with files, texts and processes."""
 
+import glob
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,17 +18,74 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: it cannot be written; the old one stays, and no draft of the new one.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # of its own, should two processes write the same file
+    with drafted(path) as draft, draft.open("wb") as file:
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def drafted(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Give a draft to write, which takes the place of a file, or of a folder, once all of it was written.
+
+    Each process has its own, should two write the same file. Its lock is held until the end, and the system frees it
+    when the process is killed: that tells a draft that is being written from litter, which the next writer of the same
+    file removes.
+
+    Raises:
+        OSError: it cannot be written; what was there stays, and no draft.
+    """
+    for litter in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        if (descriptor := _locked(litter)) is not None:
+            remove(litter)
+            os.close(descriptor)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = None
     try:
-        with draft.open("wb") as file:
-            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        if folder:
+            draft.mkdir()
+        else:
+            draft.touch()
+        descriptor = _locked(draft)
+        yield draft
+        if folder:
+            remove(path)
         draft.replace(path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        remove(draft)
         raise
-    _sync_folder(path.parent)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, where it is there and may be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> int | None:
+    """Take the lock of a file or folder, and return the descriptor that holds it; None where another process does.
+
+    Windows has no such locks: there nothing is taken for litter.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or of a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _sync_folder(path: Path) -> None:

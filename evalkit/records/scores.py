@@ -6,13 +6,13 @@ hold, a report reads only this file: a million predictions load in seconds, and 
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from evalkit.errors import BadInput
+from evalkit.files import drafted
 from evalkit.reading import parse_json
 from evalkit.records.fingerprint import plain
 from evalkit.types import Prediction, Score
@@ -116,13 +116,8 @@ def write(scores: "pa.Table", path: Path) -> None:
     """
     import pyarrow.parquet as pq
 
-    # Reports may score the same folder at the same time: each writes a file of its own.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(scores, temporary, compression="zstd", write_page_checksum=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with drafted(path) as draft:  # reports may score the same folder at the same time
+        pq.write_table(scores, draft, compression="zstd", write_page_checksum=True)
 
 
 def read(path: Path, predictions: Path, scorer_version: str, columns: Sequence[str] | None = None) -> "pa.Table | None":

@@ -14,8 +14,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import BadInput
+from evalkit.files import drafted
 from evalkit.types import PromptEncoder, TokenIds
 
 MIN_SENTENCE_TOKENS = 10
@@ -252,18 +251,13 @@ def _join(parts: Sequence[TokenizedHaystack]) -> TokenizedHaystack:
 
 
 def _save(haystack: TokenizedHaystack, folder: Path) -> None:
-    part = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):  # a full or read-only disk: the text is tokenized again next time
-        try:
-            part.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with drafted(folder, folder=True) as part:  # only a damaged entry can be there already
             for name in _CACHED_ARRAYS:
                 np.save(part / f"{name}.npy", getattr(haystack, name), allow_pickle=False)
             (part / "text.txt").write_text(haystack.text, encoding="utf-8", newline="")
             (part / "sha256").write_text(_digests(part), encoding="ascii")
-            shutil.rmtree(folder, ignore_errors=True)  # only a damaged entry can be here
-            os.replace(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _load(folder: Path) -> TokenizedHaystack | None:

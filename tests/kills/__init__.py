@@ -1,0 +1,1 @@
+"""Commands that are killed wherever they write: ``python -m tests.kills``."""
