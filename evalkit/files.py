@@ -132,3 +132,10 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def user_cache() -> Path:
+    """Return $EVALKIT_CACHE, or evalkit's folder in the user's cache ($XDG_CACHE_HOME, else ~/.cache)."""
+    if chosen := os.environ.get("EVALKIT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalkit"

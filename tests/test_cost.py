@@ -72,6 +72,42 @@ def test_time_comes_from_an_earlier_run_on_this_machine_and_is_not_made_up_witho
     assert all(cell["seconds"] > 0 for cell in known["cells"])
 
 
+def test_a_run_begins_with_its_plan(asked):
+    shown = evalkit("run", *asked, "--task", "babilong", "--subsets", "qa1", "--lengths", "1k,2k", "--samples", 4)
+    head = shown.splitlines()
+    assert head[0].endswith(f"babilong (card v2), backend scripted, into {asked[-1]}")
+    assert head[1].startswith("In all 8 samples, about ")
+    assert "tokens, at most 160 answer tokens" in head[1]
+    assert "--samples 64 would show 20 points" in shown, "what four samples cannot show is said before they are asked"
+    quiet = evalkit("run", *asked, "--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--quiet")
+    assert "prompt tokens" not in quiet
+
+
+def test_a_calibration_tells_the_time_of_a_plan_and_is_made_once(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    one = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k,8k", "--rope", "none", "--script", "slow")
+    first = evalkit("run", *asked, *one, "--dry-run", "--calibrate")
+    assert "Time: about" in first
+    assert "at 4k" in first, "longer prompts are not asked for that"
+    recorded = next((tmp_path / "cache" / "calibration").iterdir()) / "predictions.jsonl"
+    assert {a["length"] for a in answers(recorded.parent)} == {"1k", "4k"}
+    before = recorded.read_bytes()
+    evalkit("run", *asked, *one, "--dry-run", "--calibrate")
+    assert recorded.read_bytes() == before
+    assert not (tmp_path / "r").exists()
+    other = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--script", "wrong")
+    assert "Time: not known" in evalkit("run", *asked, *other, "--dry-run"), "another engine has another pace"
+
+
+def test_a_calibration_of_another_model_is_not_taken(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    one = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--dry-run")
+    evalkit("run", *asked, *one, "--calibrate")
+    evalkit("new-checkpoint", tmp_path / "other", "--seed", 7)
+    shown = evalkit("run", "--model", tmp_path / "other", "--backend", "scripted", *one)
+    assert "Time: not known; no run of this checkpoint" in shown
+
+
 def test_prefill_is_two_operations_per_weight_and_four_per_pair_and_dimension(checkpoint):
     found = Checkpoint.open(checkpoint)
     table = found.vocab_size * found.hidden_size
@@ -99,7 +135,8 @@ def test_more_stories_show_smaller_differences_and_more_questions_about_one_stor
     assert detectable_difference([stories] * 4) == pytest.approx(one / 2, rel=0.05)
 
 
-def test_json_without_a_dry_run_is_refused(asked):
-    refused = CliRunner().invoke(main, ["run", *map(str, asked), "--task", "babilong", "--lengths", "1k", "--json"])
+@pytest.mark.parametrize("flag", ["--json", "--calibrate"])
+def test_what_belongs_to_a_dry_run_is_refused_without(asked, flag):
+    refused = CliRunner().invoke(main, ["run", *map(str, asked), "--task", "babilong", "--lengths", "1k", flag])
     assert refused.exit_code == 2
     assert "--dry-run" in refused.output

@@ -13,7 +13,6 @@ from evalkit.benchmarks.babilong import haystack as haystack_module
 from evalkit.benchmarks.babilong.haystack import (
     MIN_SENTENCE_TOKENS,
     TokenizedHaystack,
-    default_cache_dir,
     normalise,
     read_noise,
     split_sentences,
@@ -22,6 +21,7 @@ from evalkit.benchmarks.babilong.haystack import (
 from evalkit.benchmarks.babilong.placement import Woven, depth_gaps, draw_window, official_gaps, weave, weave_text
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.errors import BadInput
+from evalkit.files import user_cache
 from evalkit.models.encoder import Encoder
 from tests.tiny_tokenizers import STYLES, tiny_tokenizer
 
@@ -242,12 +242,12 @@ def test_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path):
 
 def test_default_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "own"))
-    assert default_cache_dir() == tmp_path / "own"
+    assert user_cache() == tmp_path / "own"
     monkeypatch.delenv("EVALKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "evalkit"
+    assert user_cache() == tmp_path / "evalkit"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_dir() == Path.home() / ".cache" / "evalkit"
+    assert user_cache() == Path.home() / ".cache" / "evalkit"
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------

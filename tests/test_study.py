@@ -346,6 +346,25 @@ def test_each_kind_of_device_has_its_hours_and_who_says_so(written, tmp_path):
     assert f"To do on 1 H100: about {duration(2 * 1024 / 10)} of training, about" in text
 
 
+def test_a_calibration_says_what_training_and_asking_take_on_this_machine(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    study.calibrate()
+    text = describe(plan_steps(study, (0,)))
+    said = r"^To do on this machine: about \d+ \w+ of training, about \d+ \w+ of asking; "
+    assert re.search(said, text, re.MULTILINE)
+    kept = tmp_path / "cache" / "calibration"
+    measured = {file: file.read_bytes() for file in [*kept.glob("training-*.json"), *kept.glob("*/predictions.jsonl")]}
+    assert len(measured) == 2
+    study.calibrate()
+    assert {file: file.read_bytes() for file in measured} == measured, "it is measured once"
+
+
+def test_a_study_that_trains_its_own_base_cannot_be_calibrated():
+    tiny = Study(experiment=load_experiment("tiny"), root=Path("r"), plots=Path("p"))
+    with pytest.raises(BadInput, match="tiny trains its own base, which is not there to be measured"):
+        tiny.calibrate()
+
+
 def test_arms_share_their_data_and_no_item_with_the_evaluation(study):
     one, other = (step.config for step in plan_steps(study, (0,)) if isinstance(step, Train))
     assert (one.data, one.options, one.against) == (other.data, other.options, other.against)

@@ -78,10 +78,17 @@ def main() -> None:
 @click.argument("file", required=False, type=ANY_PATH)
 @click.option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
+@click.option("--calibrate", is_flag=True, help="With --dry-run: ask a few questions first, to know the time.")
 @click.option("--print-config", is_flag=True, help="Print what is typed as such a FILE, and stop.")
 @quiet_option
 def run(
-    file: Path | None, dry_run: bool, as_json: bool, print_config: bool, quiet: bool, values: dict[str, Any]
+    file: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    calibrate: bool,
+    print_config: bool,
+    quiet: bool,
+    values: dict[str, Any],
 ) -> None:
     """Ask a checkpoint a benchmark's questions at several lengths, and record every answer.
 
@@ -100,7 +107,7 @@ def run(
       evalkit run study.toml --dry-run
     """
     from evalkit import options
-    from evalkit.cli.running import carry_out, show_cost
+    from evalkit.cli.running import carry_out, measure, show_cost
     from evalkit.runs.config import run_config
     from evalkit.study.evaluation import Evaluation, load_evaluation
 
@@ -112,17 +119,25 @@ def run(
             raise BadInput(f"--print-config prints one run as a file, and {file} is a file of {len(asked.runs)}.")
         echo(options.to_toml(asked.runs[0]), nl=False)
         return
-    if not dry_run:
+    _refuse_without_dry_run(dry_run, as_json=as_json, calibrate=calibrate)
+    if calibrate or not dry_run:
         for config in asked.runs:
             config.engine.require_reachable()
     plans = asked.plans()
     if dry_run:
+        if calibrate:
+            measure(plans, quiet=quiet)
         show_cost(plans, as_json=as_json)
         return
-    if as_json:
-        raise BadInput("--json prints a plan; add --dry-run, or leave it out.")
     if carry_out(plans, quiet=quiet):
         sys.exit(FAILED_SAMPLES)
+
+
+def _refuse_without_dry_run(dry_run: bool, *, as_json: bool = False, calibrate: bool = False) -> None:
+    if as_json and not dry_run:
+        raise BadInput("--json prints a plan; add --dry-run, or leave it out.")
+    if calibrate and not dry_run:
+        raise BadInput("--calibrate measures for a plan; add --dry-run, or leave it out.")
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
@@ -259,6 +274,7 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 @click.option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
 @click.option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
 @click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
+@click.option("--calibrate", is_flag=True, help="With --dry-run: ask and train a little first, to know the time.")
 @quiet_option
 def reproduce(
     experiment: str | None,
@@ -271,6 +287,7 @@ def reproduce(
     replicas: int | None,
     ray: str | None,
     dry_run: bool,
+    calibrate: bool,
     quiet: bool,
 ) -> None:
     """Train all arms of an experiment, evaluate them, and report: from nothing to the length-generalization curve.
@@ -304,6 +321,10 @@ def reproduce(
     name = loaded.name
     study = Study(experiment=loaded, root=out or Path("results") / name, plots=plots or Path("plots") / name)
     steps = plan_steps(study, chosen)
+    _refuse_without_dry_run(dry_run, calibrate=calibrate)
+    if calibrate:
+        echo("measuring how fast this machine trains and asks, unless that is known", err=True)
+        study.calibrate()
     if dry_run:
         echo(describe(steps))
         return

@@ -24,6 +24,19 @@ def show_cost(plans: Sequence[Plan], *, as_json: bool) -> None:
         echo("\n\n".join(cost.to_text() for cost in costs))
 
 
+def measure(plans: Sequence[Plan], *, quiet: bool) -> None:
+    """Ask each checkpoint a few questions, so that the time of its run is known; see ``study.calibration``."""
+    from evalkit.study.calibration import calibrate_answers
+
+    for plan in plans:
+        if quiet:
+            calibrate_answers(plan)
+        else:
+            echo(f"measuring how fast {plan.arm} answers here, unless that is known", err=True)
+            with Progress() as progress:
+                calibrate_answers(plan, progress)
+
+
 def carry_out(plans: Sequence[Plan], *, quiet: bool) -> int:
     """Carry out runs one after the other, and print their tables; return how many samples failed.
 
@@ -49,12 +62,14 @@ def carry_out(plans: Sequence[Plan], *, quiet: bool) -> int:
 
 
 def _one(plan: Plan, *, quiet: bool) -> RunResult:
-    for warning in plan.warnings:
-        echo(f"warning: {warning}", err=True)
     if quiet:
+        for warning in plan.warnings:
+            echo(f"warning: {warning}", err=True)
         result = running.run(plan)
     else:
-        echo(f"{plan.arm}: {plan.card.task}, backend {plan.config.backend}, into {plan.out}", err=True)
+        from evalkit.study.cost import run_cost
+
+        echo(run_cost(plan, building_seconds=0.0).to_brief(), err=True)
         with Progress() as progress:
             result = running.run(plan, progress)
     for notice in result.notices:

@@ -4,7 +4,7 @@
 either tells, and a replica does on its node what ``OneEngine`` does here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -38,6 +38,10 @@ class Ask(NamedTuple):
         return key_of(self.sample, self.length), self.repeat
 
 
+class Asks(Sized, Iterable[Ask], Protocol):
+    """Several, counted before they are made."""
+
+
 @dataclass(frozen=True)
 class Loading:
     """Engines are being started; nothing is answered meanwhile."""
@@ -67,7 +71,7 @@ class Engines(Protocol):
         """What a person should know before trusting the answers."""
         ...
 
-    def answers(self, todo: Sequence[tuple[RopeGroup, Sequence[Ask]]]) -> Iterator[Event]:
+    def answers(self, todo: Sequence[tuple[RopeGroup, Asks]]) -> Iterator[Event]:
         """Ask the samples of each rope rule, longest first, and tell what happens.
 
         Yields:
@@ -104,7 +108,7 @@ class OneEngine:
         """Those of the backend."""
         return self._backend.warnings
 
-    def answers(self, todo: Sequence[tuple[RopeGroup, Sequence[Ask]]]) -> Iterator[Event]:
+    def answers(self, todo: Sequence[tuple[RopeGroup, Asks]]) -> Iterator[Event]:
         """Serve one rule after the other; see ``Engines``."""
         for group, asks in todo:
             if asks:

@@ -9,6 +9,7 @@ from typing import Any
 from evalkit.errors import EvalkitError
 from evalkit.machine import describe
 from evalkit.records.folder import RunFolder
+from evalkit.runs.config import recorded_config
 from evalkit.runs.plan import Plan
 from evalkit.types import Prediction
 
@@ -51,9 +52,10 @@ class Pace:
 
 
 def measured_pace(plan: Plan, folders: list[Path]) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the latest pace that these weights were answered at by this backend on this machine, and its folder.
+    """Return the latest pace that these weights were answered at on this machine, by this backend with these settings.
 
-    None where no folder holds one. A folder that cannot be read is passed over: this is only an estimate's source.
+    Beside it the folder that recorded it; None where none did. A folder that cannot be read is passed over: it is only
+    an estimate's source.
     """
     found: list[tuple[str, Path, Mapping[str, Any]]] = []
     machine = describe()
@@ -62,9 +64,11 @@ def measured_pace(plan: Plan, folders: list[Path]) -> tuple[Path, Mapping[str, A
     for path in folders:
         try:
             folder = RunFolder.open(path)
+            if any(folder.fingerprint.get(name) != value for name, value in same.items()):
+                continue
+            if recorded_config(folder).engine != plan.config.engine:
+                continue
         except EvalkitError:
-            continue
-        if any(folder.fingerprint.get(name) != value for name, value in same.items()):
             continue
         found += [
             (str(entry["started"]), path, entry["pace"])

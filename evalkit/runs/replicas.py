@@ -20,7 +20,7 @@ from evalkit.files import first_line
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.backends.in_flight import LoopThread
 from evalkit.runs import cluster
-from evalkit.runs.answers import Ask, Event, Loading, Name, Served, without_answer
+from evalkit.runs.answers import Ask, Asks, Event, Loading, Name, Served, without_answer
 from evalkit.runs.config import RunConfig
 from evalkit.runs.plan import Cell, Plan, RopeGroup
 from evalkit.runs.replica import Found, Replica, software
@@ -113,7 +113,7 @@ class Replicas:
         lost = [f"{number} lost on the way, the last {self._losses[-1]}."] if self._losses else []
         return [*self._left_out, *lost]
 
-    def answers(self, todo: Sequence[tuple[RopeGroup, Sequence[Ask]]]) -> Iterator[Event]:
+    def answers(self, todo: Sequence[tuple[RopeGroup, Asks]]) -> Iterator[Event]:
         """Ask all engines, each under the rule that it serves; see ``answers.Engines``.
 
         Raises:

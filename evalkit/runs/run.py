@@ -1,24 +1,23 @@
 """Carry out a plan: build prompts, ask the backend, record each answer as it comes, score what was recorded."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evalkit import options
-from evalkit.benchmarks.rows import row_number
-from evalkit.errors import BadInput, RunFolderError
+from evalkit.errors import RunFolderError
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder, this_process
 from evalkit.records.scoring import score_folder
-from evalkit.runs.answers import OVERFLOW, Ask, Event, Loading, Served
+from evalkit.runs.answers import OVERFLOW, Event, Loading, Served
 from evalkit.runs.config import recorded_config
 from evalkit.runs.engines import open_engines
 from evalkit.runs.pace import Pace
 from evalkit.runs.plan import Plan
 from evalkit.runs.provenance import now, provenance
+from evalkit.runs.todo import Todo
 from evalkit.types import Prediction, Prompt
 
 
@@ -90,12 +89,12 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
         for cell, prompt in previews:
             if isinstance(prompt, Prompt):
                 folder.save_prompt(f"{cell.subset}@{cell.length}", plan.encoder.decode(prompt.token_ids))
-        todo = [list(_unanswered(plan, folder, group.lengths)) for group in plan.groups]
+        todo = [Todo(plan, folder, group.lengths) for group in plan.groups]
         to_ask = sum(map(len, todo))
         if recorded := sum(plan.num_samples.values()) * plan.config.repeat - to_ask:
             observer.resumes(recorded, to_ask)
-        observer.starts([length for asks in todo for _, length, _ in asks])
-        if not any(todo):
+        observer.starts([length for asks in todo for length in asks.lengths()])
+        if not to_ask:
             _refuse_other_settings(plan, folder)
             folder.accept()
         asked = _record(engines.answers(list(zip(plan.groups, todo, strict=True))), folder, observer)
@@ -183,46 +182,6 @@ def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:
                 f"Run folder {folder.path} was answered with {name} {recorded.get(name)}, not {asked.get(name)}, and "
                 "nothing is left to ask; use another --out, or repeat the settings that the folder was made with."
             )
-
-
-def _unanswered(plan: Plan, folder: RunFolder, lengths: tuple[str, ...]) -> Iterator[Ask]:
-    """Yield what is not recorded, longest first; then what is to be repeated.
-
-    Repeats come in the opposite order within a cell, so that other prompts share their batches: what that changes is
-    noise, as between two runs.
-
-    Raises:
-        BadInput: a row of a file is another one than the one that was answered.
-    """
-    for repeat in range(1, plan.config.repeat + 1):
-        asks = _unanswered_once(plan, folder, lengths, repeat)
-        if repeat == 1:
-            yield from asks
-        else:
-            for _, of_cell in itertools.groupby(asks, key=lambda ask: (ask.sample.subset, ask.length)):
-                yield from reversed(list(of_cell))
-
-
-def _unanswered_once(plan: Plan, folder: RunFolder, lengths: tuple[str, ...], repeat: int) -> Iterator[Ask]:
-    rows = {
-        key._replace(sample_id=row): key.sample_id
-        for key in folder.recorded()
-        if (row := row_number(key.sample_id)) != key.sample_id
-    }
-    for cell in plan.cells(lengths):
-        to_ask = set()
-        for sample_id in plan.sample_ids[cell]:
-            key = plan.key(cell, sample_id)
-            before = rows.get(key._replace(sample_id=row_number(sample_id)), sample_id)
-            if before != sample_id:
-                raise BadInput(
-                    f"Row {sample_id} of {cell.subset} at {cell.length} is another one than {before}, which "
-                    f"{folder.path} holds an answer to; use another --out, or the files of that time."
-                )
-            if folder.needs_asking(key, repeat):
-                to_ask.add(sample_id)
-        if to_ask:  # making samples anew takes longer than all else here
-            yield from (Ask(one, cell.length, repeat) for one in plan.samples_of(cell) if one.sample_id in to_ask)
 
 
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:

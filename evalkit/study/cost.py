@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.lengths import parse_length
+from evalkit.machine import describe
 from evalkit.models.backends.prefix import common_prefix
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.reading import read_json
@@ -18,6 +19,7 @@ from evalkit.report.stats import contrast
 from evalkit.runs.answers import MAX_FACT_CHARS
 from evalkit.runs.pace import measured_pace
 from evalkit.runs.plan import Cell, Plan
+from evalkit.study.calibration import answers_folder
 from evalkit.study.experiment import Rate
 from evalkit.types import Prompt, Sample
 
@@ -84,6 +86,10 @@ class RunCost:
     """Of the mean over subsets."""
     rate_from: str | None
     """The run folder whose pace ``seconds`` are taken from."""
+    machine: str
+    """This one, which is not where a server's engine runs."""
+    tokens_per_second: dict[str, float]
+    """Prompt tokens by length, as that run answered them."""
     loading_seconds: float | None
     """Of all engines, as that run measured it."""
     warnings: tuple[str, ...]
@@ -100,11 +106,17 @@ class RunCost:
 
     def to_text(self) -> str:
         """Return a table, one line per cell, and the sums."""
-        return "\n".join([*self._table(), *self._sums(), *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join([self._head(), *self._table(), *self._sums(), *(f"warning: {text}" for text in self.warnings)])
+
+    def to_brief(self) -> str:
+        """Return the sums, and whether they can answer anything: what a run begins with."""
+        return "\n".join([self._head(), *self._sums(), *(f"warning: {text}" for text in self.warnings)])
+
+    def _head(self) -> str:
+        return f"{self.arm}: {self.task}, backend {self.backend}, into {self.out}"
 
     def _table(self) -> list[str]:
         lines = [
-            f"{self.arm}: {self.task}, backend {self.backend}, into {self.out}",
             f"{'length':>8} {'subset':>10} {'samples':>8} {'prompt tokens':>15} {'answer':>9} {'prefill':>12} "
             f"{'KV/request':>11} {'time':>8} {'detectable':>10}  rope",
         ]
@@ -130,10 +142,17 @@ class RunCost:
             f"Engine loads, one per rope rule: {len(self.engines)} ({engines}).",
         ]
         if self.seconds is None:
-            lines.append("Time: not known; no run of this checkpoint and backend on this machine recorded its pace.")
+            lines.append(
+                "Time: not known; no run of this checkpoint with this backend and its settings recorded its pace on "
+                f"this machine ({self.machine}). --dry-run --calibrate asks a few questions to know it."
+            )
         else:
             loading = f" and {duration(self.loading_seconds)} of loading" if self.loading_seconds else ""
-            lines.append(f"Time: about {duration(self.seconds)}{loading}, by the pace of {self.rate_from}.")
+            rates = ", ".join(f"{rate:,.0f} at {length}" for length, rate in self.tokens_per_second.items())
+            lines.append(
+                f"Time: about {duration(self.seconds)}{loading} on {self.machine}, by the pace of {self.rate_from} "
+                f"(prompt tokens/s: {rates})."
+            )
         by_length = ", ".join(f"{length} {100 * value:.1f}" for length, value in self.detectable_by_length.items())
         lines.append(
             f"Smallest difference of the mean over subsets, in points, that two arms show with 80 % power if they "
@@ -159,11 +178,16 @@ class RunCost:
 def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
     """Build the prompts of a plan, for ``building_seconds`` at most, and count what they cost.
 
+    The first of each cell is built in any case. With 0 seconds it speaks for the others; whether they fit is not said.
+
     Raises:
         BadInput: the data do not suffice for a length, or this tokenizer does not split where prompts are joined.
     """
     earlier = find_run_folders("results") if Path("results").is_dir() else []
-    folders = {*earlier, *(run.parent for run in plan.out.parent.glob("*/run.json"))}
+    folders = {
+        *earlier,
+        *(run.parent for place in (plan.out.parent, answers_folder()) for run in place.glob("*/run.json")),
+    }
     paced = measured_pace(plan, sorted(folders))
     by_length = paced[1]["by_length"] if paced else {}
     cells, stories = [], dict[Cell, list[str]]()
@@ -191,8 +215,12 @@ def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
         cells=tuple(cells),
         detectable_by_length=detectable,
         rate_from=str(paced[0]) if paced else None,
+        machine=describe(),
+        tokens_per_second={
+            length: own["prompt_tokens"] / own["seconds"] for length, own in by_length.items() if own["seconds"]
+        },
         loading_seconds=paced[1]["loading_seconds"] if paced else None,
-        warnings=(*plan.warnings, *_cannot_answer(plan, detectable), *_unfitting(cells)),
+        warnings=(*plan.warnings, *_cannot_answer(plan, detectable), *(_unfitting(cells) if building_seconds else ())),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from evalkit.errors import EvalkitError
+from evalkit.machine import describe as machine
 from evalkit.study.cost import duration
 from evalkit.study.steps import THIS_MACHINE, Cost, Step
 
@@ -86,7 +87,7 @@ def _sums(planned: Sequence[_Planned]) -> Iterator[str]:
                 unknown[doing] += 1
         parts = [f"about {duration(seconds)} of {doing}" for doing, seconds in known.items()]
         parts += [f"{_steps(number)} of {doing} of unknown length" for doing, number in unknown.items()]
-        source = sources.get(device, "the pace that earlier runs recorded")
+        source = sources.get(device, f"{machine()}, at the pace that was recorded there")
         yield f"To do on {device}: {', '.join(parts) or 'next to nothing'}; {source}."
     if not sources and not measured:
         yield "How long that takes is not known: the experiment's [budget] has no rates, and no run recorded its pace."

@@ -29,7 +29,8 @@ from evalkit.models.hub import local
 from evalkit.models.training_record import TRAINING_RECORD
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import RunConfig
-from evalkit.runs.plan import Cell, expected_samples, make_plan
+from evalkit.runs.plan import Cell, Plan, expected_samples, make_plan
+from evalkit.study.calibration import calibrate_answers, calibrate_training, trained_tokens_per_second
 from evalkit.study.experiment import BASE, RUNS, Curve, Experiment
 from evalkit.train.config import TrainConfig
 from evalkit.train.data import TRAINING_SEED
@@ -45,7 +46,7 @@ The first is for torch's own kernels, the second for MKL's, which differ between
 STRICT. numpy's and oneDNN's have no part in a training.
 """
 THIS_MACHINE = "this machine"
-"""Names, among devices, the one whose pace an earlier run recorded."""
+"""Names, among devices, the one whose pace earlier runs or a calibration recorded."""
 _NOISE = ("train", "test")
 _BUILDING_SECONDS = 20.0
 """For so long prompts are built to know what a run takes; of those left over the size is estimated."""
@@ -132,6 +133,26 @@ class Study:
             **self._background("test"),
         )
 
+    def calibrate(self) -> None:
+        """Measure how fast this machine asks the base and trains the first arm, where that is not known yet.
+
+        Raises:
+            BadInput: the base is trained by this study, so it is not there; or it cannot be asked or trained.
+            EngineError: the engine cannot be started.
+        """
+        if self.trains_base:
+            raise BadInput(
+                f"{self.experiment.name} trains its own base, which is not there to be measured; leave out --calibrate."
+            )
+        seed = self.experiment.seeds[0]
+        calibrate_training(self.training(next(iter(self.experiment.arms)), seed))
+        calibrate_answers(self._asking_the_base())
+
+    def _asking_the_base(self) -> Plan:
+        seed = self.experiment.seeds[0]
+        config = self.run(self.experiment.curves[0], seed)
+        return make_plan(replace(config, model=str(self.base(seed))))
+
     @property
     def environment(self) -> dict[str, str]:
         """Variables for its processes, to be set before a library is loaded: small studies are made to be repeated."""
@@ -152,14 +173,20 @@ class Study:
         base = local(str(self.base(seed)))
         if base is None or not (base / "config.json").is_file():
             return None
-        config = self.run(self.experiment.curves[0], seed)
-        plan = make_plan(replace(config, model=str(self.base(seed))))
+        plan = self._asking_the_base()
         found = run_cost(plan, building_seconds=_BUILDING_SECONDS)
         rates = self.experiment.budget.rates
         seconds = {r.device: s for r in rates if (s := reading_seconds(found, plan.checkpoint, r)) is not None}
         seconds |= {THIS_MACHINE: found.seconds} if found.seconds is not None else {}
         memory = found.weight_bytes + max(cell.kv_bytes for cell in found.cells)
         return Cost(sum(cell.prompt_tokens for cell in found.cells), memory, seconds)
+
+    @cached_property
+    def trained_tokens_per_second(self) -> float | None:
+        """What a calibration measured on this machine; None where none did. Arms differ too little to measure each."""
+        if self.trains_base:
+            return None
+        return trained_tokens_per_second(self.training(next(iter(self.experiment.arms)), self.experiment.seeds[0]))
 
     @cached_property
     def num_samples(self) -> Mapping[Cell, int]:
@@ -463,6 +490,7 @@ def _training_cost(study: Study, tokens: int, *, bytes_per_parameter: float) -> 
     budget = study.experiment.budget
     memory = bytes_per_parameter * budget.parameters if budget.parameters else None
     rates = {rate.device: rate.train_tokens_per_second for rate in budget.rates}
+    rates[THIS_MACHINE] = study.trained_tokens_per_second
     return Cost(tokens, memory, {device: tokens / rate for device, rate in rates.items() if rate})
 
 

@@ -1,7 +1,7 @@
 """Background text in which BABILong hides its facts: read, cut into sentences, tokenized once, kept in a cache.
 
     text = read_noise([Path("novel.txt")])                          # or prose.generate_prose
-    haystack = tokenize_haystack(text, encoder, default_cache_dir())
+    haystack = tokenize_haystack(text, encoder, user_cache())
 
 ``placement.py`` then cuts windows out of the haystack and puts facts into them.
 
@@ -174,13 +174,6 @@ def tokenize_haystack(text: str, encoder: PromptEncoder, cache_dir: Path | None)
     haystack = _tokenize(text, encoder)
     _save(haystack, folder)
     return _load(folder) or haystack
-
-
-def default_cache_dir() -> Path:
-    """Return $EVALKIT_CACHE, or evalkit's folder in the user's cache ($XDG_CACHE_HOME, else ~/.cache)."""
-    if chosen := os.environ.get("EVALKIT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalkit"
 
 
 def _tokenize(text: str, encoder: PromptEncoder) -> TokenizedHaystack:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from evalkit.benchmarks.babilong import questions
 from evalkit.benchmarks.babilong.contexts import contexts_of_file, generated_contexts
 from evalkit.benchmarks.babilong.files import read_babi
-from evalkit.benchmarks.babilong.haystack import TokenizedHaystack, default_cache_dir, read_noise, tokenize_haystack
+from evalkit.benchmarks.babilong.haystack import TokenizedHaystack, read_noise, tokenize_haystack
 from evalkit.benchmarks.babilong.imported import imported_runs
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.placement import (
@@ -46,6 +46,7 @@ from evalkit.benchmarks.cards import TaskCard, load_card
 from evalkit.benchmarks.options import GENERATED, Part
 from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
+from evalkit.files import user_cache
 from evalkit.lengths import parse_length
 from evalkit.types import Message, Prediction, Prompt, PromptEncoder, Sample, Score, TokenCounter, TokenIds
 
@@ -305,7 +306,7 @@ class BABILong:
         key = (encoder.identity, words)
         if key not in self._haystacks:
             text = self._text if words == BUILT_IN_WORDS else generate_prose(self.seed, words)
-            self._haystacks[key] = tokenize_haystack(text, encoder, default_cache_dir())
+            self._haystacks[key] = tokenize_haystack(text, encoder, user_cache())
         return self._haystacks[key]
 
     @cached_property
