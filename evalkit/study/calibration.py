@@ -21,7 +21,8 @@ from evalkit.models.training_record import TRAINING_RECORD, TrainingRecord
 from evalkit.reading import read_json
 from evalkit.runs.plan import Plan, make_plan
 from evalkit.runs.run import Observer, run
-from evalkit.train.finetune import TrainConfig, finetune
+from evalkit.train.config import TrainConfig
+from evalkit.train.finetune import finetune
 
 LONGEST = 4096
 """Prompts up to here are asked; of longer ones the time follows from their operations."""

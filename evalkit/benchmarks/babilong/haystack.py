@@ -12,7 +12,6 @@ tokenized apart join to the ids of the whole text.
 
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
