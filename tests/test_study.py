@@ -192,7 +192,7 @@ rope = "none"
     with pytest.raises(BadInput, match=r"there is no scale 'cpu'; it has half, or leave --scale out"):
         load_experiment(file, scale="cpu")
     with pytest.raises(BadInput, match=r"there is no scale 'cpu'; it has none"):
-        load_experiment("tiny", scale="cpu")
+        load_experiment("small", scale="cpu")
     assert load_experiment("smollm2", scale="cpu").evaluation["backend"] == "hf"
 
 
