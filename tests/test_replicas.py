@@ -188,6 +188,15 @@ def test_where_ray_is_missing_the_line_that_installs_it_is_said(checkpoint, tmp_
     assert not (tmp_path / "r").exists()
 
 
+def test_nothing_is_started_where_all_is_answered(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert evalkit(checkpoint, tmp_path / "r").exit_code == 0
+    recorded = (tmp_path / "r" / "predictions.jsonl").read_bytes()
+    again = evalkit(checkpoint, tmp_path / "r", "--replicas", 2)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "r" / "predictions.jsonl").read_bytes() == recorded
+
+
 def test_a_backend_that_starts_no_engines_has_no_replicas(checkpoint, tmp_path, monkeypatch):
     from tests.misbehaving_server import serving
 
