@@ -21,7 +21,7 @@ from evalkit.cli.options import (
     train_classes,
 )
 from evalkit.cli.reports import compare, export, import_, plot, report, score
-from evalkit.cli.terminal import echo
+from evalkit.cli.terminal import echo, echo_wrapped
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
 
@@ -382,27 +382,18 @@ def tasks(task: str | None) -> None:
         for name in card_names():
             card = load_card(name)
             about = f"{card.title}: {' '.join(card.description.split())}"
-            _echo_wrapped(f"{name:10} {about} ({len(card.subsets)} subsets, card v{card.version})", indent=11)
+            echo_wrapped(f"{name:10} {about} ({len(card.subsets)} subsets, card v{card.version})", indent=11)
         return
     card = load_card(task)
-    _echo_wrapped(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}")
+    echo_wrapped(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}")
     echo(card.paper)
     default = ", ".join(card.default_subsets)
-    _echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
     if card.guess:
-        _echo_wrapped(f"Chance: the score of {card.guess}.")
+        echo_wrapped(f"Chance: the score of {card.guess}.")
     for name, subset in card.subsets.items():
         labels = f": {', '.join(subset.labels)}" if subset.labels else ""
-        _echo_wrapped(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{labels}", indent=25)
-
-
-def _echo_wrapped(text: str, indent: int = 0) -> None:
-    """Print a text in lines that are no wider than the terminal."""
-    import shutil
-    import textwrap
-
-    width = max(shutil.get_terminal_size().columns, indent + 20)
-    echo("\n".join(textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)))
+        echo_wrapped(f"  {name:8} chance {100 * subset.chance:5.1f}  {subset.title}{labels}", indent=25)
 
 
 @main.command()

@@ -55,17 +55,16 @@ class Progress(_Bar, Observer):
         )
 
     def phase(self, name: str) -> None:
-        """Show what the run is doing."""
-        if name == "answering" and not self._samples:  # what came before says nothing about the time that is left
+        """Say what the run is doing, in a line of its own: what engines say while they load comes below it."""
+        if name != "answering":
+            self._say(name)
+        elif not self._samples:  # what came before says nothing about the time that is left
             self._started = self._told = time.monotonic()
             self._bar.start_t = self._bar.last_print_t = time.time()
-        self._bar.bar_format = "{desc}"
-        self._bar.set_description_str(name)
 
     def resumes(self, recorded: int, to_ask: int) -> None:
         """Say how much is there already."""
-        with self._bar.external_write_mode():
-            print(f"{recorded} recorded, {to_ask} to ask", file=sys.stderr)
+        self._say(f"{recorded} recorded, {to_ask} to ask")
 
     def starts(self, lengths: Sequence[str]) -> None:
         """Set what is to be done: one length label per sample."""
@@ -98,6 +97,10 @@ class Progress(_Bar, Observer):
         self._bar.set_description_str(done, refresh=False)
         self._bar.set_postfix_str(f"{rate} samples/s{flying}", refresh=False)
         self._bar.update(_tokens(prediction.length))
+
+    def _say(self, line: str) -> None:
+        with self._bar.external_write_mode():
+            print(line, file=sys.stderr, flush=True)
 
 
 def _tokens(length: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from evalkit.cli.progress import Progress
 from evalkit.cli.reports import print_tables
-from evalkit.cli.terminal import echo
+from evalkit.cli.terminal import echo, echo_wrapped
 from evalkit.errors import EngineError, EvalkitError
 from evalkit.runs import run as running
 from evalkit.runs.plan import Plan
@@ -69,7 +69,7 @@ def _one(plan: Plan, *, quiet: bool) -> RunResult:
     else:
         from evalkit.study.cost import run_cost
 
-        echo(run_cost(plan, building_seconds=0.0).to_brief(), err=True)
+        echo_wrapped(run_cost(plan, building_seconds=0.0).to_brief(), indent=2, err=True)
         with Progress() as progress:
             result = running.run(plan, progress)
     for notice in result.notices:
