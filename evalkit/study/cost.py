@@ -321,7 +321,7 @@ def reading_seconds(cost: RunCost, checkpoint: Checkpoint, rate: Rate) -> float 
     if rate.eval_tokens_per_second is None:
         return None
     if rate.eval_length is None:
-        return sum(cell.prompt_tokens for cell in cost.cells) / rate.eval_tokens_per_second
+        return sum(cell.prefilled_tokens for cell in cost.cells) / rate.eval_tokens_per_second
     seconds = rate.eval_length / rate.eval_tokens_per_second
     return seconds * sum(cell.prefill_flops for cell in cost.cells) / prefill_flops(checkpoint, rate.eval_length)
 

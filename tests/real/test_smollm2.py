@@ -1,10 +1,11 @@
 """A pretrained model is asked as its own files say, answers better than noise, and alike on every path."""
 
 import json
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -22,6 +23,9 @@ from evalkit.runs.crosscheck import crosscheck_plans
 from evalkit.runs.plan import Plan, make_plan
 from evalkit.types import Completion, Prompt
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 ANSWER_TOKENS = 8
@@ -38,11 +42,14 @@ def first_prompts(plan: Plan) -> Iterator[Prompt]:
         yield prompt
 
 
-def run(out: Path, folder: Path, *more: object) -> RunFolder:
-    arguments = ("run", "--model", folder, "--backend", "hf", "--dtype", "float32", "--out", out, *more)
+def run(out: Path, folder: Path, *more: object, dtype: str = "float32") -> RunFolder:
+    evalkit("run", "--model", folder, "--backend", "hf", "--dtype", dtype, "--out", out, *more)
+    return RunFolder.open(out)
+
+
+def evalkit(*arguments: object) -> None:
     shown = CliRunner().invoke(main, [str(a) for a in arguments])
     assert shown.exit_code == 0, shown.output
-    return RunFolder.open(out)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,36 @@ def test_an_adapter_answers_as_the_weights_it_is_merged_into(smollm2: Path, tmp_
     assert beside.token_ids == inside.token_ids
     assert beside.logprobs == pytest.approx(inside.logprobs, abs=1e-4)
     assert beside.logprobs != pytest.approx(plain.logprobs, abs=1e-2)
+
+
+def test_a_lora_of_a_few_minutes_lifts_it_well_above_itself(smollm2: Path, tmp_path: Path):
+    """Questions, contexts and prose of training and evaluation have seeds of their own; what recurs is left out."""
+    from scipy.stats import binomtest
+
+    data = ("--subsets", "qa1", "--no-examples", "--max-new-tokens", ANSWER_TOKENS)
+    asked = ("--task", "babilong", *data, "--lengths", "256,512", "--samples", 20, "--seed", 20)
+    before = run(tmp_path / "before", smollm2, *asked, dtype="auto")
+    began = time.perf_counter()
+    evalkit(
+        "train", "--base", smollm2, "--out", tmp_path / "lora", "--recipe", "plain", *data, "--samples", 96,
+        "--shortest", 128, "--longest", 256, "--against", tmp_path / "before", "--on-leak", "drop",
+        "--lora-rank", 16, "--learning-rate", 1e-3, "--batch-size", 4, "--accumulation", 1, "--epochs", 1,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    after = run(tmp_path / "after", tmp_path / "lora", *asked, dtype="auto")
+    values = [official(folder) for folder in (before, after)]
+    gained, lost = ((a - b > 0).sum() for a, b in (values[::-1], values))
+    print([one.groupby("length").mean().to_dict() for one in values], f"{seconds:.0f} s of training")
+    assert len(values[0]) == len(values[1]) == 40
+    assert values[1].mean() - values[0].mean() >= 0.2
+    assert binomtest(int(gained), int(gained + lost), alternative="greater").pvalue < 0.01, "each differs by chance"
+
+
+def official(folder: RunFolder) -> "pd.Series[float]":
+    """Return the official score of each answer, by length and sample."""
+    frame = scored(folder).table.to_pandas()
+    values: pd.Series[float] = frame[frame.scorer == "official"].set_index(["length", "sample_id"])["value"]
+    return values
 
 
 def _answer(checkpoint: Checkpoint, prompts: list[Prompt]) -> Completion:

@@ -25,6 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "DeepSeek-V2-Lite": LATENT,
     "DeepSeek-V3": LATENT | {"topk_method": "noaux_tc"},
     "Gemma 4": {"head_dim": 32, "global_head_dim": 64},
+    "Granite 4 H": {"mamba_chunk_size": 256},
 }
 BFLOAT16 = {"Qwen3-Next"}
 REFUSED = {"Qwen3.5": "failed to be inspected"}
