@@ -24,6 +24,18 @@ def typed(block: str) -> Iterator[tuple[str, str]]:
         yield command, shown
 
 
+def shell(folder: Path, command: str) -> "subprocess.CompletedProcess[str]":
+    """Type a command in a folder in which ``evalkit`` is this one, also as ``.venv/bin/evalkit``."""
+    program = folder / ".venv" / "bin" / "evalkit"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m evalkit "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 def run_as_written(page: Path, folder: Path) -> list[tuple[str, str]]:
     """Run the console blocks of a page in a folder, with the files that stand in TOML blocks; return what each said.
 
@@ -33,19 +45,12 @@ def run_as_written(page: Path, folder: Path) -> list[tuple[str, str]]:
         name = re.match(r"# (\S+\.toml)\n", text)
         assert name, f"a file in {page.name} that does not say its name: {text[:60]}"
         (folder / name[1]).write_text(text, encoding="utf-8")
-    program = folder / ".bin" / "evalkit"
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m evalkit "$@"\n')
-    program.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     said = []
     for block in blocks(page, "console"):
         for command, shown in typed(block):
             if command.startswith("scripts/"):
                 continue
-            done = subprocess.run(
-                ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-            )
+            done = shell(folder, command)
             refused = "would be refused" in shown or shown.startswith("evalkit: ")
             assert done.returncode == (2 if refused else 0), f"{command}\n{done.stdout}{done.stderr}"
             said.append((command, done.stdout + done.stderr))

@@ -1,12 +1,15 @@
 """What a plan says beforehand: the tokens of the run to the last one, its shape, its time, and what it can show."""
 
 import json
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from evalkit.cli.commands import main
+from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.study.cost import COARSE, detectable_difference, prefill_flops, samples_needed
 
@@ -132,6 +135,51 @@ def test_more_stories_show_smaller_differences_and_more_questions_about_one_stor
     one = detectable_difference([stories])
     assert detectable_difference([stories * 4]) == pytest.approx(one)
     assert detectable_difference([stories] * 4) == pytest.approx(one / 2, rel=0.05)
+
+
+def test_the_tokens_of_scored_answers_are_those_that_the_model_is_given_besides(checkpoint, tmp_path):
+    import torch
+    from torch.nn import Embedding
+
+    one = ["--model", checkpoint, "--backend", "hf", "--task", "babilong", "--subsets", "qa1", "--lengths", "1k"]
+    one += ["--samples", 1]
+    plan = planned(*one, "--out", tmp_path / "r", "--answer-logprob", "--repeat", 3)  # repeats are not scored again
+    given = {}
+    for name, words in (("without", ()), ("with", ("--answer-logprob",))):
+        seen = []
+        watch = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.append(inputs[0].numel()) if type(module) is Embedding else None
+        )
+        with closing(SimpleNamespace(close=watch.remove)):
+            evalkit("run", *one, "--out", tmp_path / name, *words)
+        given[name] = sum(seen)
+    (cell,) = plan["cells"]
+    assert cell["scoring_tokens"] == given["with"] - given["without"] > 0
+    assert planned(*one, "--out", tmp_path / "r")["cells"][0]["scoring_tokens"] == 0
+
+
+def test_scored_answers_are_in_the_time_unless_the_earlier_run_scored_them_too(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = ["--model", checkpoint, "--backend", "hf", "--task", "babilong", "--subsets", "qa1", "--lengths", "1k"]
+    one += ["--samples", 2]
+    evalkit("run", *one, "--out", tmp_path / "without")
+    without, with_scores = planned(*one, "--out", "r"), planned(*one, "--out", "r", "--answer-logprob")
+    flops = [plan["cells"][0]["prefill_flops"] for plan in (without, with_scores)]
+    assert with_scores["seconds"] / without["seconds"] == pytest.approx(flops[1] / flops[0])
+    assert flops[1] > flops[0]
+    assert "tokens behind the prompts" in evalkit("run", *one, "--out", "r", "--answer-logprob", "--dry-run")
+    evalkit("run", *one, "--out", tmp_path / "with", "--answer-logprob")
+    recorded = json.loads((tmp_path / "with" / "run.json").read_text())["provenance"][-1]["pace"]["by_length"]["1k"]
+    again = planned(*one, "--out", "r", "--answer-logprob")
+    assert again["rate_from"] == "with"
+    assert again["seconds"] == pytest.approx(recorded["seconds"], rel=0.01), "the same samples, scored as well"
+    assert planned(*one, "--out", "r")["rate_from"] == "without"
+
+
+def test_vllm_scores_an_answer_behind_the_last_whole_block_of_its_prompt():
+    assert VLLMOptions().scoring_tokens(40, 3) == 8 + 3
+    assert VLLMOptions().scoring_tokens(48, 3) == 48 + 3, "the cache reaches the answer, so it is not read"
+    assert VLLMOptions(deterministic=True).scoring_tokens(40, 3) == 40 + 3
 
 
 @pytest.mark.parametrize("flag", ["--json", "--calibrate"])

@@ -91,6 +91,14 @@ def test_every_command_that_a_page_shows_can_be_typed(page):
         assert not wrong, f"{line}: {wrong}"
 
 
+def test_readmes_table_names_every_command_and_no_other():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (`evalkit .*?) \|", text, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(?:evalkit )?([a-z-]+)[^`]*`", row)}
+    assert named == set(main.commands) - {"completion"}
+    assert "evalkit completion" in text, "below the table"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_links_to_is_there(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalkit.errors import EvalkitError
 from evalkit.machine import describe
@@ -51,13 +51,24 @@ class Pace:
         return self._since - before
 
 
-def measured_pace(plan: Plan, folders: list[Path]) -> tuple[Path, Mapping[str, Any]] | None:
+class MeasuredPace(NamedTuple):
+    """How fast an earlier run was."""
+
+    folder: Path
+    loading_seconds: float
+    by_length: Mapping[str, Mapping[str, float]]
+    """See ``Pace``."""
+    scored: bool
+    """It asked for right answers' log-probabilities as well, within these seconds."""
+
+
+def measured_pace(plan: Plan, folders: list[Path]) -> MeasuredPace | None:
     """Return the latest pace that these weights were answered at on this machine, by this backend with these settings.
 
-    Beside it the folder that recorded it; None where none did. A folder that cannot be read is passed over: it is only
-    an estimate's source.
+    One with answers scored where the plan has them scored, or without where it has not, if there is such a one; None
+    where no folder holds any. A folder that cannot be read is passed over: this is only an estimate's source.
     """
-    found: list[tuple[str, Path, Mapping[str, Any]]] = []
+    found: list[tuple[bool, str, MeasuredPace]] = []
     machine = describe()
     same = {name: value for name, value in plan.fingerprint.items() if name.startswith("checkpoint.")}
     same |= {"backend": plan.config.backend}
@@ -70,17 +81,19 @@ def measured_pace(plan: Plan, folders: list[Path]) -> tuple[Path, Mapping[str, A
                 continue
         except EvalkitError:
             continue
+        scored = bool(folder.config.get("answer_logprob"))
         found += [
-            (str(entry["started"]), path, entry["pace"])
+            (
+                scored == plan.config.answer_logprob,
+                str(entry["started"]),
+                MeasuredPace(path, entry["pace"]["loading_seconds"], entry["pace"]["by_length"], scored),
+            )
             for entry in folder.provenance
             if entry.get("machine") == machine
             and entry.get("engine", {}).get("replicas", 1) == (plan.config.replicas or 1)
             and any(one["samples"] for one in _by_length(entry))
         ]
-    if not found:
-        return None
-    _, path, pace = max(found, key=lambda one: one[0])
-    return path, pace
+    return max(found, key=lambda one: one[:2])[2] if found else None
 
 
 def _by_length(entry: Mapping[str, Any]) -> list[Mapping[str, float]]:

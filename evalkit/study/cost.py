@@ -1,7 +1,7 @@
 """What a planned run will cost, and whether its answers can decide anything: known before a model is loaded."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from evalkit.records.folder import find_run_folders
 from evalkit.report.resampling import Observations
 from evalkit.report.stats import contrast
 from evalkit.runs.answers import MAX_FACT_CHARS
-from evalkit.runs.pace import measured_pace
+from evalkit.runs.pace import MeasuredPace, measured_pace
 from evalkit.runs.plan import Cell, Plan
 from evalkit.study.calibration import answers_folder
 from evalkit.study.experiment import Rate
@@ -52,14 +52,18 @@ class CellCost:
     """Samples that do not fit, or that the chat template refuses: recorded as such, never asked."""
     unfitting_example: str
     prompt_tokens: int
-    """Of all samples together, repeats among them (``--repeat``), as of all that follows but the memory."""
+    """Of all samples together, repeats among them (``--repeat``), as of all that follows but memory and scoring, which
+    is done once."""
     prefilled_tokens: int
     """Of these, what is computed where a context that several samples share is computed once."""
+    scoring_tokens: int
+    """Computed behind the prompts for the right answer and the wrong labels (``--answer-logprob``); else 0."""
     estimated: bool
     """Not all prompts were built; tokens and unfitting samples are scaled up from those that were."""
     answer_tokens: int
     """At most, of all samples together."""
     prefill_flops: float
+    """Of the prompts, and of the answers that are scored behind them."""
     kv_bytes: int
     """Of the longest request, prompt and answer, as vLLM keeps it in the weights' dtype."""
     disk_bytes: int
@@ -154,6 +158,11 @@ class RunCost:
                 f"(prompt tokens/s: {rates})."
             )
         by_length = ", ".join(f"{length} {100 * value:.1f}" for length, value in self.detectable_by_length.items())
+        if scoring := sum(cell.scoring_tokens for cell in cells):
+            lines.append(
+                f"Log-probabilities of right answers and wrong labels: {about}{scoring:,} tokens behind the prompts, "
+                "counted in FLOP and time."
+            )
         lines.append(
             f"Smallest difference of the mean over subsets, in points, that two arms show with 80 % power if they "
             f"disagree on {100 * DISCORDANT:.0f} % of the questions: {by_length}."
@@ -189,12 +198,11 @@ def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
         *(run.parent for place in (plan.out.parent, answers_folder()) for run in place.glob("*/run.json")),
     }
     paced = measured_pace(plan, sorted(folders))
-    by_length = paced[1]["by_length"] if paced else {}
     cells, stories = [], dict[Cell, list[str]]()
     planned, deadline = plan.cells(plan.config.lengths), time.monotonic() + building_seconds
     for number, cell in enumerate(planned):
         share = max(0.0, deadline - time.monotonic()) / (len(planned) - number)
-        cost, stories[cell] = _cell_cost(plan, cell, by_length, share)
+        cost, stories[cell] = _cell_cost(plan, cell, paced, share)
         cells.append(cost)
     lengths = dict.fromkeys(cell.length for cell in planned)
     detectable = {
@@ -214,25 +222,27 @@ def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
         ),
         cells=tuple(cells),
         detectable_by_length=detectable,
-        rate_from=str(paced[0]) if paced else None,
+        rate_from=str(paced.folder) if paced else None,
         machine=describe(),
         tokens_per_second={
-            length: own["prompt_tokens"] / own["seconds"] for length, own in by_length.items() if own["seconds"]
+            length: own["prompt_tokens"] / own["seconds"]
+            for length, own in (paced.by_length if paced else {}).items()
+            if own["seconds"]
         },
-        loading_seconds=paced[1]["loading_seconds"] if paced else None,
+        loading_seconds=paced.loading_seconds if paced else None,
         warnings=(*plan.warnings, *_cannot_answer(plan, detectable), *(_unfitting(cells) if building_seconds else ())),
     )
 
 
 def _cell_cost(
-    plan: Plan, cell: Cell, pace: dict[str, dict[str, float]], building_seconds: float
+    plan: Plan, cell: Cell, paced: MeasuredPace | None, building_seconds: float
 ) -> tuple[CellCost, list[str]]:
     """Return the cost of a cell, and the story of each sample that will be asked."""
     samples = list(plan.samples_of(cell))
     if not samples:
         raise plan.no_samples(cell)
     until, sizes, answers, disk = time.monotonic() + building_seconds, list[int](), list[int](), 0
-    cached, before = list[int](), None
+    cached, before, scored = list[int](), None, list[tuple[int, int]]()
     stories, example, num_tried = list[str](), "", 0
     for sample in samples:
         if num_tried and time.monotonic() > until:
@@ -248,12 +258,20 @@ def _cell_cost(
         cached.append(_computed_already(prompt, before))
         before = prompt
         answers.append(prompt.max_new_tokens)
+        scored += [
+            (sizes[-1] + len(ids), plan.config.engine.scoring_tokens(sizes[-1], len(ids)))
+            for ids in prompt.candidates.values()
+        ]
     scale, times = len(samples) / num_tried, plan.config.repeat
     if num_tried < len(samples) and sizes:
         stories += [sample.story_id for sample in samples[num_tried:]]
     computed = sum(prefill_flops(plan.checkpoint, size) for size in sizes)
     computed -= sum(prefill_flops(plan.checkpoint, size) for size in cached)
     flops = times * scale * computed
+    scoring_flops = scale * sum(
+        prefill_flops(plan.checkpoint, end) - prefill_flops(plan.checkpoint, end - tokens) for end, tokens in scored
+    )
+    paced_flops = flops if paced and paced.scored else flops + scoring_flops  # the measured time holds it, or does not
     cost = CellCost(
         subset=cell.subset,
         length=cell.length,
@@ -265,12 +283,13 @@ def _cell_cost(
         unfitting_example=example,
         prompt_tokens=round(times * scale * sum(sizes)),
         prefilled_tokens=round(times * scale * (sum(sizes) - sum(cached))),
+        scoring_tokens=round(scale * sum(tokens for _, tokens in scored)),
         estimated=num_tried < len(samples),
         answer_tokens=round(times * scale * sum(answers)),
-        prefill_flops=flops,
+        prefill_flops=flops + scoring_flops,
         kv_bytes=plan.checkpoint.kv_bytes(max(map(sum, zip(sizes, answers, strict=True)), default=0)),
         disk_bytes=round(times * scale * (disk + _TOKEN_BYTES * sum(answers))),
-        seconds=_seconds(plan.checkpoint, cell.length, flops, pace),
+        seconds=_seconds(plan.checkpoint, cell.length, paced_flops, paced.by_length if paced else {}),
         detectable_difference=detectable_difference([stories]),
     )
     return cost, stories
@@ -321,7 +340,8 @@ def reading_seconds(cost: RunCost, checkpoint: Checkpoint, rate: Rate) -> float 
     if rate.eval_tokens_per_second is None:
         return None
     if rate.eval_length is None:
-        return sum(cell.prefilled_tokens for cell in cost.cells) / rate.eval_tokens_per_second
+        tokens = sum(cell.prefilled_tokens + cell.scoring_tokens for cell in cost.cells)
+        return tokens / rate.eval_tokens_per_second
     seconds = rate.eval_length / rate.eval_tokens_per_second
     return seconds * sum(cell.prefill_flops for cell in cost.cells) / prefill_flops(checkpoint, rate.eval_length)
 
@@ -373,7 +393,9 @@ def samples_needed(num_cells: int, difference: float) -> int:
     return high
 
 
-def _seconds(checkpoint: Checkpoint, length: str, flops: float, pace: dict[str, dict[str, float]]) -> float | None:
+def _seconds(
+    checkpoint: Checkpoint, length: str, flops: float, pace: Mapping[str, Mapping[str, float]]
+) -> float | None:
     """Scale the measured time of the same length, else of the one nearest to it, by what is computed."""
     measured = [name for name, own in pace.items() if own["samples"] and own["prompt_tokens"]]
     if not measured:

@@ -52,6 +52,10 @@ class HFOptions(ModelOptions):
         """One, unless it shall run on a CPU."""
         return 0 if self.device == "cpu" else 1
 
+    def scoring_tokens(self, prompt: int, candidate: int) -> int:
+        """All but the first, which the prompt's own logits predict, and the last."""
+        return candidate - 1
+
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise BadInput(f"--batch-tokens is {self.batch_tokens}; a batch has at least 1 token.")

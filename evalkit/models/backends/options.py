@@ -28,6 +28,14 @@ class BackendOptions:
         """Whether what adjacent prompts begin with is computed once, where the model allows it."""
         return True
 
+    def scoring_tokens(self, prompt: int, candidate: int) -> int:
+        """Return how many tokens are computed to score one candidate of ``candidate`` tokens behind an answered prompt.
+
+        Both in tokens; see ``SCORES_GIVEN_TEXT``. The computed ones are the last ones of the two together, or of all
+        but the last, which is predicted and not read.
+        """
+        return prompt + candidate
+
     @property
     def rehearsal(self) -> str:
         """Words for answers that no model gave, to keep them apart in names of arms; empty for a model's."""

@@ -34,6 +34,8 @@ INSTALL_HINT = "pip install 'evalkit[vllm]' on a machine with a GPU, or run scri
 DEATH_NOTICED_SECONDS = 5.0
 """An engine process that dies is noticed within this time (0.1 s was measured with requests in flight)."""
 
+_BLOCK = 16
+"""Tokens of a block of vLLM's prefix cache on a GPU, where a model's attention asks for no other size."""
 _CPU_REQUESTS = 16
 _GRACE_SECONDS = 5.0
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank, leaving out the useless 1
@@ -99,6 +101,11 @@ class VLLMOptions(ModelOptions):
     def shares_prefixes(self) -> bool:
         """By vLLM's prefix cache."""
         return not self.deterministic
+
+    def scoring_tokens(self, prompt: int, candidate: int) -> int:
+        """Those behind the prompt's last whole block; all, where the prompt ends with one (see ``Engine._score``)."""
+        rest = prompt % _BLOCK if self.shares_prefixes else 0
+        return (rest or prompt) + candidate
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):
