@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.benchmarks.mrcr.texts import FORMATS, TOPICS, write_text
 from evalkit.errors import BadInput
-from evalkit.files import first_line
+from evalkit.files import first_line, is_draft_of_weights
 
 _FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 _FILES |= {"chat_template.jinja"}
@@ -85,7 +85,7 @@ def write_checkpoint(
 
 def _is_free(directory: Path) -> bool:
     """Whether a folder holds nothing but what a killed writer left: config.json is written last."""
-    names = {path.name for path in directory.iterdir()}
+    names = {path.name for path in directory.iterdir() if not is_draft_of_weights(path)}
     return "config.json" not in names and names <= _FILES
 
 
@@ -101,6 +101,8 @@ def _whole_or_nothing(directory: Path) -> Iterator[None]:
     is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for path in filter(is_draft_of_weights, directory.iterdir()):
+            path.unlink()
         yield
     except Exception as error:
         for name in _FILES:

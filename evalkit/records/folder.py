@@ -358,10 +358,9 @@ class RunFolder:
         """
         return scores.read(self.path / _SCORES, self.path / _PREDICTIONS, scorer_version, columns)
 
-    @property
-    def has_scores(self) -> bool:
-        """Whether there is a file of scores, sound or not."""
-        return (self.path / _SCORES).exists()
+    def has_other_scores(self, table: "pa.Table") -> bool:
+        """Whether there is a file of scores, sound or not, made from other answers or by other rules than a table."""
+        return (self.path / _SCORES).exists() and not scores.are_of(self.path / _SCORES, table)
 
     def frame(self) -> "pd.DataFrame":
         """Return the latest attempts, one row each, with the columns of ``Prediction``."""

@@ -120,6 +120,17 @@ def write(scores: "pa.Table", path: Path) -> None:
         pq.write_table(scores, draft, compression="zstd", write_page_checksum=True)
 
 
+def are_of(path: Path, scores: "pa.Table") -> bool:
+    """Return whether stored scores were made from the same predictions, by the same rules, as a table of ``table``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return bool(pq.read_schema(path).metadata[_SOURCE] == scores.schema.metadata[_SOURCE])
+    except (OSError, pa.ArrowException, KeyError, TypeError):
+        return False
+
+
 def read(path: Path, predictions: Path, scorer_version: str, columns: Sequence[str] | None = None) -> "pa.Table | None":
     """Return the stored scores, or None when they have to be computed (again).
 

@@ -67,7 +67,8 @@ def scored(folder: RunFolder) -> Scored:
     stored = folder.read_scores(version)
     if stored is not None:
         return Scored(stored, outdated=False)
-    outdated, table = folder.has_scores, folder.score_table(benchmarks.score, version)
+    table = folder.score_table(benchmarks.score, version)
+    outdated = folder.has_other_scores(table)
     with suppress(RunFolderError):
         folder.keep_scores(table)
     return Scored(table, outdated)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evalkit.errors import BadInput
-from evalkit.files import first_line
+from evalkit.files import first_line, is_draft_of_weights
 from evalkit.models.training_record import SCHEMA, TRAINING_RECORD, TrainingRecord
 
 PLAN, CHECKPOINTS = "plan.json", "checkpoints"
@@ -93,7 +93,8 @@ def _is_litter(path: Path) -> bool:
         return True
     if path.name == CHECKPOINTS:
         return path.is_dir() and not any(path.iterdir())
-    return path.suffix == ".tmp" and path.name.startswith((PLAN, TRAINING_RECORD))
+    ours = path.suffix == ".tmp" and path.name.startswith((PLAN, TRAINING_RECORD))
+    return ours or is_draft_of_weights(path)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 _ANSWER = ("output", "error", "prompt_sha256", "attempt", "finish_reason", "target")
 _EQUAL_TEXTS = {".csv", ".md", ".tex", ".toml", ".txt", ".json"}
-_OF_AN_INVOCATION = ("provenance", "environments")
-"""What run.json and a training's record say of when and where."""
+_OF_AN_INVOCATION = ("provenance", "environments", "commands")
+"""What run.json, a training's record and report.json say of each time that a command was given."""
 _SCRATCH = "tmp"
 """The folder for temporary files, of which the system is in charge."""
 
@@ -51,8 +52,9 @@ def differences(folder: Path, whole: Path) -> Iterator[str]:
         elif ours.suffix == ".safetensors":
             if not _close(ours, theirs):
                 yield f"{name}: other weights"
-        elif ours.suffix in _EQUAL_TEXTS and _text(ours) != _text(theirs):
-            yield f"{name}: other content"
+        elif ours.suffix in _EQUAL_TEXTS and (one := _text(ours)) != (other := _text(theirs)):
+            lines = zip_longest(one.splitlines(), other.splitlines())
+            yield f"{name}: {next((a, b) for a, b in lines if a != b)}"
 
 
 def _names(folder: Path) -> set[str]:
@@ -91,10 +93,12 @@ def _close(ours: Path, theirs: Path) -> bool:
     return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
-def _text(file: Path) -> Any:
-    if file.suffix != ".json":
-        return file.read_bytes()
-    content = json.loads(file.read_bytes())
+def _text(file: Path) -> str:
+    text = file.read_text()
+    return json.dumps(_lasting(json.loads(text)), indent=1) if file.suffix == ".json" else text
+
+
+def _lasting(content: Any) -> Any:
     if isinstance(content, dict):
-        content = {name: value for name, value in content.items() if name not in _OF_AN_INVOCATION}
-    return content
+        return {name: _lasting(value) for name, value in content.items() if name not in _OF_AN_INVOCATION}
+    return [_lasting(value) for value in content] if isinstance(content, list) else content
