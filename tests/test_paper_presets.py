@@ -19,7 +19,8 @@ from evalkit.reading import read_toml
 from evalkit.records.folder import RunFolder
 from evalkit.study import experiment as experiment_module
 from evalkit.study.experiment import load_experiment
-from evalkit.study.steps import Study, plan_steps
+from evalkit.study.steps import plan_steps
+from evalkit.study.study import Study
 
 SHARED = {
     "lora_rank": 16,

@@ -11,7 +11,8 @@ from evalkit.benchmarks import TASKS, Task, cards
 from evalkit.cli.commands import main
 from evalkit.models.backends import BACKENDS, BackendKind
 from evalkit.study.experiment import load_experiment
-from evalkit.study.steps import Study, plan_steps
+from evalkit.study.steps import plan_steps
+from evalkit.study.study import Study
 
 PLUGINS = Path(__file__).parent / "plugins"
 

@@ -29,7 +29,8 @@ from evalkit.study.cost import duration, run_cost
 from evalkit.study.estimate import describe
 from evalkit.study.experiment import experiment_names, load_experiment
 from evalkit.study.on_ray import Devices
-from evalkit.study.steps import PORTABLE_KERNELS, Questions, Report, Run, Study, Train, plan_steps
+from evalkit.study.steps import Questions, Report, Run, Train, plan_steps
+from evalkit.study.study import PORTABLE_KERNELS, Study
 from evalkit.train.config import train_config
 from evalkit.train.data import choose_samples, item_fingerprint
 from evalkit.train.finetune import held_out

@@ -9,7 +9,8 @@ import pytest
 from evalkit.errors import BadInput, EngineError
 from evalkit.study.experiment import load_experiment
 from evalkit.study.on_ray import Devices
-from evalkit.study.steps import Report, Study
+from evalkit.study.steps import Report
+from evalkit.study.study import Study
 
 pytestmark = pytest.mark.slow
 

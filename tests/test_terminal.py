@@ -115,7 +115,8 @@ def test_quiet_prints_notes_alone(two_arms: Path, tmp_path: Path) -> None:
 def test_a_quiet_study_prints_the_notes_of_its_report_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from evalkit.cli.progress import StudyProgress
     from evalkit.study.experiment import load_experiment
-    from evalkit.study.steps import Study, plan_steps
+    from evalkit.study.steps import plan_steps
+    from evalkit.study.study import Study
 
     steps = plan_steps(Study(experiment=load_experiment("tiny"), root=tmp_path, plots=tmp_path), [0])
     with StudyProgress(steps, quiet=True) as progress:

@@ -17,7 +17,7 @@ from evalkit.errors import BadInput
 from evalkit.machine import processor
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
-from evalkit.study.steps import PORTABLE_KERNELS
+from evalkit.study.study import PORTABLE_KERNELS
 from evalkit.train.tiny import BASES, BaseStage, copy_examples, task_options, train_base, write_noise, write_untrained
 
 SHORT = replace(BASES["tiny"], stages=(BaseStage(steps=2, shortest=64, longest=128, decay=False, batch_size=4),))

@@ -310,7 +310,8 @@ def reproduce(
     from evalkit.study.estimate import describe
     from evalkit.study.experiment import experiment_names, load_experiment
     from evalkit.study.on_ray import Devices
-    from evalkit.study.steps import Run, Study, plan_steps
+    from evalkit.study.steps import Run, plan_steps
+    from evalkit.study.study import Study
 
     if experiment is None:
         for name in experiment_names():

@@ -21,7 +21,7 @@ from evalkit.report.load import Loaded, load_runs
 from evalkit.report.logprobs import LOGPROB_COLUMNS, log_probabilities, logprob_rows, logprob_tables
 from evalkit.report.mistakes import MISTAKE_COLUMNS, mistake_rows, mistake_tables, mistakes
 from evalkit.report.page import render_page
-from evalkit.report.provenance import one_line, provenance
+from evalkit.report.provenance import provenance, stamp
 from evalkit.report.published import Published, read_published
 from evalkit.report.published_report import write_published
 from evalkit.report.repeats import REPEAT_COLUMNS, repeat_rows, repeat_tables, repeated
@@ -149,7 +149,7 @@ def build(
         files = _write_texts(analysis, tables, more, record, out, shown)
         drawn = []
         for drawing in all_drawings(analysis):
-            files += save(drawing.figure(), out, drawing.name, one_line(record))
+            files += save(drawing.figure(), out, drawing.name, stamp(record))
             svg, pdf = ((out / f"{drawing.name}.{kind}").read_bytes() for kind in ("svg", "pdf"))
             drawn.append((drawing, svg, pdf))
         samples = collect_samples(analysis)
@@ -186,7 +186,7 @@ def _write_texts(
     out: Path,
     shown: Shown,
 ) -> list[Path]:
-    origin = one_line(record)
+    origin = stamp(record)
     contents = {
         "report.md": _markdown(analysis, tables, origin),
         "tables.tex": paper_tables(analysis, "column", origin, arms=shown.arms, lengths=shown.lengths),

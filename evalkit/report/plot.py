@@ -26,7 +26,7 @@ from evalkit.report.estimates import CellScore
 from evalkit.report.heatmaps import arms_heatmap
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
-from evalkit.report.provenance import one_line, provenance
+from evalkit.report.provenance import provenance, stamp
 from evalkit.report.published import read_published
 from evalkit.report.style import length_axis, mark_lengths, save
 
@@ -118,7 +118,7 @@ def plot(
     typed = {"kind": None if kind == "curve" else kind, "task": task, "subset": subset, **_typed(asked)}
     typed |= {"baseline": baseline, "trained_length": trained_length, "published": list(published)}
     known = {name: value for name, value in typed.items() if value}
-    origin = one_line(provenance(analysis.loaded.runs, given, known, others.files if others else {}, "plot"))
+    origin = stamp(provenance(analysis.loaded.runs, given, known, others.files if others else {}, "plot"))
     files: list[Path] = []
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
 
 
-def one_line(record: dict[str, Any]) -> str:
+def stamp(record: dict[str, Any]) -> str:
     """Return it in the form that fits the metadata of a figure and the head of a table."""
     named = [(run["name"], run["fingerprint"]) for run in record["runs"]] + [*record.get("published", {}).items()]
     runs = ", ".join(f"{name} {identity[:12]}" for name, identity in named)

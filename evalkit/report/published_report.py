@@ -10,7 +10,7 @@ from evalkit.report.arms import length_name, span
 from evalkit.report.cells import NOT_RUN, Entry, Row, Table, interval_text, task_title
 from evalkit.report.drawing import Drawing
 from evalkit.report.latex import appendix
-from evalkit.report.provenance import one_line
+from evalkit.report.provenance import stamp
 from evalkit.report.published import Count, Published, arm_names
 from evalkit.report.published_figures import by_name, mean_over, published_drawings, question_sets, set_title
 from evalkit.report.published_pairs import PairedCounts, compare_pairs
@@ -38,7 +38,7 @@ def write_published(published: Published, out: Path, record: dict[str, Any]) -> 
     tables = published_tables(published, paired)
     drawings = published_drawings(published, paired)
     out.mkdir(parents=True, exist_ok=True)
-    origin = one_line(record)
+    origin = stamp(record)
     texts = {
         "report.md": _markdown(published, tables, drawings, origin),
         "tables.tex": appendix(tables, origin),

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from evalkit.errors import EvalkitError
 from evalkit.machine import describe as machine
 from evalkit.study.cost import duration
-from evalkit.study.steps import THIS_MACHINE, Cost, Step
+from evalkit.study.steps import Step
+from evalkit.study.study import THIS_MACHINE, Cost
 
 _DOING = {"base": "training", "train": "training", "run": "asking"}
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 from evalkit.errors import EngineError
 from evalkit.files import first_line
 from evalkit.runs import cluster
-from evalkit.study.steps import Step, Study
+from evalkit.study.steps import Step
+from evalkit.study.study import Study
 from evalkit.study.workers import OnShare, OnStep, failure, outcome
 
 _ATTEMPTS = 3

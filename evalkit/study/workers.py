@@ -21,7 +21,8 @@ from typing import Any, Protocol, Self, TypeAlias
 
 from evalkit import files
 from evalkit.errors import BadInput, EngineError, EvalkitError
-from evalkit.study.steps import Step, Study, plan_steps
+from evalkit.study.steps import Step, plan_steps
+from evalkit.study.study import Study
 
 OnStep: TypeAlias = Callable[[Step, str], None]
 """Called with each step when it is finished, and what came of it."""
