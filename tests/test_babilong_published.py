@@ -58,6 +58,14 @@ def test_a_length_that_is_not_there_is_named_with_what_was_expected(tmp_path):
         read(tmp_path, "qa2", "8k")
 
 
+@pytest.mark.parametrize("content", ["null", " \n null", 'null\n{"input": "x"}', "true", "", "\ufeffnull"])
+def test_a_file_that_begins_with_no_row_never_reaches_the_reader_that_crashes_on_it(tmp_path, content):
+    (tmp_path / "qa1").mkdir()
+    (tmp_path / "qa1" / "4k.json").write_text(content)
+    with pytest.raises(BadInput, match=r"4k\.json is not a json file of rows .*: it begins with b'"):
+        read(tmp_path)
+
+
 def test_a_broken_file_is_named(tmp_path):
     path = tmp_path / "data" / "qa1" / "4k.json"
     path.parent.mkdir(parents=True)

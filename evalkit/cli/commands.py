@@ -57,6 +57,9 @@ class _Group(click.Group):
             reason = f"{what} cannot be used ({error.strerror}); make room, or name another path."
             echo(f"evalkit: {one_line(reason)}", err=True)
             ctx.exit(WRONG_USE)
+        except UnicodeEncodeError as error:
+            echo(f"evalkit: {one_line(error.object)} is not the name of any file; name another path.", err=True)
+            ctx.exit(WRONG_USE)
         except KeyboardInterrupt:
             echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
             ctx.exit(130)

@@ -5,6 +5,7 @@ length and task (``4k/qa1-00000-of-00001.parquet``, about 1,000 rows). Both have
 A row has no facts of its own: context and facts come mixed, at the published length.
 """
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from evalkit.benchmarks.babilong.structure import tags_of_text
 from evalkit.benchmarks.cards import TaskCard
 from evalkit.benchmarks.rows import row_id
 from evalkit.errors import BadInput
-from evalkit.reading import parse_json, read_text
+from evalkit.reading import parse_json, read_text, shown
 from evalkit.types import Sample
 
 COLUMNS = ("input", "question", "target")
@@ -84,6 +85,8 @@ def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, An
         files = sorted({str(path) for pattern in globs for path in root.glob(pattern)})
         disable_progress_bars()
         for file in files:
+            if kind == "json":
+                _refuse_no_rows(Path(file))
             try:
                 rows = load_dataset(kind, data_files=file, split="train")
             except Exception as error:  # datasets wraps pyarrow and JSON errors in its own
@@ -97,6 +100,18 @@ def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, An
     raise BadInput(
         f"{root} has no rows for {subset} at {length}: expected {subset}/{length}.json or {length}/{subset}-*.parquet."
     )
+
+
+def _refuse_no_rows(path: Path) -> None:
+    """Refuse what begins with neither a list nor an object: a file of null crashes pyarrow 26's reader, process and all.
+
+    Raises:
+        BadInput: it does.
+    """
+    with path.open("rb") as file:
+        begins = file.read(2**20).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not begins.startswith((b"[", b"{")):
+        raise BadInput(f"{path} is not a json file of rows {', '.join(COLUMNS)}: it begins with {shown(begins[:20])}.")
 
 
 def _json_problem(path: Path) -> str | None:
