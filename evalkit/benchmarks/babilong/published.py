@@ -103,7 +103,7 @@ def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, An
 
 
 def _refuse_no_rows(path: Path) -> None:
-    """Refuse what begins with neither a list nor an object: a file of null crashes pyarrow 26's reader, process and all.
+    """Refuse what begins with neither a list nor an object: null crashes pyarrow 26's reader, process and all.
 
     Raises:
         BadInput: it does.
