@@ -63,7 +63,8 @@ def test_the_first_command_makes_the_curve_and_the_very_answers_of_the_reference
         )
         assert len(made) == 700
         assert {key: sha256 for key, (sha256, _) in made.items()} == {key: sha256 for key, (sha256, _) in kept.items()}
-        if "avx2" in processor()["instructions"].split() and torch.__version__.startswith("2.13.0"):
+        seen_to_repeat = "avx2" in processor()["instructions"].split() and "AMD" in processor()["model"]
+        if seen_to_repeat and torch.__version__.startswith("2.13.0"):  # results/README.md says what is known of others
             assert made == kept, "the same kernels compute the same weights"
 
 
