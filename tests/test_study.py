@@ -346,6 +346,18 @@ def test_each_kind_of_device_has_its_hours_and_who_says_so(written, tmp_path):
     assert f"To do on 1 H100: about {duration(2 * 1024 / 10)} of training, about" in text
 
 
+def test_reading_a_context_costs_once_however_many_questions_share_it(written, tmp_path):
+    changed = written(
+        ("samples = 3\n", "samples = 2\nquestions_per_context = 2\n"), ("[[curves]]", RATES + "[[curves]]")
+    )
+    study = Study(experiment=load_experiment(changed), root=tmp_path / "r", plots=tmp_path / "p")
+    step = first(study, Run)
+    cost = run_cost(make_plan(replace(step.config, model=str(study.experiment.base))))
+    prefilled = sum(cell.prefilled_tokens for cell in cost.cells)
+    assert step.built_cost().seconds["1 H200"] == prefilled / 100
+    assert prefilled < step.built_cost().tokens
+
+
 def test_arms_share_their_data_and_no_item_with_the_evaluation(study):
     one, other = (step.config for step in plan_steps(study, (0,)) if isinstance(step, Train))
     assert (one.data, one.options, one.against) == (other.data, other.options, other.against)
