@@ -24,7 +24,7 @@ LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64}
 SIZES: dict[str, dict[str, Any]] = {
     "DeepSeek-V2-Lite": LATENT,
     "DeepSeek-V3": LATENT,
-    "Qwen3-Next": {"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+    "Qwen3-Next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
     "Gemma 4": {"head_dim": 32, "global_head_dim": 64},
 }
 OPTIONS: dict[str, dict[str, Any]] = {"Qwen3-Next": {"dtype": "bfloat16"}, "Granite 4 H": {"deterministic": True}}
