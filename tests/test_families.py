@@ -207,7 +207,8 @@ FAMILIES = [
     Family(
         "DeepSeek-V2-Lite",
         {"model_type": "deepseek_v2", **MLA, **EXPERTS, "q_lora_rank": None, "head_dim": 16, "rope_theta": 1e4,
-         "max_position_embeddings": 163840, "first_k_dense_replace": 1, "topk_method": "greedy",
+         "max_position_embeddings": 163840, "first_k_dense_replace": 1, "topk_method": "greedy", "n_group": 1,
+         "topk_group": 1, "scoring_func": "softmax", "norm_topk_prob": False,
          "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32,
                           "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707}},
         "yarn as stored", 163840, 4096, fixed=LATENT,
@@ -215,7 +216,8 @@ FAMILIES = [
     Family(
         "DeepSeek-V3",
         {"model_type": "deepseek_v3", **MLA, **EXPERTS, "q_lora_rank": 32, "head_dim": 16, "rope_theta": 1e4,
-         "max_position_embeddings": 163840, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+         "max_position_embeddings": 163840, "first_k_dense_replace": 1, "topk_method": "noaux_tc", "n_group": 1,
+         "topk_group": 1, "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
          "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32,
                           "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}},
         "yarn as stored", 163840, 4096, fixed=LATENT,

@@ -366,6 +366,18 @@ def test_a_study_that_trains_its_own_base_cannot_be_calibrated():
         tiny.calibrate()
 
 
+def test_reading_a_context_costs_once_however_many_questions_share_it(written, tmp_path):
+    changed = written(
+        ("samples = 3\n", "samples = 2\nquestions_per_context = 2\n"), ("[[curves]]", RATES + "[[curves]]")
+    )
+    study = Study(experiment=load_experiment(changed), root=tmp_path / "r", plots=tmp_path / "p")
+    step = first(study, Run)
+    cost = run_cost(make_plan(replace(step.config, model=str(study.experiment.base))))
+    prefilled = sum(cell.prefilled_tokens for cell in cost.cells)
+    assert step.built_cost().seconds["1 H200"] == prefilled / 100
+    assert prefilled < step.built_cost().tokens
+
+
 def test_arms_share_their_data_and_no_item_with_the_evaluation(study):
     one, other = (step.config for step in plan_steps(study, (0,)) if isinstance(step, Train))
     assert (one.data, one.options, one.against) == (other.data, other.options, other.against)

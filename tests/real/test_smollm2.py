@@ -117,6 +117,7 @@ def test_an_adapter_answers_as_the_weights_it_is_merged_into(smollm2: Path, tmp_
     assert beside.logprobs != pytest.approx(plain.logprobs, abs=1e-2)
 
 
+@pytest.mark.timeout(1800)
 def test_a_lora_of_a_few_minutes_lifts_it_well_above_itself(smollm2: Path, tmp_path: Path):
     """Questions, contexts and prose of training and evaluation have seeds of their own; what recurs is left out."""
     from scipy.stats import binomtest

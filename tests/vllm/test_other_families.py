@@ -1,7 +1,7 @@
 """Families of models on real engines: served as stored and read back, or refused before work, with the reason.
 
-Configs are those of tests/test_families.py. Where kernels of vLLM's CPU build know certain sizes or one precision only,
-it is those that are asked (``SIZES``, ``BFLOAT16``). What a GPU build does more is not seen here.
+Configs are those of tests/test_families.py. Where vLLM's CPU build knows certain sizes only, or serves with certain
+options only, it is asked those (``SIZES``, ``OPTIONS``). What a GPU build does more is not seen here.
 """
 
 from pathlib import Path
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.vllm
 LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64}
 SIZES: dict[str, dict[str, Any]] = {
     "DeepSeek-V2-Lite": LATENT,
-    "DeepSeek-V3": LATENT | {"topk_method": "noaux_tc"},
+    "DeepSeek-V3": LATENT,
+    "Qwen3-Next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
     "Gemma 4": {"head_dim": 32, "global_head_dim": 64},
-    "Granite 4 H": {"mamba_chunk_size": 256},
 }
-BFLOAT16 = {"Qwen3-Next"}
+OPTIONS: dict[str, dict[str, Any]] = {"Qwen3-Next": {"dtype": "bfloat16"}, "Granite 4 H": {"deterministic": True}}
 REFUSED = {"Qwen3.5": "failed to be inspected"}
 """By a build without torchvision, which its class imports."""
-ELSEWHERE = {"Qwen2.5 with YaRN as its card says", "Phi-2", "StableLM 2"}
+ELSEWHERE = {"Qwen2.5 with YaRN as its card says", "Phi-2", "Phi-4-mini", "StableLM 2"}
 """Whose class and rule are those of others in the list, or of other tests here."""
 ASKED = [case for case in FAMILIES if case.name not in ELSEWHERE]
 
@@ -42,8 +42,7 @@ def published(tiny: Checkpoint, folder: Path, case: Family) -> Checkpoint:
 @pytest.mark.parametrize("case", ASKED, ids=lambda case: case.name)
 def test_a_family_is_served_as_stored_and_read_back_or_refused(tiny, tmp_path, case: Family):
     opened = published(tiny, tmp_path / "c", case)
-    half = case.name in BFLOAT16
-    options = {"max_num_seqs": 4, "dtype": "bfloat16" if half else "float32"}
+    options = {"max_num_seqs": 4, "dtype": "float32", **OPTIONS.get(case.name, {})}
     if case.name in REFUSED:
         with pytest.raises(BadInput, match=REFUSED[case.name]):
             vllm(opened, RopeRequest(), 1024, **options)
@@ -56,7 +55,7 @@ def test_a_family_is_served_as_stored_and_read_back_or_refused(tiny, tmp_path, c
     finally:
         backend.close()
     assert report.compared == 3
-    assert half or report.agreeing >= 2, report.to_text()  # random weights meet ties
+    assert options["dtype"] == "bfloat16" or report.agreeing >= 2, report.to_text()  # random weights meet ties
 
 
 def test_the_half_of_a_longrope_for_longer_requests_is_served_and_read_back(tiny, tmp_path):
