@@ -155,6 +155,7 @@ def test_a_published_arm_is_drawn_with_its_own_counts(several: Path) -> None:
     (axes,) = paper_curve(analysis, "babilong", Shown(arms=("plain", arm))).figure().axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     (drawn,) = [line for label, line in lines.items() if "(published)" in label]
+    assert (lines["plain"].get_linestyle(), drawn.get_linestyle()) == ("-", "--"), "told apart from runs"
     counts = [c for c in published.counts if c.arm == "Trained YaRN" and c.quoted and c.questions == "305 stories"]
     expected = [100 * next(c.mean for c in counts if c.length == length) for length in ("8k", "32k", "128k")]
     assert list(drawn.get_ydata()) == pytest.approx(expected)

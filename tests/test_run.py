@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -327,3 +328,21 @@ def test_what_no_backend_could_answer_is_refused_before_any_work(checkpoint, tmp
     assert shown.exit_code == 2
     assert message in shown.output
     assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_engine_and_a_folder_of_another_task_are_refused_before_a_checkpoint_is_looked_at(tmp_path):
+    from tests.report_runs import holds_to, write_run
+
+    write_run(tmp_path / "r", arm="a", accuracy=holds_to(8192), lengths=("4k",), samples=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    given = ("run", "--model", tmp_path / "nowhere", "--lengths", "4k", "--out", tmp_path / "r")
+    other = evalkit(*given, "--task", "mrcr", "--backend", "scripted")
+    assert other.exit_code == 2
+    assert other.output == (
+        f"evalkit: Run folder {tmp_path}/r holds a run of babilong, and this is one of mrcr; name another --out.\n"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
+    if find_spec("vllm") is None:
+        missing = evalkit(*given, "--task", "babilong", "--backend", "vllm")
+        assert missing.exit_code == 2
+        assert "vLLM is not installed here" in missing.output

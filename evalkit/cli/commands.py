@@ -358,12 +358,12 @@ def reproduce(
 def show(run_folder: Path, key: str, around: float | None, width: int) -> None:
     """Rebuild the prompt of one recorded answer and print it with its facts marked.
 
-    KEY is subset/length/sample, as 'predictions.jsonl' and the report name it.
+    KEY is subset/length/sample, as the report names it; zeros in front of a sample's number can be left out.
 
     \b
     Examples:
-      evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/00017
-      evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/00017 --around 0.5
+      evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/17
+      evalkit show results/ckpt-babilong-1a2b3c4d qa3/16k/17 --around 0.5
     """
     from evalkit.runs.show import show as rebuild
 

@@ -94,11 +94,12 @@ def few_in_colour(arms: Sequence[Arm], chosen: Sequence[str]) -> dict[str, Look]
         if found[name].colour not in (*colours.values(), _GREY):
             colours[name] = found[name].colour
     free = [colour for colour in _OTHERS if colour not in colours.values()]
+    lines = {arm.name: _PUBLISHED_LINES[0] if arm.published else _LINES[0] for arm in arms}
     for i, name in enumerate(chosen):
         colour = colours.get(name) or free.pop(0)
-        found[name] = replace(found[name], colour=colour, marker=_MARKERS[i % len(_MARKERS)], line="-")
+        found[name] = replace(found[name], colour=colour, marker=_MARKERS[i % len(_MARKERS)], line=lines[name])
     return {
-        name: look if name in chosen else replace(look, colour=FAINT, marker="", line="-")
+        name: look if name in chosen else replace(look, colour=FAINT, marker="", line=lines[name])
         for name, look in found.items()
     }
 

@@ -188,6 +188,7 @@ def make_plan(config: RunConfig) -> Plan:
         BadInput: anything that would make the run refuse or mislead, with the arithmetic.
     """
     card = load_card(config.task)
+    _refuse_folder_of_another_task(config)
     subsets = chosen_subsets(config)
     checkpoint = Checkpoint.find(
         config.model, config.revision, adapter=config.adapter, adapter_revision=config.adapter_revision
@@ -222,6 +223,16 @@ def make_plan(config: RunConfig) -> Plan:
         arm=arm,
         out=config.out or Path("results") / f"{slug(arm)}-{card.task}-{sha[:8]}{_suffix(config)}",
     )
+
+
+def _refuse_folder_of_another_task(config: RunConfig) -> None:
+    """Nearly everything differs then, so what is said below the first answer would be long, and late."""
+    if config.out is None or not (config.out / "run.json").is_file():
+        return
+    if (task := RunFolder.open(config.out).config.get("task", config.task)) != config.task:
+        raise BadInput(
+            f"Run folder {config.out} holds a run of {task}, and this is one of {config.task}; name another --out."
+        )
 
 
 def _refuse_logprobs_of_nothing(config: RunConfig, encoder: Encoder) -> None:

@@ -1,13 +1,15 @@
 """Rebuild a recorded prompt from its recipe, prove that it is the one that was asked, and mark its facts."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from evalkit.errors import BadInput
+from evalkit.lengths import format_length, parse_length
 from evalkit.records.fingerprint import differences
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import recorded_config
 from evalkit.runs.plan import Plan, make_plan
-from evalkit.types import Key, Prediction, Prompt
+from evalkit.types import Prediction, Prompt
 
 
 def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -> str:
@@ -15,7 +17,7 @@ def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -
 
     Args:
         run: a run folder made by ``evalkit run``, with checkpoint and data files where they were.
-        key: "subset/length/sample_id", such as "qa3/16k/00017".
+        key: subset/length/sample, such as "qa3/16k/17" or "qa3/16384/00017".
         depth: print only the part around this depth (0 top, 1 end); None prints the whole prompt.
         width: tokens on each side of ``depth``.
 
@@ -47,16 +49,23 @@ def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -
 
 
 def _find(folder: RunFolder, key: str) -> Prediction:
-    parts = key.split("/")
     recorded = folder.recorded()
-    tasks = {k.task for k in recorded}
-    if len(parts) == 3:
-        for task in tasks:
-            found = recorded.get(Key(task, *parts))
-            if found is not None:
-                return found
-    example = "/".join(next(iter(recorded))[1:]) if recorded else "qa1/16k/00000"
+    for found, prediction in recorded.items():
+        if _named(key) == _named("/".join(found[1:])):
+            return prediction
+    example = "/".join(next(iter(recorded))[1:]) if recorded else "qa1/16k/0"
     raise BadInput(f"{folder.path} has no record {key!r}; a key is subset/length/sample, such as {example}.")
+
+
+def _named(key: str) -> tuple[str, ...]:
+    """Return a key's parts in one form, whether it says 16k or 16384, 17 or 00017."""
+    subset, *rest = key.split("/")
+    if len(rest) != 2:
+        return (key,)
+    length, sample = rest
+    with suppress(BadInput):
+        length = format_length(parse_length(length))
+    return subset, length, sample.lstrip("0") or "0"
 
 
 def _rebuild(plan: Plan, folder: RunFolder, prediction: Prediction) -> Prompt:

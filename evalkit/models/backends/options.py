@@ -55,6 +55,7 @@ class BackendOptions:
 
         Raises:
             EngineError: nobody is.
+            BadInput: nobody can be, here.
         """
 
 

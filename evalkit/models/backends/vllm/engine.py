@@ -102,6 +102,10 @@ class VLLMOptions(ModelOptions):
         """By vLLM's prefix cache."""
         return not self.deterministic
 
+    def require_reachable(self) -> None:
+        """Be installed, and told nothing that answers wrongly; see ``require_vllm``."""
+        require_vllm()
+
     def scoring_tokens(self, prompt: int, candidate: int) -> int:
         """Those behind the prompt's last whole block; all, where the prompt ends with one (see ``Engine._score``)."""
         rest = prompt % _BLOCK if self.shares_prefixes else 0
