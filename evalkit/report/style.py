@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evalkit.files import drafted
 from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm, length_name
 from evalkit.report.naming import short_names
@@ -172,6 +173,7 @@ def save(figure: "Figure", folder: Path, name: str, provenance: str, *, exact: b
         box = None if exact else figure.get_tightbbox().padded(0.08)  # inches
         for kind, entries in metadata.items():
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata=entries, dpi=dpi, bbox_inches=box)
+            with drafted(path) as draft:
+                figure.savefig(draft, format=kind, metadata=entries, dpi=dpi, bbox_inches=box)
             paths.append(path)
     return paths
