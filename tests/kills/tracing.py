@@ -186,6 +186,7 @@ def _start(act: Callable[[], None], folder: Path, output: Path) -> int:
             os.chdir(folder)
             for descriptor in (1, 2):
                 os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644), descriptor)
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # which a test runner may have replaced
             _ptrace(_TRACEME, 0, 0, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
             for order in ((38, 1, 0, 0, 0), (22, 2, ctypes.addressof(program), 0, 0)):  # no new privileges; the filter
