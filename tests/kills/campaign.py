@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +31,7 @@ _IMPORTED = (
     "pyarrow.parquet", "scipy.stats", "transformers.models.qwen2.modeling_qwen2", "transformers.trainer",
 )  # fmt: skip
 """Once, by the process from which commands are forked: half a minute's work on a busy machine."""
-_WARNINGS = ("Traceback (most recent call last)",)
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass
@@ -143,7 +144,8 @@ class Campaign:
         if life.hung:
             yield "a process was still there after minutes"
         output = (folder.parent / f"{folder.name}.txt").read_text(errors="replace")
-        yield from (f"it printed {text!r}" for text in _WARNINGS if text in output)
+        if life.code >= 0 and _TRACEBACK in output:  # engines may mourn a process that was killed
+            yield f"it printed a traceback: {output[-300:]}"
         if fake is not None:
             asked = [sha256(np.array(body["prompt"], "<i4").tobytes()).hexdigest() for body in fake.bodies]
             if again := checks.hashes(before) & set(asked):
@@ -161,27 +163,33 @@ class Campaign:
         folder = self.scratch / name
         folder.mkdir(parents=True)
         scenario.prepare(folder, self.shared)
-        (folder / "tmp").mkdir()
         return folder
 
     def _live(self, name: str, folder: Path, fake: Any, kill: Kill | None = None) -> Life:
-        words = SCENARIOS[name].words.format(url=fake.url if fake else "")
+        url = fake.url if fake else ""
         if fake:
             fake.bodies.clear()
-        variables = self._variables(folder)
+        return self.live(name, folder, folder.parent / f"{folder.name}.txt", {}, kill, url)
+
+    def live(
+        self, name: str, folder: Path, said: Path, variables: Mapping[str, str], kill: Kill | None = None, url: str = ""
+    ) -> Life:
+        """Carry out a command once, in a folder, with some variables of the environment."""
+        words = SCENARIOS[name].words.format(url=url).split()
+        variables = {**self._variables(folder), **variables}
 
         def act() -> None:
             os.environ |= variables
             if SCENARIOS[name].is_new:
-                os.execv(sys.executable, [sys.executable, "-m", "evalkit", *words.split()])
+                os.execv(sys.executable, [sys.executable, "-m", "evalkit", *words])
             from evalkit.cli.commands import main
 
             tempfile.tempdir = None
-            main(words.split())
+            main(words)
 
-        return live(act, folder, folder.parent / f"{folder.name}.txt", kill)
+        return live(act, folder, said, kill)
 
     def _variables(self, folder: Path) -> dict[str, str]:
-        ours = {"EVALKIT_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
+        ours = {"EVALKIT_CACHE": str(folder / "cache"), "TMPDIR": str(self.shared), "PYTHONPATH": str(ROOT)}
         ours |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         return ours

@@ -98,7 +98,7 @@ def live(
 
     Args:
         act: what is done; it may become another program (``os.exec``).
-        folder: where it is done; calls on files below it are counted, but for its folder tmp.
+        folder: where it is done; calls on files below it are counted.
         output: the file that output and errors go to.
         kill: when it is killed; None: never.
         patience: seconds after which everything is killed and counts as hung.
@@ -258,7 +258,7 @@ def _call(pid: int, registers: Any, root: str) -> Call | None:
     except OSError:  # a descriptor that is not open: the call fails
         return None
     inside = os.path.relpath(path, root)
-    if inside.startswith("..") or inside.split(os.sep)[0] == "tmp":
+    if inside.startswith(".."):
         return None
     return Call(name, re.sub(r"\d+", "#", inside))
 
