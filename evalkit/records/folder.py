@@ -229,6 +229,11 @@ class RunFolder:
             return None
 
     @property
+    def is_closed(self) -> bool:
+        """Whether its last writer came to the end: neither at work nor killed."""
+        return not (self.path / _WRITER).exists()
+
+    @property
     def published(self) -> bool:
         """True where the answers were published by others and imported, not made here."""
         return bool(self.config.get("published", False))

@@ -110,7 +110,10 @@ class Campaign:
         for _ in range(2 if draw.random() < _AGAIN else 1):
             kill, how = self._kill(name, number + len(story) * 31, whole, draw)
             life = self._live(name, folder, fake, kill)
-            story.append(f"killed {how}" if life.killed else f"not reached: {how}")
+            at = life.calls[kill.number] if life.killed and kill.number < len(life.calls) else None
+            story.append(
+                f"killed {how}{f': {at.name} {at.path}' if at else ''}" if life.killed else f"not reached: {how}"
+            )
             outcome.kills += life.killed
             outcome.how[how.partition(" ")[0]] += life.killed
             now = checks.recorded(folder)
@@ -137,7 +140,7 @@ class Campaign:
         random.Random(f"{self.seed} {name}").shuffle(kinds)
         call, mode = kinds[number % len(kinds)]
         place = draw.choice([place for place, one in enumerate(whole.calls) if one == call])
-        return Kill(place, mode, everything), f"{mode} call {place} ({call.name} {call.path}), {who}"
+        return Kill(place, mode, everything), f"{mode} call {place}, {who}"
 
     def _of_life(self, folder: Path, life: Life, fake: Any, before: checks.Recorded) -> Any:
         """Yield the faults of one life: what it left running, said, or asked though it was answered."""
