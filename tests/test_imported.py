@@ -52,6 +52,16 @@ def predictions(path: Path) -> list[Prediction]:
     return list(RunFolder.open(path).predictions())
 
 
+def test_an_import_that_was_killed_at_its_very_end_is_closed_by_the_next(tmp_path: Path) -> None:
+    publish(tmp_path / "evals" / "model-7b", f"qa1_16k_{FULL}")
+    [run] = imported(tmp_path / "evals", tmp_path / "out")
+    whole = sorted(path.name for path in run.iterdir())
+    (run / "writer.txt").write_text("process 4711 on node3")
+    [again] = imported(tmp_path / "evals", tmp_path / "out")
+    assert sorted(path.name for path in again.iterdir()) == whole
+    assert len(predictions(again)) == len(ROWS)
+
+
 def test_one_model_under_one_prompt_setting_becomes_one_run_folder(tmp_path: Path) -> None:
     bare = "instruction_no_examples_no_post_prompt_no_chat_template_yes_system_prompt_no"
     model = tmp_path / "evals" / "org" / "model-7b"

@@ -63,6 +63,15 @@ def test_no_scaling_extrapolates_only_because_it_was_named(plain: Checkpoint):
     assert served_rope(plain, RopeRequest(rule="none"), WINDOW).warnings == ()
 
 
+@pytest.mark.parametrize("rule", ["none", "yarn", "checkpoint"])
+def test_a_length_whose_positions_float32_does_not_tell_apart_is_refused(plain: Checkpoint, rule: Any):
+    request = RopeRequest(rule=rule)
+    with pytest.raises(BadInput, match=r"300M = 314,572,800 tokens are beyond 16,777,216: .* float32"):
+        served_rope(plain, request, 300 * 2**20)
+    if rule != "checkpoint":
+        assert served_rope(plain, request, 2**24).window >= 2**24
+
+
 def test_auto_gives_each_bucket_its_factor_and_buckets_with_one_factor_share_a_group(plain: Checkpoint):
     groups = rope_groups(plain, RopeRequest(rule="yarn", factor="auto"), ["8k", "1k", "2k", "4k", "512"])
     assert [(labels, served.scaling.factor) for served, labels in groups if served.scaling] == [

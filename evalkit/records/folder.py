@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from evalkit.errors import BadInput, RunFolderError
-from evalkit.files import write_whole
+from evalkit.files import remove, write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
 from evalkit.records.latest import MAX_ATTEMPTS, Latest, State, slim
@@ -100,12 +100,15 @@ class RunFolder:
                 version, is damaged before its last line, or cannot be written.
         """
         path = Path(path)
+        is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             try:
                 return cls._start_locked(path, lock, arm, as_json(config), as_json(fingerprint), as_json(provenance))
             except BaseException:
+                if is_new and not (path / RUN).exists():
+                    remove(path)
                 _unlock(path, lock)
                 raise
         except OSError as error:
@@ -224,6 +227,11 @@ class RunFolder:
             return name
         except OSError:  # nobody has begun to write, or the folder may only be read
             return None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its last writer came to the end: neither at work nor killed."""
+        return not (self.path / _WRITER).exists()
 
     @property
     def published(self) -> bool:

@@ -66,7 +66,8 @@ def _write(run: ImportedRun, out: Path, name: str, provenance: Mapping[str, Any]
                 f"{run.source / changed[0]} has other content than when it was imported into {path}; "
                 f"import into another folder, or delete that one first."
             )
-        if files.keys() <= known.keys() and all(p.key in before.recorded() for p in run.predictions):
+        is_known = files.keys() <= known.keys() and all(p.key in before.recorded() for p in run.predictions)
+        if is_known and before.is_closed:
             return before
         files, recipes = {**known, **files}, {**before.config.get("recipes", {}), **recipes}
     cells = [(p.subset, p.length) for p in run.predictions]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalkit.errors import BadInput
+from evalkit.files import write_whole
 from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.analysis import Analysis, analyse
@@ -154,7 +155,7 @@ def build(
             drawn.append((drawing, svg, pdf))
         samples = collect_samples(analysis)
         page = out / "report.html"
-        page.write_text(render_page(analysis, tables, drawn, samples, record), encoding="utf-8", newline="\n")
+        write_whole(page, render_page(analysis, tables, drawn, samples, record))
     except OSError as error:
         raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
@@ -204,7 +205,7 @@ def _write_texts(
         contents["depths.csv"] = render.csv_text(GROUP_COLUMNS, flip_rows(analysis.flips))
     contents |= more
     for name, text in contents.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
+        write_whole(out / name, text)
     return [out / name for name in contents]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from evalkit.files import write_whole
 from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.arms import length_name, span
@@ -48,7 +49,7 @@ def write_published(published: Published, out: Path, record: dict[str, Any]) -> 
     if paired:
         texts["pairs.csv"] = render.csv_text(_PAIR_COLUMNS, map(_pair_row, paired))
     for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
+        write_whole(out / name, text)
     files = [out / name for name in texts]
     for drawing in drawings:
         files += save(drawing.figure(), out, drawing.name, origin)

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evalkit.files import write_whole
 from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm, length_name
 from evalkit.report.naming import short_names
@@ -173,6 +175,8 @@ def save(figure: "Figure", folder: Path, name: str, provenance: str, *, exact: b
         box = None if exact else figure.get_tightbbox().padded(0.08)  # inches
         for kind, entries in metadata.items():
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata=entries, dpi=dpi, bbox_inches=box)
+            drawn = BytesIO()  # on a full disk matplotlib would not say what the system said
+            figure.savefig(drawn, format=kind, metadata=entries, dpi=dpi, bbox_inches=box)
+            write_whole(path, drawn.getvalue())
             paths.append(path)
     return paths

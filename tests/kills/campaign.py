@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +31,7 @@ _IMPORTED = (
     "pyarrow.parquet", "scipy.stats", "transformers.models.qwen2.modeling_qwen2", "transformers.trainer",
 )  # fmt: skip
 """Once, by the process from which commands are forked: half a minute's work on a busy machine."""
-_WARNINGS = ("Traceback (most recent call last)",)
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass
@@ -109,7 +110,10 @@ class Campaign:
         for _ in range(2 if draw.random() < _AGAIN else 1):
             kill, how = self._kill(name, number + len(story) * 31, whole, draw)
             life = self._live(name, folder, fake, kill)
-            story.append(f"killed {how}" if life.killed else f"not reached: {how}")
+            at = life.calls[kill.number] if life.killed and kill.number < len(life.calls) else None
+            story.append(
+                f"killed {how}{f': {at.name} {at.path}' if at else ''}" if life.killed else f"not reached: {how}"
+            )
             outcome.kills += life.killed
             outcome.how[how.partition(" ")[0]] += life.killed
             now = checks.recorded(folder)
@@ -136,14 +140,15 @@ class Campaign:
         random.Random(f"{self.seed} {name}").shuffle(kinds)
         call, mode = kinds[number % len(kinds)]
         place = draw.choice([place for place, one in enumerate(whole.calls) if one == call])
-        return Kill(place, mode, everything), f"{mode} call {place} ({call.name} {call.path}), {who}"
+        return Kill(place, mode, everything), f"{mode} call {place}, {who}"
 
     def _of_life(self, folder: Path, life: Life, fake: Any, before: checks.Recorded) -> Any:
         """Yield the faults of one life: what it left running, said, or asked though it was answered."""
         if life.hung:
             yield "a process was still there after minutes"
         output = (folder.parent / f"{folder.name}.txt").read_text(errors="replace")
-        yield from (f"it printed {text!r}" for text in _WARNINGS if text in output)
+        if life.code >= 0 and _TRACEBACK in output:  # engines may mourn a process that was killed
+            yield f"it printed a traceback: {output[-300:]}"
         if fake is not None:
             asked = [sha256(np.array(body["prompt"], "<i4").tobytes()).hexdigest() for body in fake.bodies]
             if again := checks.hashes(before) & set(asked):
@@ -161,27 +166,33 @@ class Campaign:
         folder = self.scratch / name
         folder.mkdir(parents=True)
         scenario.prepare(folder, self.shared)
-        (folder / "tmp").mkdir()
         return folder
 
     def _live(self, name: str, folder: Path, fake: Any, kill: Kill | None = None) -> Life:
-        words = SCENARIOS[name].words.format(url=fake.url if fake else "")
+        url = fake.url if fake else ""
         if fake:
             fake.bodies.clear()
-        variables = self._variables(folder)
+        return self.live(name, folder, folder.parent / f"{folder.name}.txt", {}, kill, url)
+
+    def live(
+        self, name: str, folder: Path, said: Path, variables: Mapping[str, str], kill: Kill | None = None, url: str = ""
+    ) -> Life:
+        """Carry out a command once, in a folder, with some variables of the environment."""
+        words = SCENARIOS[name].words.format(url=url).split()
+        variables = {**self._variables(folder), **variables}
 
         def act() -> None:
             os.environ |= variables
             if SCENARIOS[name].is_new:
-                os.execv(sys.executable, [sys.executable, "-m", "evalkit", *words.split()])
+                os.execv(sys.executable, [sys.executable, "-m", "evalkit", *words])
             from evalkit.cli.commands import main
 
             tempfile.tempdir = None
-            main(words.split())
+            main(words)
 
-        return live(act, folder, folder.parent / f"{folder.name}.txt", kill)
+        return live(act, folder, said, kill)
 
     def _variables(self, folder: Path) -> dict[str, str]:
-        ours = {"EVALKIT_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
+        ours = {"EVALKIT_CACHE": str(folder / "cache"), "TMPDIR": str(self.shared), "PYTHONPATH": str(ROOT)}
         ours |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         return ours

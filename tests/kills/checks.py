@@ -10,8 +10,6 @@ _ANSWER = ("output", "error", "prompt_sha256", "attempt", "finish_reason", "targ
 _EQUAL_TEXTS = {".csv", ".md", ".tex", ".toml", ".txt", ".json"}
 _OF_AN_INVOCATION = ("provenance", "environments", "commands")
 """What run.json, a training's record and report.json say of each time that a command was given."""
-_SCRATCH = "tmp"
-"""The folder for temporary files, of which the system is in charge."""
 
 Recorded = dict[str, list[bytes]]
 
@@ -58,8 +56,7 @@ def differences(folder: Path, whole: Path) -> Iterator[str]:
 
 
 def _names(folder: Path) -> set[str]:
-    paths = (path.relative_to(folder) for path in folder.rglob("*"))
-    return {str(path) for path in paths if path.parts[0] != _SCRATCH}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def _of_answers(name: str, ours: Path, theirs: Path) -> Iterator[str]:

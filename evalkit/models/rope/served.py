@@ -24,6 +24,9 @@ Factor: TypeAlias = float | Literal["auto"] | None
 RuleName: TypeAlias = Literal["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]
 _BY_PARTS = ("ntk-by-parts", "yarn")
 _DETAILS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+_MOST_POSITIONS = 2**24
+"""transformers (``position_ids.float()``) and vLLM (``arange(..., dtype=torch.float)``) turn positions into angles in
+float32, of whose whole numbers above this every other one is missing: two neighbours would have one angle."""
 
 
 def _factor(text: str) -> float | str:
@@ -124,6 +127,11 @@ def served_rope(checkpoint: Checkpoint, request: RopeRequest, length_tokens: int
     Raises:
         BadInput: the rule cannot be served, or does not cover the length; the message has the arithmetic.
     """
+    if checkpoint.rope is not None and length_tokens > _MOST_POSITIONS:
+        raise BadInput(
+            f"{_tokens(length_tokens)} are beyond {_MOST_POSITIONS:,}: engines compute rotary angles from positions in "
+            "float32, which tells no neighbours apart above it; ask for less."
+        )
     if request.rule == "checkpoint":
         return _as_stored(checkpoint, length_tokens)
     stored = _replaceable(checkpoint, request.rule)
