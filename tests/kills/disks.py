@@ -21,6 +21,8 @@ from tests.kills.scenarios import SCENARIOS
 
 READ_ONLY = "read-only"
 SHARES = (0.02, 0.5, 0.9)
+FEW = (0.5,)
+"""For commands that begin as new programs, with all that they import."""
 _PAGE, _ROOM = 4096, "1g"
 
 
@@ -41,7 +43,7 @@ def main() -> None:
         size = _used(disk) - before
         _keep(disk, at / "whole")
         codes[name] = {}
-        for case in (READ_ONLY, *SHARES):
+        for case in cases(name):
             _mount(disk, f"size={_ROOM}")
             before = _filled(campaign, name, disk)
             bound = f"size={before + int(size * case) // _PAGE * _PAGE}" if isinstance(case, float) else "ro"
@@ -53,6 +55,11 @@ def main() -> None:
             _keep(disk, at / str(case) / "again")
             codes[name][str(case)] = [code, again]
     (folder / "codes.json").write_text(json.dumps(codes))
+
+
+def cases(name: str) -> tuple[str | float, ...]:
+    """Return the disks that a command is tried on."""
+    return (READ_ONLY, *(FEW if SCENARIOS[name].is_new else SHARES))
 
 
 def _mount(disk: Path, options: str) -> None:

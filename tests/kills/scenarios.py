@@ -67,6 +67,8 @@ class Scenario:
     """Fills an empty folder; takes it and the folder of the checkpoints that all commands share."""
     needs: str = "torch"
     """A module without which there is nothing to try."""
+    is_once: bool = False
+    """What is done already is refused, not done again: nothing is overwritten."""
     is_new: bool = False
     """It begins as a new program, for it starts others; else it is forked from one that has imported all libraries."""
 
@@ -138,7 +140,7 @@ SCENARIOS = {
     "import": Scenario(24, "import evals --out results", _published),
     "export": Scenario(6, "export results/one exported --to csv", _answers),
     "plot": Scenario(4, "plot results --out plots", _answers),
-    "new-checkpoint": Scenario(6, "new-checkpoint new --window 512", _nothing),
+    "new-checkpoint": Scenario(6, "new-checkpoint new --window 512", _nothing, is_once=True),
     "train": Scenario(
         14,
         "train --base base --out arm --recipe randomized-yarn --samples 8 --longest 240 --subsets qa1 --epochs 3 "
