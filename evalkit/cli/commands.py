@@ -55,10 +55,11 @@ class _Group(click.Group):
                 raise
             what = error.filename if error.filename is not None else "A file"
             reason = f"{what} cannot be used ({error.strerror}); make room, or name another path."
-            echo(f"evalkit: {one_line(reason)}", err=True)
+            echo(f"evalkit: {one_line(reason, most=_LONGEST)}", err=True)
             ctx.exit(WRONG_USE)
         except UnicodeEncodeError as error:
-            echo(f"evalkit: {one_line(error.object)} is not the name of any file; name another path.", err=True)
+            shown = one_line(error.object, most=_LONGEST)
+            echo(f"evalkit: {shown} is not the name of any file; name another path.", err=True)
             ctx.exit(WRONG_USE)
         except KeyboardInterrupt:
             echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
