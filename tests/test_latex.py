@@ -97,7 +97,7 @@ def test_fewer_lengths_leave_room_for_the_difference_and_its_interval(tiny: Anal
     assert "Difference" not in whole
     assert "256" in whole
     assert "Difference" in some
-    assert r"{\tiny [+24.2, +37.7]}" in some
+    assert r"{\tiny [+25.2, +38.3]}" in some
     assert "& 1K & 4K &" in some
     assert some.index("trained YaRN &") < some.index("\nplain &")
     assert "zero-shot" not in some

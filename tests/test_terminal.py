@@ -72,7 +72,8 @@ def test_the_report_on_the_tiny_study_is_short_and_as_wide_as_the_terminal(
     assert len(lines) <= 60
     text = " ".join(" ".join(lines).split())
     assert text.startswith(
-        "BABILong Better than plain at 256 to 4K: Randomized YaRN, paper's range +51.5 [+43.2, +59.5]"
+        "BABILong Better than plain at 256 to 4K: YaRN + PoSE, paper's range +52.2 [+47.2, +56.8]; Randomized YaRN, "
+        "paper's range +51.4 [+46.7, +55.6]"
     )
     assert f"{tmp_path}/: report.html" in text.replace("/ ", "/")
     assert "Randomized YaRN, paper's range is better" not in text, "a sentence per arm is for --full"
@@ -90,7 +91,7 @@ def test_the_whole_report_has_every_table_no_line_too_wide_and_no_explanation_tw
     titles = re.findall(r"^### (.*)$", (tmp_path / "report.md").read_text(), re.MULTILINE)
     assert len(titles) >= 6
     assert all(title in text for title in titles)
-    assert "Randomized YaRN, paper's range is better: 51.5 points" in text
+    assert "Randomized YaRN, paper's range is better: 51.4 points" in text
     assert text.count("Effective: the longest length up to which the interval stays above") == 1
 
 
