@@ -164,15 +164,21 @@ def analyse(
 
 
 def _leakage(arms: Sequence[Arm]) -> list[str]:
-    """Say what of the evaluation was found in training data, each finding once; a control has its arm's training."""
+    """Say what of the evaluation was found in training data, once for all arms of which the same was found.
+
+    Seeds may differ. A control has its arm's training.
+    """
     found: dict[str, list[str]] = {}
     for arm in (arm for arm in arms if not arm.control):
         for leak in sorted({run.training.found if run.training else "" for run in arm.runs}):
             found.setdefault(leak.rstrip("."), []).append(repr(arm.name))
     found.pop("", None)
     trained = sum(any(run.training for run in arm.runs) for arm in arms if not arm.control)
-    sentences = []
+    leaks: dict[tuple[str, ...], list[str]] = {}
     for leak, names in found.items():
-        whose = ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} of {trained} trained arms"
-        sentences.append(f"Training data of {whose} against the evaluation: {leak}.")
+        leaks.setdefault(tuple(names), []).append(leak)
+    sentences = []
+    for owners, own in leaks.items():
+        whose = ", ".join(owners) if len(owners) <= _MOST_NAMED else f"{len(owners)} of {trained} trained arms"
+        sentences.append(f"Training data of {whose} against the evaluation: {'; '.join(own)}.")
     return sentences
