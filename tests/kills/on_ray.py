@@ -24,6 +24,7 @@ _BETWEEN = 40
 def campaign(folder: Path, kills: int, seed: int, between: int = _BETWEEN) -> Outcome:
     """Kill so often, or until the run is done, and say what came of it."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= {"RAY_raylet_start_wait_time_s": "300"}  # on a machine that is busy
     on_cluster = _Run(folder, samples=kills * between, seed=seed)
     outcome = on_cluster.outcome
     try:
