@@ -31,6 +31,8 @@ _IMPORTED = (
     "pyarrow.parquet", "scipy.stats", "transformers.models.qwen2.modeling_qwen2", "transformers.trainer",
 )  # fmt: skip
 """Once, by the process from which commands are forked: half a minute's work on a busy machine."""
+_PATIENCE_SECONDS = 900.0
+"""Of a study on a machine that is busy."""
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -191,7 +193,7 @@ class Campaign:
             tempfile.tempdir = None
             main(words)
 
-        return live(act, folder, said, kill)
+        return live(act, folder, said, kill, _PATIENCE_SECONDS)
 
     def _variables(self, folder: Path) -> dict[str, str]:
         ours = {"EVALKIT_CACHE": str(folder / "cache"), "TMPDIR": str(self.shared), "PYTHONPATH": str(ROOT)}
