@@ -1,5 +1,7 @@
 """Which rule serves which length: covered by arithmetic, or refused in words before anything is loaded."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.served import (
     RopeRequest,
+    refuse_at_sight,
     rope_groups,
     rope_identity,
     served_rope,
@@ -39,6 +42,39 @@ def test_a_length_beyond_the_window_is_refused_with_the_arithmetic_and_the_way_o
         served_rope(plain, RopeRequest(), 16384)
     for part in ("16k = 16,384 tokens", "2,048 positions", "--rope yarn", "factor of 8", "--rope none"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llama"}, {"rope_parameters": None, "rope_theta": 1e4}])
+def test_what_is_refused_at_sight_is_what_is_refused_anyway_in_the_same_words(checkpoint, tmp_path, config):
+    folder = variant(checkpoint, tmp_path / "m", **config)
+    refuse_at_sight(folder, RopeRequest(), ["1k", "2k"])
+    refuse_at_sight(folder, RopeRequest(rule="none"), ["4k"])
+    with pytest.raises(BadInput) as at_sight:
+        refuse_at_sight(folder, RopeRequest(), ["2k", "8k", "4k"])
+    with pytest.raises(BadInput) as anyway:
+        rope_groups(Checkpoint.open(folder), RopeRequest(), ["2k", "8k", "4k"])
+    assert str(anyway.value) == str(at_sight.value)
+
+
+@pytest.mark.parametrize("config", [{"model_type": "gemma3_text"}, {"rope_parameters": YARN4}])
+def test_what_needs_more_than_a_sight_is_left_to_whoever_looks_closer(checkpoint, tmp_path, config):
+    refuse_at_sight(variant(checkpoint, tmp_path / "m", **config), RopeRequest(), ["8k"])
+
+
+def test_a_short_window_is_refused_before_transformers_is_loaded(checkpoint: Path):
+    words = ["run", "--model", str(checkpoint), "--task", "babilong", "--lengths", "16k", "--backend", "hf"]
+    script = f"""
+import sys
+from evalkit.cli.commands import main
+try:
+    main({words})
+finally:
+    print("loaded", {{"transformers", "torch"}} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "16k = 16,384 tokens are not covered" in done.stderr
+    assert "loaded set()" in done.stdout
 
 
 @pytest.mark.parametrize("rule", ["linear", "ntk", "ntk-by-parts", "yarn"])

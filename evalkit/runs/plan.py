@@ -17,7 +17,7 @@ from evalkit.models.backends import BACKENDS, Backend, backend_kind, open_backen
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, template_arguments
 from evalkit.models.hub import resolve
-from evalkit.models.rope.served import ServedRope, rope_groups, rope_identity
+from evalkit.models.rope.served import ServedRope, refuse_at_sight, rope_groups, rope_identity
 from evalkit.records.fingerprint import fingerprint_sha
 from evalkit.records.folder import RunFolder
 from evalkit.runs.config import RunConfig
@@ -190,6 +190,8 @@ def make_plan(config: RunConfig) -> Plan:
     card = load_card(config.task)
     _refuse_folder_of_another_task(config)
     subsets = chosen_subsets(config)
+    if config.adapter is None and (folder := Path(config.model).expanduser()).is_dir():
+        refuse_at_sight(folder, config.rope, config.lengths)
     checkpoint = Checkpoint.find(
         config.model, config.revision, adapter=config.adapter, adapter_revision=config.adapter_revision
     )

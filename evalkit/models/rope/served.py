@@ -18,12 +18,17 @@ from evalkit.lengths import parse_length
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.formulas import RULES, RopeScaling, config_mapping, factor_for
 from evalkit.models.rope.stored import FULL, OF_THE_RULE, KeptRule, KnownRule, StoredRope
+from evalkit.models.training_record import TRAINING_RECORD
 from evalkit.options import option
+from evalkit.reading import read_json
 
 Factor: TypeAlias = float | Literal["auto"] | None
 RuleName: TypeAlias = Literal["checkpoint", "none", "linear", "ntk", "ntk-by-parts", "yarn"]
 _BY_PARTS = ("ntk-by-parts", "yarn")
 _DETAILS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+"""Their positions are those of ``max_position_embeddings`` where the config names no rule."""
+_OF_NO_RULE = {"rope_type", "rope_theta"}
 _MOST_POSITIONS = 2**24
 """transformers (``position_ids.float()``) and vLLM (``arange(..., dtype=torch.float)``) turn positions into angles in
 float32, of whose whole numbers above this every other one is missing: two neighbours would have one angle."""
@@ -145,6 +150,24 @@ def served_rope(checkpoint: Checkpoint, request: RopeRequest, length_tokens: int
             f"{math.ceil(length_tokens / scaling.original_length):g} or more, or --factor auto."
         )
     return _served(checkpoint, scaling, length_tokens, _training_warnings(checkpoint, stored, scaling))
+
+
+def refuse_at_sight(folder: Path, request: RopeRequest, lengths: Sequence[str]) -> None:
+    """Refuse what ``served_rope`` refuses of the commonest kinds of model, without transformers, which loads torch.
+
+    Raises:
+        BadInput: a folder of plain rotary positions that end before a length, served as it is.
+    """
+    config = read_json(folder / "config.json") or {}
+    window = config.get("max_position_embeddings")
+    rule = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    plain = isinstance(rule, dict) and rule.get("rope_type", "default") == "default" and rule.keys() <= _OF_NO_RULE
+    own_words = (folder / TRAINING_RECORD).is_file()  # its record says more of the rule
+    if request.rule != "checkpoint" or config.get("model_type") not in _PLAIN or not plain or own_words:
+        return
+    for tokens in sorted(map(parse_length, lengths)):
+        if type(window) is int and 0 < window < tokens:
+            raise BadInput(_beyond(f"{folder.resolve().name} has {window:,} positions", window, tokens))
 
 
 def rope_groups(
@@ -387,11 +410,13 @@ def _too_long(checkpoint: Checkpoint, length: int) -> str:
             "(the same idea, with one factor for each length) or --rope yarn."
         )
     rule = f", its rule {stored.scaling.describe()}" if stored.scaling and stored.scaling.rule != "none" else ""
-    factor = math.ceil(length / stored.original_length)
+    return _beyond(f"{checkpoint.name} has {checkpoint.window:,} positions{rule}", stored.original_length, length)
+
+
+def _beyond(what_it_has: str, original_length: int, length: int) -> str:
     return (
-        f"{_tokens(length)} are not covered: {checkpoint.name} has {checkpoint.window:,} positions{rule}; use --rope "
-        f"yarn (original length {stored.original_length:,}, so a factor of {factor} or more, or auto), or --rope none "
-        "to extrapolate on purpose."
+        f"{_tokens(length)} are not covered: {what_it_has}; use --rope yarn (original length {original_length:,}, so a "
+        f"factor of {math.ceil(length / original_length)} or more, or auto), or --rope none to extrapolate on purpose."
     )
 
 
