@@ -315,7 +315,7 @@ def test_an_adapter_may_be_a_hub_name_too(cache: Path, checkpoint: Path, tmp_pat
     [
         asked("--model", NAME, "--out", "out"),
         ("check", "--model", NAME, "--lengths", "1k"),
-        ("crosscheck", NAME),
+        ("crosscheck", NAME, "--backends", "hf,scripted"),  # one that is not installed is refused before it
         ("train", "--base", NAME, "--out", "out", "--recipe", "plain"),
     ],
 )

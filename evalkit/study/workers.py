@@ -175,6 +175,7 @@ def _work(connection: Connection, threads: int) -> None:
     """In a worker: carry out the steps that are sent; send shares, and at the end a line or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it, once
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not at once: engines that it started end with it
+    sys.unraisablehook = _end_where_python_may_not
     Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -182,6 +183,13 @@ def _work(connection: Connection, threads: int) -> None:
         except EOFError:
             return
         _send(connection, outcome(step, threads, lambda share: _send(connection, share)))
+
+
+def _end_where_python_may_not(unraisable: "sys.UnraisableHookArgs") -> None:
+    """End where the signal came while Python clears up: there it prints the exit as an error, and goes on."""
+    if issubclass(unraisable.exc_type, SystemExit):
+        os._exit(1)
+    sys.__unraisablehook__(unraisable)
 
 
 def outcome(step: Step, threads: int, on_share: Callable[[float], None]) -> str | Exception:
