@@ -297,3 +297,15 @@ def test_the_published_train_files_share_items_with_the_test_files(subset, share
     asked = fingerprints(read_babi(files["test"], subset))
     found = leakage(read_babi(files["train"], subset), asked)
     assert (found.evaluated, found.shared) == (1000, shared)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ({"longest": 0}, "The trained length, --longest, is 0 tokens; no sample fits"),
+        ({"shortest": 600, "longest": 512}, "Training lengths run from 600 to 512; the first is the smaller one"),
+    ],
+)
+def test_lengths_that_no_sample_has_are_refused_before_any_is_made(lengths, said):
+    with pytest.raises(BadInput, match=said):
+        DataRecipe(**lengths)

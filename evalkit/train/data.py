@@ -61,6 +61,8 @@ class DataRecipe:
     def __post_init__(self) -> None:
         if self.samples < 1 or not self.subsets:
             raise BadInput("Training data need at least one subset and one sample.")
+        if self.longest < 1:
+            raise BadInput(f"The trained length, --longest, is {self.longest} tokens; no sample fits, so name more.")
         if not 0 <= self.shortest <= self.longest:
             raise BadInput(
                 f"Training lengths run from {self.shortest} to {self.longest}; the first is the smaller one."
