@@ -112,6 +112,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 10**50}}, "factor"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "truncate": "no"}}, "truncate"),
     ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": "1"}}, "short_factor"),
+    ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, -0.0]}}, "short_factor"),
     ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": "1"}}}, "rope_theta"),
 ]
 

@@ -177,8 +177,8 @@ def _require_types(values: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
         if key in _NUMBERS and not (value is None or _is_usable(value)):
             raise BadInput(f"{key} in {where} is {shown(value)}; it should be a number, from {-_MOST:g} to {_MOST:g}.")
-        if key in _FACTORS and not (isinstance(value, list) and all(map(_is_usable, value))):
-            raise BadInput(f"{key} in {where} is {shown(value)}; it should be a list of numbers.")
+        if key in _FACTORS and not (isinstance(value, list) and all(_is_usable(one) and one > 0 for one in value)):
+            raise BadInput(f"{key} in {where} is {shown(value)}; it should be a list of numbers above 0.")
         if key in ("type", "rope_type") and not isinstance(value, str):
             raise BadInput(f"{key} in {where} is {shown(value)}; it should be a name, such as yarn.")
     if not isinstance(values.get("truncate", True), bool):
