@@ -210,3 +210,11 @@ def test_template_arguments_reach_the_template_and_the_identity(copy: Path):
 def test_a_template_argument_without_effect_is_refused(copy: Path, args: dict[str, Any], chat: bool | None, said: str):
     with pytest.raises(BadInput, match=said):
         Encoder.open(copy, chat=chat, template_args=args)
+
+
+def test_a_file_at_which_the_library_panics_is_refused_in_a_sentence(copy: Path):
+    values = json.loads((copy / "tokenizer.json").read_text())
+    values["model"]["continuing_subword_prefix"] = "longer than any token"  # cut off the second of each merge
+    (copy / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(BadInput, match=r"No tokenizer can be loaded from .*copy \(.* out of range"):
+        load_tokenizer(copy)

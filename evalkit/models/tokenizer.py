@@ -51,7 +51,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         as_stored = Tokenizer.from_file(str(file)) if file.is_file() else None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust's is no Exception
         raise BadInput(
             f"No tokenizer can be loaded from {folder} ({first_line(error)}); save it beside the weights."
         ) from error
