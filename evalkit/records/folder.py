@@ -246,6 +246,19 @@ class RunFolder:
         """
         return (line.prediction for line in lines.read(self.path / _PREDICTIONS) if line.prediction)
 
+    def require(self, parts: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
+        """Refuse a run of which some parts of the fingerprint are known already, and differ.
+
+        Args:
+            parts: those that are known.
+            kinds: what their names begin with: all parts that are called so are known.
+
+        Raises:
+            RunFolderError: one differs.
+        """
+        recorded = {name: value for name, value in self.fingerprint.items() if name.startswith(kinds)}
+        _refuse_another_run(self.path, recorded, as_json(parts))
+
     def recorded(self) -> Latest[Key]:
         """Return the latest attempt at every key; read once, then kept up to date with what this object appends.
 

@@ -188,8 +188,8 @@ def make_plan(config: RunConfig) -> Plan:
         BadInput: anything that would make the run refuse or mislead, with the arithmetic.
     """
     card = load_card(config.task)
-    _refuse_folder_of_another_task(config)
     subsets = chosen_subsets(config)
+    _refuse_folder_of_other_data(config, card)
     if config.adapter is None and (folder := Path(config.model).expanduser()).is_dir():
         refuse_at_sight(folder, config.rope, config.lengths)
     checkpoint = Checkpoint.find(
@@ -206,10 +206,8 @@ def make_plan(config: RunConfig) -> Plan:
         **{f"checkpoint.{name}": value for name, value in checkpoint.identity().items()},
         "tokenizer and template": encoder.identity,
         **{f"rope.{name}": value for name, value in rope_identity(checkpoint, config.rope).items()},
-        "backend": config.backend,
         "decoding": "greedy",
-        "card": f"{card.task} v{card.version} {card.sha256[:16]}",
-        **{f"data.{name}": value for name, value in benchmark.recipe().items()},
+        **_asked_of_whom(config, card, benchmark),
     }
     arm = config.arm or require_name(_arm(config, checkpoint), f"The arm of {config.model} (without --arm)")
     sha = fingerprint_sha({**fingerprint, **config.engine.decisive})
@@ -227,14 +225,30 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def _refuse_folder_of_another_task(config: RunConfig) -> None:
-    """Nearly everything differs then, so what is said below the first answer would be long, and late."""
+def _asked_of_whom(config: RunConfig, card: TaskCard, benchmark: Benchmark) -> dict[str, Any]:
+    """Return the parts of the fingerprint that need no checkpoint."""
+    return {
+        "backend": config.backend,
+        "card": f"{card.task} v{card.version} {card.sha256[:16]}",
+        **{f"data.{name}": value for name, value in benchmark.recipe().items()},
+    }
+
+
+def _refuse_folder_of_other_data(config: RunConfig, card: TaskCard) -> None:
+    """Refuse at once what can be known before transformers is loaded; the rest shows when the folder is opened.
+
+    Raises:
+        BadInput: it holds a run of another task: nearly everything differs then.
+        RunFolderError: it holds one of other data, or by another backend.
+    """
     if config.out is None or not (config.out / "run.json").is_file():
         return
-    if (task := RunFolder.open(config.out).config.get("task", config.task)) != config.task:
+    folder = RunFolder.open(config.out)
+    if (task := folder.config.get("task", config.task)) != config.task:
         raise BadInput(
             f"Run folder {config.out} holds a run of {task}, and this is one of {config.task}; name another --out."
         )
+    folder.require(_asked_of_whom(config, card, _data_alone(config)), ("backend", "card", "data."))
 
 
 def _refuse_logprobs_of_nothing(config: RunConfig, encoder: Encoder) -> None:
