@@ -7,6 +7,7 @@ import pytest
 
 from evalkit.benchmarks.babilong.published import published_samples
 from evalkit.benchmarks.cards import load_card
+from evalkit.benchmarks.mrcr.published import _parquet_rows
 from evalkit.benchmarks.rows import row_number
 from evalkit.errors import BadInput
 
@@ -64,6 +65,20 @@ def test_a_file_that_begins_with_no_row_never_reaches_the_reader_that_crashes_on
     (tmp_path / "qa1" / "4k.json").write_text(content)
     with pytest.raises(BadInput, match=r"4k\.json is not a json file of rows .*: it begins with b'"):
         read(tmp_path)
+
+
+def test_text_that_is_none_is_refused_with_the_file(tmp_path):
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    rows = {name: pa.array([b"\xff\xfe"]).view(pa.string()) for name in ROWS[0]}
+    for place, file in (("babilong/4k", "qa1.parquet"), ("mrcr", "2needle.parquet")):
+        (tmp_path / place).mkdir(parents=True)
+        write_table(pa.table(rows), tmp_path / place / file)
+    with pytest.raises(BadInput, match=r"qa1\.parquet holds text that is not UTF-8"):
+        read(tmp_path / "babilong")
+    with pytest.raises(BadInput, match=r"2needle\.parquet cannot be read as parquet from row 0 on"):
+        list(_parquet_rows(tmp_path / "mrcr" / "2needle.parquet"))
 
 
 def test_a_broken_file_is_named(tmp_path):

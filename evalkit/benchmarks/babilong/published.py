@@ -93,8 +93,11 @@ def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, An
                 cause = _json_problem(Path(file)) if kind == "json" else None
                 cause = cause or str(error.__cause__ or error).splitlines()[0]
                 raise BadInput(f"{file} is not a {kind} file of rows {', '.join(COLUMNS)}: {cause}") from error
-            for number, row in enumerate(rows):
-                yield f"{file}, row {number}", row
+            try:
+                for number, row in enumerate(rows):
+                    yield f"{file}, row {number}", row
+            except UnicodeDecodeError as error:  # parquet's texts are not looked at when a file is opened
+                raise BadInput(f"{file} holds text that is not UTF-8 ({error.reason}); copy it again.") from error
         if files:
             return
     raise BadInput(

@@ -222,7 +222,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", row
                     number += 1
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"{path} cannot be read as parquet from row {number} on: {first_line(error.__cause__ or error)}."
         ) from error
