@@ -1,24 +1,20 @@
 """Every comparison of speed in one run: the two sides of a pair take turns, and what counts is the ratio.
 
-    python bench/all.py [--quick] [--only prompts,store] [--write]
+    python bench/all.py [--quick] [--only prompts,store] [--model CKPT] [--write]
 
 Each pair takes five turns, and each turn gives a ratio of its own, so that other work on the machine slows down both
 sides; printed is the median ratio with the lowest and the highest. --quick shows that everything works, on
-small inputs; --write puts the table into bench/README.md. What needs vLLM or Ray is left out where they are missing.
+small inputs; --write puts the table into bench/README.md. What needs vLLM or Ray is left out where they are missing;
+vLLM's pairs ask --model, by default a small random one.
 Each pair has a process of its own, whose memory is shown.
 """
-
-import sys
-from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # vllm.py there would hide vLLM
 
 import argparse
 import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import zlib
@@ -26,8 +22,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from datetime import date
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,6 +43,8 @@ from evalkit.records.folder import RunFolder
 from evalkit.types import Prediction, Prompt
 
 TURNS = 5
+_MODEL = "EVALKIT_BENCH_MODEL"
+"""Says to the process of a pair what --model says."""
 _START, _END = "<!-- bench/all.py -->", "<!-- end -->"
 Sides = tuple[Callable[[], object], Callable[[], object]]
 
@@ -216,45 +215,51 @@ def help_page(scratch: Path, quick: bool) -> Iterator[Sides]:
     yield lambda: python("-m", "evalkit", "--help"), lambda: python("-c", "import click")
 
 
-def vllm_bench() -> Any:
-    spec = spec_from_file_location("bench_vllm", HERE / "vllm.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def asked_of_vllm(scratch: Path) -> Checkpoint:
+    return Checkpoint.open(Path(os.environ.get(_MODEL) or tiny(scratch, 1024)))
 
 
 @contextmanager
 def harness_vllm(scratch: Path, quick: bool) -> Iterator[Sides]:
-    bench, checkpoint = vllm_bench(), Checkpoint.open(tiny(scratch, 1024))
-    options = bench.VLLMOptions(kv_cache_memory_bytes=512 * 2**20)
-    backend = bench.VLLMBackend(checkpoint, Encoder.open(checkpoint.path).tokenizer, options)
+    import engines  # beside this file, needs vLLM
+
+    checkpoint = asked_of_vllm(scratch)
+    backend = engines.VLLMBackend(checkpoint, Encoder.open(checkpoint.path).tokenizer, _engine_options())
     backend.serve(served_rope(checkpoint, RopeRequest(), 1024), (), 1024)
     turns, number = count(), 20 if quick else 200
-    new = lambda: bench.random_prompts(number, 1024, turn=next(turns))  # noqa: E731  # none in the prefix cache
+    new = lambda: engines.random_prompts(number, 1024, turn=next(turns))  # noqa: E731
     with closing(backend):
-        yield lambda: bench.ask(backend, new()), lambda: bench.ask_bare(backend, new())
+        yield lambda: engines.ask(backend, new()), lambda: engines.ask_bare(backend, new())
 
 
 @contextmanager
 def in_flight(scratch: Path, quick: bool) -> Iterator[Sides]:
-    bench, checkpoint = vllm_bench(), Checkpoint.open(tiny(scratch, 1024))
-    url, process = bench.serve(checkpoint, 1024, bench.VLLMOptions(kv_cache_memory_bytes=512 * 2**20))
+    import engines
+
+    from evalkit.models.backends.server import ServerBackend, ServerOptions
+
+    checkpoint = asked_of_vllm(scratch)
+    url, process = engines.serve(checkpoint, 1024, _engine_options())
     turns, number = count(), 16 if quick else 96
 
     def ask(concurrency: int) -> None:
-        options = bench.ServerOptions(base_url=(url,), concurrency=concurrency)
-        server = bench.ServerBackend(checkpoint, Encoder.open(checkpoint.path), options, groups=[("1k",)])
+        options = ServerOptions(base_url=(url,), concurrency=concurrency)
+        server = ServerBackend(checkpoint, Encoder.open(checkpoint.path), options, groups=[("1k",)])
         server.serve(served_rope(checkpoint, RopeRequest(), 1024), ("1k",), 1024)
         with closing(server):
-            bench.ask(server, bench.random_prompts(number, 1024, turn=next(turns)))
+            engines.ask(server, engines.random_prompts(number, 1024, turn=next(turns)))
 
     try:
-        yield lambda: ask(1), lambda: ask(bench.IN_FLIGHT)
+        yield lambda: ask(1), lambda: ask(32)
     finally:
         process.terminate()
         process.wait()
+
+
+def _engine_options() -> Any:
+    from evalkit.models.backends.vllm.engine import VLLMOptions
+
+    return VLLMOptions(kv_cache_memory_bytes=2**30)
 
 
 @contextmanager
@@ -338,6 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", help=f"of {', '.join(pair.name for pair in PAIRS)}")
+    parser.add_argument("--model", type=Path, help="for vLLM's pairs")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
@@ -352,6 +358,8 @@ def main() -> None:
         found = measure(pair, arguments.scratch, arguments.quick)
         print(json.dumps({**found, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}))
         return
+    if arguments.model:
+        os.environ[_MODEL] = str(arguments.model.resolve())
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["EVALKIT_CACHE"] = f"{scratch}/cache"
@@ -364,7 +372,7 @@ def main() -> None:
     shown = table(rows, arguments.quick)
     print(shown)
     if arguments.write:
-        readme = HERE / "README.md"
+        readme = Path(__file__).with_name("README.md")
         before, _, rest = readme.read_text(encoding="utf-8").partition(_START)
         after = rest.partition(_END)[2]
         readme.write_text(f"{before}{_START}\n{shown}\n{_END}{after}", encoding="utf-8")

@@ -27,6 +27,7 @@ from evalkit.train.finetune import _export, finetune, prepare
 from evalkit.train.positions import PositionRule
 from evalkit.train.recipes import RECIPES
 from evalkit.train.trainer import Collator, Stream, answer_loss, write_loss_curve
+from tests.refusals import refused_at_once
 from tests.test_mrcr_published import row, write_parquet
 from tests.variants import variant
 
@@ -290,6 +291,15 @@ def test_a_finished_arm_is_not_trained_again_and_another_one_not_over_it(base, t
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(BadInput, match="holds another training: its recipe is 'plain', not 'rpe'"):
         finetune(config(base, tmp_path / "arm", recipe="rpe", epochs=1))
+
+
+def test_a_folder_of_another_training_is_refused_before_base_and_data_are_opened(base, tmp_path):
+    asked = config(base, tmp_path / "arm", recipe="plain", epochs=1)
+    finetune(asked)
+    words = ["train", "--base", "no/such", "--out", tmp_path / "arm"]
+    assert "its recipe is 'plain', not 'rpe'" in refused_at_once([*words, "--recipe", "rpe"])
+    same = ["--recipe", "plain", "--longest", 240, "--samples", 9, "--subsets", "qa1", "--epochs", 1]
+    assert "its data.samples is 8, not 9" in refused_at_once([*words, *same])
 
 
 def test_a_base_that_lacks_a_tensor_is_refused_instead_of_trained_from_random_numbers(base, tmp_path):

@@ -69,6 +69,11 @@ def test_no_first_sentence_of_a_command_is_cut():
         assert f"{name} {command.get_short_help_str(10**6)}" in words
 
 
+def test_no_example_is_wider_than_a_terminal_of_100_columns():
+    for name in main.commands:
+        assert max(map(len, shown(name, "--help", columns=100).splitlines())) <= 100, name
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_the_tasks_are_listed_no_wider_than_the_terminal(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -190,10 +190,10 @@ def test_several_seeds_make_one_arm_and_one_seed_is_called_a_checkpoint(tmp_path
     several = analyse(load_runs([tmp_path]))
     assert {cell.num_models for cell in several.cells} == {3}
     assert several.comparisons[0].num_models == (3, 3)
-    assert "training seeds (3" in " ".join(findings(several)[0].sentences)
+    assert "training seeds (3" in " ".join(findings(several)[0].caveats)
     assert len({cell.run for cell in several.run_cells}) == 6
     one = analyse(load_runs([tmp_path / "plain-0", tmp_path / "yarn-0"]))
-    assert "these two checkpoints" in " ".join(findings(one)[0].sentences)
+    assert "these two checkpoints" in " ".join(findings(one)[0].caveats)
 
 
 def test_arms_of_one_checkpoint_are_named_beside_arms_of_several_seeds(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_arms_of_one_checkpoint_are_named_beside_arms_of_several_seeds(tmp_path:
             name = f"{recipe}-{seed}"
             write_run(tmp_path / name, arm=recipe, accuracy=holds_to(8 * K), training=training(recipe, seed=seed))
     write_run(tmp_path / "zero-shot", arm="zero-shot", accuracy=holds_to(4 * K))
-    *_, seeds, alone = findings(analyse(load_runs([tmp_path])))[0].sentences
+    seeds, alone = findings(analyse(load_runs([tmp_path])))[0].caveats
     assert seeds == "The intervals are over training seeds (2 to an arm) and questions."
     assert alone == "One checkpoint only: zero-shot. What is said of it is about checkpoints, not methods."
 
@@ -210,7 +210,7 @@ def test_arms_of_one_checkpoint_are_named_beside_arms_of_several_seeds(tmp_path:
 def test_one_sample_shows_no_difference_and_does_not_say_what_it_could_have_seen(tmp_path: Path) -> None:
     for arm in ("a", "b"):
         write_run(tmp_path / arm, arm=arm, accuracy=lambda *_: 2.0, samples=1, lengths=("4k",), subsets=("qa1",))
-    sentence = findings(analyse(load_runs([tmp_path])))[0].sentences[0]
+    sentence = findings(analyse(load_runs([tmp_path])))[0].each[0]
     assert sentence.endswith(
         "from too few samples for any true difference to be seen; effective length undecided against undecided."
     )
@@ -240,7 +240,7 @@ def test_a_comparison_ends_in_one_word(
 ) -> None:
     found = analyse(load_runs([arms_of(tmp_path, samples, a=lambda *_: 0.5, b=accuracy)]))
     assert found.comparisons[0].verdict == verdict
-    assert re.match(sentence, findings(found)[0].sentences[0])
+    assert re.match(sentence, findings(found)[0].each[0])
     table = comparison_table(found, "babilong", "official")
     assert dict(zip(table.columns, table.rows[0].entries, strict=True))["Verdict"].text == verdict
 
@@ -294,7 +294,7 @@ def test_whether_the_order_of_two_arms_holds_over_lengths_is_one_line(
     order = found.comparisons[0].order
     assert order is not None
     assert order.word == word
-    assert sentence in findings(found)[0].sentences
+    assert sentence in findings(found)[0].each
     row = comparison_table(found, "babilong", "official").rows[0]
     assert word in [entry.text for entry in row.entries]
 
@@ -312,7 +312,7 @@ def test_arms_that_share_lengths_only_in_some_subsets_are_said_to_share_no_whole
     write_run(tmp_path / "a", arm="a", accuracy=holds_to(8 * K), training=training("plain"))
     for subset, lengths in (("qa1", LENGTHS), ("qa2", ("8k",))):
         write_run(tmp_path / subset, arm="b", accuracy=holds_to(8 * K), subsets=(subset,), lengths=lengths)
-    sentence = findings(analyse(load_runs([tmp_path])))[0].sentences[0]
+    sentence = findings(analyse(load_runs([tmp_path])))[0].each[0]
     assert (
         sentence == "b and a have no length beyond the trained 8K with scores of both in every subset that they share."
     )

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from evalkit.cli.commands import main
 from evalkit.records.folder import RunFolder
 from tests.misbehaving_server import serving
+from tests.refusals import refused_at_once
 
 
 def evalkit(*arguments: object):
@@ -351,15 +352,5 @@ def test_a_missing_engine_and_a_folder_of_another_task_are_refused_before_a_chec
 def test_a_folder_of_other_data_is_refused_before_transformers_is_loaded(checkpoint, tmp_path):
     run(checkpoint, tmp_path / "r", "--lengths", "1k", "--subsets", "qa1", "--samples", 2)
     words = ["run", "--model", str(checkpoint), "--task", "babilong", "--lengths", "1k", "--backend", "scripted"]
-    script = f"""
-import sys
-from evalkit.cli.commands import main
-try:
-    main({[*words, "--seed", "7", "--out", str(tmp_path / "r")]})
-finally:
-    print("loaded", {{"transformers", "torch"}} & sys.modules.keys())
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "data.seed is 0 there and 7 now" in done.stderr
-    assert "loaded set()" in done.stdout
+    said = refused_at_once([*words, "--seed", "7", "--out", tmp_path / "r"])
+    assert "data.seed is 0 there and 7 now" in said

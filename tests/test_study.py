@@ -561,6 +561,13 @@ def test_the_litter_of_a_study_that_was_killed_is_cleared_by_the_next_command(st
     assert not list(run.out.rglob("*.tmp"))
 
 
+def test_a_plan_says_that_its_base_is_not_on_this_machine():
+    words = ["reproduce", "smollm2", "--scale", "cpu", "--base", "no/such", "--dry-run"]
+    done = CliRunner().invoke(commands.main, words)
+    assert done.exit_code == 0
+    assert "note: the base no/such is neither a folder here nor in the hub's cache" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
 def test_a_study_that_is_killed_leaves_no_process_and_goes_on(study):

@@ -185,7 +185,7 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
     \b
     Examples:
       evalkit crosscheck --model ckpt/ --lengths 1k,4k
-      evalkit crosscheck --model ckpt/ --rope yarn --factor 4 --backends hf,server --base-url http://localhost:8000/v1
+      evalkit crosscheck --model ckpt/ --backends hf,server --base-url http://localhost:8000/v1
     """
     import json
 
@@ -241,8 +241,8 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 
     \b
     Examples:
-      evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8k --lora-rank 64
-      evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8k --lora-rank 64
+      evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8k
+      evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8k
     """
     from tqdm import tqdm
 
@@ -309,7 +309,7 @@ def reproduce(
     from functools import partial
 
     from evalkit.cli.progress import StudyProgress
-    from evalkit.models.hub import resolve
+    from evalkit.models.hub import local, resolve
     from evalkit.study import workers
     from evalkit.study.estimate import describe
     from evalkit.study.experiment import experiment_names, load_experiment
@@ -332,6 +332,9 @@ def reproduce(
         study.calibrate()
     if dry_run:
         echo(describe(steps))
+        if not study.trains_base and local(loaded.base) is None:
+            there = "is neither a folder here nor in the hub's cache; without --dry-run it is looked for on the hub"
+            echo(f"note: the base {loaded.base} {there}.", err=True)
         return
     if not study.trains_base:
         resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
@@ -427,8 +430,9 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     """Write a small checkpoint with random weights, a tokenizer and a chat template: something to try evalkit on.
 
     \b
-    Example:
-      evalkit new-checkpoint ckpt && evalkit run --model ckpt --task babilong --lengths 1k,2k,4k --samples 5
+    Examples:
+      evalkit new-checkpoint ckpt
+      evalkit run --model ckpt --task babilong --lengths 1k,2k,4k --samples 5
     """
     from evalkit.lengths import format_length
     from evalkit.models.new_checkpoint import write_checkpoint

@@ -210,15 +210,18 @@ def _write_texts(
 
 
 def _markdown(analysis: Analysis, tables: Sequence[Table], origin: str) -> str:
-    notes = [f"- {render.markdown_text(note)}" for note in analysis.notes]
     parts = ["# Report"]
     for found in findings(analysis):
-        sentences = "\n".join(f"- {render.markdown_text(sentence)}" for sentence in found.sentences)
-        parts.append(f"## {found.title}\n\n{sentences}")
-    if notes:
-        parts += ["## What was left out, and what to know", "\n".join(notes)]
+        parts += [f"## {found.title}", _listed((*found.verdicts, *found.caveats))]
+        parts += ["Arm by arm:", _listed(found.each)] if found.each else []
+    if analysis.notes:
+        parts += ["## What was left out, and what to know", _listed(analysis.notes)]
     parts += ["## Tables", *map(render.markdown, tables), "## Where this comes from", f"`{origin.replace('`', '')}`"]
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {render.markdown_text(sentence)}" for sentence in sentences)
 
 
 def terminal_tables(loaded: Loaded) -> str:

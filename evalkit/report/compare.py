@@ -68,7 +68,7 @@ def compare(
         raise BadInput(f"{a} and {b} have no sample in common: their tasks, subsets or lengths do not meet.")
     width, said = terminal_width(), set[str]()
     tables = [terminal(comparison_table(analysis, c.task, c.scorer), width, said) for c in analysis.comparisons]
-    sentences = [f"{found.title}: {' '.join(found.sentences)}" for found in findings(analysis)]
+    sentences = [f"{found.title}: {' '.join((*found.each, *found.caveats))}" for found in findings(analysis)]
     ends = ["\n".join(wrapped(sentence, width, "", "  ")) for sentence in sentences]
     return Compared(text="\n\n".join([*tables, *ends]), notices=analysis.notes, analysis=analysis)
 

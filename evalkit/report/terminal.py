@@ -12,7 +12,7 @@ from evalkit.report.cells import Row, Table
 from evalkit.report.group_tables import group_tables
 from evalkit.report.main_table import main_table
 from evalkit.report.naming import short_names
-from evalkit.report.words import Finding, findings, short_findings
+from evalkit.report.words import findings
 
 _BOLD, _DIM, _END = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _GAP = "  "
@@ -34,8 +34,8 @@ def terminal_width() -> int:
 def terminal_report(analysis: Analysis, width: int, arms: Sequence[str] = (), lengths: Sequence[str] = ()) -> str:
     """Return the short report: for each task what was found, and one table, of some arms and lengths or of all."""
     parts = []
-    for found, task in zip(short_findings(analysis), analysis.tasks, strict=True):
-        parts.append(_finding(found, width))
+    for found, task in zip(findings(analysis), analysis.tasks, strict=True):
+        parts.append(_said(found.title, (*found.verdicts, *found.caveats), width))
         table = _that_fits(analysis, task, width, arms, lengths)
         parts += [terminal(table, width)] if table.rows else []
         if analysis.groups:  # they were asked for
@@ -46,7 +46,7 @@ def terminal_report(analysis: Analysis, width: int, arms: Sequence[str] = (), le
 def terminal_full(analysis: Analysis, tables: Iterable[Table], width: int) -> str:
     """Return everything in words and in tables; what was explained once is not explained again."""
     said: set[str] = set()
-    parts = [_finding(found, width) for found in findings(analysis)]
+    parts = [_said(found.title, (*found.verdicts, *found.each, *found.caveats), width) for found in findings(analysis)]
     return "\n\n".join([*parts, *(terminal(table, width, said) for table in tables)])
 
 
@@ -62,8 +62,8 @@ def _that_fits(analysis: Analysis, task: str, width: int, arms: Sequence[str], l
     return table
 
 
-def _finding(found: Finding, width: int) -> str:
-    return "\n".join([*bold(found.title, width), *(line for s in found.sentences for line in wrapped(s, width))])
+def _said(title: str, sentences: Iterable[str], width: int) -> str:
+    return "\n".join([*bold(title, width), *(line for s in sentences for line in wrapped(s, width))])
 
 
 def wrapped(text: str, width: int, first: str = "  ", later: str = "    ") -> list[str]:

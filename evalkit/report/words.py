@@ -16,34 +16,33 @@ class Finding(NamedTuple):
     """What one task says."""
 
     title: str
-    sentences: tuple[str, ...]
+    verdicts: tuple[str, ...]
+    """The primary comparisons, put together by their verdict, the largest differences first; alone, each arm."""
+    each: tuple[str, ...]
+    """Every arm against the baseline, the best first; empty where nothing is compared."""
+    caveats: tuple[str, ...]
+    """What the intervals are about."""
 
 
 def findings(analysis: Analysis) -> list[Finding]:
-    """Return for each task: every arm against the baseline, the best first, and what the intervals are about."""
+    """Return what each task says, by the first of its scorers."""
     found = []
     for task in analysis.tasks:
         scorer = analysis.scorers(task)[0]
         compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
         summaries = {s.arm: s for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
-        sentences = []
+        verdicts = [_verdict_sentence(compared, verdict, analysis.margin) for verdict in _VERDICTS]
+        each = []
         for c in _largest_first(compared):
-            sentences += [compared_sentence(c, summaries, analysis.margin), order_sentence(c)]
-        sentences = [sentence for sentence in sentences if sentence]
-        if not sentences:
-            sentences = [_alone(summary) for summary in summaries.values()]
-        found.append(Finding(task_title(task), (*sentences, *caveats(compared))))
-    return found
-
-
-def short_findings(analysis: Analysis) -> list[Finding]:
-    """Return for each task: the primary comparisons, put together by their verdict, the largest differences first."""
-    found = []
-    for task in analysis.tasks:
-        scorer = analysis.scorers(task)[0]
-        compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
-        sentences = [_verdict_sentence(compared, verdict, analysis.margin) for verdict in _VERDICTS]
-        found.append(Finding(task_title(task), tuple(filter(None, [*sentences, *caveats(compared)]))))
+            each += [compared_sentence(c, summaries, analysis.margin), order_sentence(c)]
+        found.append(
+            Finding(
+                task_title(task),
+                verdicts=tuple(filter(None, verdicts)) or tuple(map(_alone, summaries.values())),
+                each=tuple(filter(None, each)),
+                caveats=tuple(caveats(compared)),
+            )
+        )
     return found
 
 

@@ -1,9 +1,9 @@
 """What one training is asked for: checked settings, from flags or from TOML."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from evalkit import options
 from evalkit.benchmarks import task
@@ -11,6 +11,7 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.options import TaskOptions
 from evalkit.errors import BadInput
 from evalkit.lengths import parse_length
+from evalkit.models.training_record import TrainedPositions
 from evalkit.options import option
 from evalkit.train.data import DataRecipe, OnLeak
 from evalkit.train.positions import PAPER_STAGES
@@ -18,7 +19,20 @@ from evalkit.train.recipes import RECIPES, Recipe, make_recipe
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
+_OPTIMIZATION = (
+    "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "final_rate", "weight_decay",
+    "max_gradient_norm", "lm_weight",
+)  # fmt: skip
+
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Asked(NamedTuple):
+    """What settings alone say of a training record: its fields, and some of two fields that hold more."""
+
+    fields: dict[str, Any]
+    data: dict[str, Any]
+    optimization: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +136,29 @@ class TrainConfig:
     def make_recipe(self) -> Recipe:
         """Return the arm's recipe with this training's schedule."""
         return make_recipe(self.recipe, stages=self.stages, mixed=self.mixed, per_batch=self.per_batch)
+
+    @property
+    def stage_length(self) -> int:
+        """Tokens that the stages of random positions are multiples of."""
+        return self.range_length or self.data.longest
+
+    def asked(self) -> Asked:
+        """Return what a record of this training holds, as far as it is known before base and data are opened."""
+        rule = self.make_recipe().positions
+        lora = {name: getattr(self, f"lora_{name}") for name in ("rank", "alpha", "dropout", "targets")}
+        return Asked(
+            {
+                "recipe": self.recipe,
+                "trained_length": self.data.longest,
+                "seed": self.seed,
+                "positions": TrainedPositions(**asdict(rule), range_length=self.stage_length),
+                "largest_position": rule.largest_range(self.stage_length, self.data.longest) - 1,
+                "lora": lora | {"merged": self.merge} if self.lora_rank else None,
+            },
+            data={one.name: getattr(self.data, one.name) for one in fields(self.data)}
+            | {"options": options.write(self.options)},
+            optimization={name: getattr(self, name) for name in _OPTIMIZATION},
+        )
 
 
 def train_config(values: Mapping[str, Any], where: str = "The command line") -> TrainConfig:

@@ -13,11 +13,10 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from evalkit import options
 from evalkit.benchmarks import open_benchmark
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line
@@ -33,7 +32,6 @@ from evalkit.models.training_record import (
     TRAINING_RECORD,
     TrainedData,
     TrainedLeakage,
-    TrainedPositions,
     TrainingRecord,
 )
 from evalkit.models.weights import DTYPE_NAMES
@@ -71,6 +69,7 @@ from evalkit.train.unfinished import (
     explained,
     last_whole,
     only_one_at_work,
+    refuse_other_training,
 )
 from evalkit.types import Sample
 
@@ -102,11 +101,6 @@ class Prepared:
     leakage: Leakage
 
     @property
-    def range_length(self) -> int:
-        """Tokens that the stages of random positions are multiples of."""
-        return self.config.range_length or self.config.data.longest
-
-    @property
     def notices(self) -> list[str]:
         """What a person should know of the data before the training."""
         data, found = self.config.data, []
@@ -122,41 +116,29 @@ class Prepared:
 
     def plan(self) -> TrainingRecord:
         """Return all that decides the weights; with what came of it, this is the training record."""
-        config, data, rule = self.config, self.config.data, self.recipe.positions
-        settings = (
-            "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "final_rate", "weight_decay",
-            "max_gradient_norm", "lm_weight",
-        )  # fmt: skip
-        names = ("rank", "alpha", "dropout", "targets")
-        lora = {name: getattr(config, f"lora_{name}") for name in names} | {"merged": config.merge}
+        asked = self.config.asked()
         return TrainingRecord(
-            recipe=config.recipe,
-            trained_length=data.longest,
+            **asked.fields,
             rope=served_rule(self.checkpoint, self.rope),
             rope_warnings=self.rope.warnings,
-            seed=config.seed,
-            positions=TrainedPositions(**asdict(rule), range_length=self.range_length),
-            largest_position=rule.largest_range(self.range_length, data.longest) - 1,
             base={
                 "name": self.checkpoint.name,
                 **self.checkpoint.identity(),
                 "rope": self.checkpoint.rope.rule.to_json() if self.checkpoint.rope else None,
             },
             data=TrainedData(
-                **{one.name: getattr(data, one.name) for one in fields(data)},
-                options=options.write(config.options),
+                **asked.data,
                 examples=len(self.examples),
                 unfitting=self.unfitting,
                 sha256=data_hash(self.examples),
                 leakage=TrainedLeakage(**asdict(self.leakage), found=self.leakage.describe()),
             ),
             optimization={
-                **{name: getattr(config, name) for name in settings},
+                **asked.optimization,
                 "precision": self.device.precision,
                 "device": self.device.kind,
                 "devices": self.device.number,
             },
-            lora=lora if config.lora_rank else None,
             environments=(environment(),),
         )
 
@@ -216,6 +198,7 @@ def finetune(
         BadInput: see ``prepare``; or ``config.out`` holds another training, or cannot be written.
         EngineError: the base's weights are not complete, or the device has too little memory.
     """
+    refuse_other_training(config.out, config.asked())
     prepared = prepare(config)
     for notice in prepared.notices:
         on_notice(notice)
@@ -279,7 +262,7 @@ def _rope(config: TrainConfig, recipe: Recipe, checkpoint: Checkpoint) -> Served
             f"The trained length of {config.data.longest:,} tokens is beyond the {checkpoint.window:,} positions of "
             f"{checkpoint.name}; train on shorter samples."
         )
-    reached = recipe.positions.largest_range(config.range_length or config.data.longest, config.data.longest)
+    reached = recipe.positions.largest_range(config.stage_length, config.data.longest)
     if recipe.rope == "none" and stored.type == "longrope" and reached > stored.original_length:
         raise BadInput(
             f"{checkpoint.name} changes its frequencies where a sample passes {stored.original_length:,} positions "
@@ -348,7 +331,7 @@ def _trainer(
         stream=Stream(prepared.examples, num_items=steps * per_step, seed=config.seed),
         collator=Collator(
             prepared.recipe.positions,
-            range_length=prepared.range_length,
+            range_length=prepared.config.stage_length,
             num_items=num_items,
             seed=config.seed,
             pad_id=0,  # masked, so any id will do

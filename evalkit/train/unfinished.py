@@ -14,9 +14,22 @@ from pathlib import Path
 from evalkit.errors import BadInput
 from evalkit.files import first_line, is_draft_of_weights
 from evalkit.models.training_record import SCHEMA, TRAINING_RECORD, TrainingRecord
+from evalkit.train.config import Asked
 
 PLAN, CHECKPOINTS = "plan.json", "checkpoints"
 _WHOLE, _LOCK = "whole", "train.lock"
+
+
+def refuse_other_training(out: Path, asked: Asked) -> None:
+    """Refuse a folder of another training by the settings alone, before base and data are opened, which takes a while.
+
+    Raises:
+        BadInput: the folder holds another training, or something else.
+    """
+    there = _training_in(out)
+    if there is not None and there.data is not None:
+        data, optimization = replace(there.data, **asked.data), {**there.optimization, **asked.optimization}
+        _refuse_difference(out, there, replace(there, **asked.fields, data=data, optimization=optimization))
 
 
 def continued(out: Path, plan: TrainingRecord, *, main: bool) -> TrainingRecord:
@@ -30,6 +43,20 @@ def continued(out: Path, plan: TrainingRecord, *, main: bool) -> TrainingRecord:
     Raises:
         BadInput: the folder holds another training, or something else.
     """
+    there = _training_in(out)
+    if there is None:
+        return plan
+    _refuse_difference(out, there, plan)
+    if there.steps is not None:
+        if main:
+            clear(out)
+        return there
+    more = tuple(one for one in plan.environments if one not in there.environments)
+    return replace(plan, environments=there.environments + more)
+
+
+def _training_in(out: Path) -> TrainingRecord | None:
+    """Return the record of a finished training, or the plan of one that is not; None: there is nothing yet."""
     for name in (TRAINING_RECORD, PLAN):
         there = TrainingRecord.read(out / name)
         if there is None:
@@ -39,17 +66,15 @@ def continued(out: Path, plan: TrainingRecord, *, main: bool) -> TrainingRecord:
                 f"{out} was trained by an earlier evalkit, which did not record all that decides the weights; it can "
                 "be run and reported, and to train anew name another --out."
             )
-        if difference := there.difference(plan):
-            raise BadInput(f"{out} holds another training: {difference}; name another --out.")
-        if name == TRAINING_RECORD:
-            if main:
-                clear(out)
-            return there
-        more = tuple(one for one in plan.environments if one not in there.environments)
-        return replace(plan, environments=there.environments + more)
+        return there
     if out.is_dir() and any(not _is_litter(path) for path in out.iterdir()):
         raise BadInput(f"{out} is not empty and holds no training; name another --out.")
-    return plan
+    return None
+
+
+def _refuse_difference(out: Path, there: TrainingRecord, wanted: TrainingRecord) -> None:
+    if difference := there.difference(wanted):
+        raise BadInput(f"{out} holds another training: {difference}; name another --out.")
 
 
 def clear(out: Path) -> None:
