@@ -208,8 +208,16 @@ def test_json_cannot_end_its_element() -> None:
     assert json.loads(json_in_html({"a": NASTY})) == {"a": NASTY}
 
 
+@pytest.fixture
+def page(opened: Any, html: Path) -> Any:
+    """The page as it is when it is opened, whatever the test before did to it."""
+    opened.goto("about:blank")
+    opened.goto(html.as_uri())
+    return opened
+
+
 @pytest.fixture(scope="module")
-def page(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if BROWSER is None:
         pytest.skip("no Chromium is installed (apt-get install chromium)")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the page")
@@ -225,7 +233,6 @@ def page(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         page.on("console", lambda message: page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("request", lambda request: page.requests.append(request.url))
-        page.goto(html.as_uri())
         yield page
         context.close()
 
@@ -258,6 +265,11 @@ def test_a_filter_hides_other_rows(page: Any) -> None:
 
 def listed(page: Any, text: str | re.Pattern[str]) -> None:
     page.locator("#status", has_text=text).wait_for()
+
+
+def at_32k(page: Any) -> None:
+    page.locator("#cell-length").select_option("32k")
+    listed(page, "120 of 120 samples of qa1 at 32K")
 
 
 def tick(page: Any, *arms: str) -> None:
@@ -296,6 +308,7 @@ def test_a_score_leads_to_its_samples_and_a_sample_opens_by_keyboard(page: Any) 
 @pytest.mark.browser
 def test_a_click_anywhere_in_a_row_opens_its_sample_beside_the_list_and_keys_go_on(page: Any) -> None:
     shown = page.locator("#sample")
+    at_32k(page)
     page.locator("#list tbody tr").nth(48).locator("td").nth(3).click()
     assert "sample 00048" in shown.inner_text()
     edges = "['.wide', '#sample'].map((e) => document.querySelector(`#browser ${e}`).getBoundingClientRect())"
@@ -316,8 +329,7 @@ def test_a_click_anywhere_in_a_row_opens_its_sample_beside_the_list_and_keys_go_
 
 @pytest.mark.browser
 def test_samples_can_be_searched_and_paged(page: Any) -> None:
-    page.locator("#cell-subset").select_option("babilong/qa1")
-    listed(page, "of qa1")
+    at_32k(page)
     assert page.locator("#list tbody tr").count() == 50
     page.locator("#on").click()
     assert page.locator("#page").inner_text() == "51 to 100"
@@ -329,6 +341,7 @@ def test_samples_can_be_searched_and_paged(page: Any) -> None:
 
 @pytest.mark.browser
 def test_the_list_has_a_column_of_replies_for_each_run_and_finds_where_they_differ(page: Any) -> None:
+    at_32k(page)
     page.locator("#which").select_option("differ")
     listed(page, re.compile(r"^(?!120)\d+ of 120"))
     pairs = page.locator("#list tbody tr").evaluate_all("rows => rows.map(r => [3, 4].map(i => r.cells[i].innerText))")
@@ -463,6 +476,20 @@ def test_dark_mode_and_print_change_the_colours(page: Any) -> None:
     page.emulate_media(color_scheme="light", media="print")
     assert back() == "rgb(255, 255, 255)"
     assert page.locator("#samples").is_hidden()
+    page.emulate_media(media="screen")
+
+
+@pytest.mark.browser
+def test_the_findings_begin_with_the_primary_comparisons_and_what_is_folded_is_not_printed(page: Any) -> None:
+    first = page.locator("#findings li").first
+    assert re.match(r"(Better than|Worse than|Equivalent to|Undecided against) plain", first.inner_text())
+    each = page.locator("#findings details li").first
+    page.emulate_media(media="print")
+    assert each.is_hidden()
+    assert page.locator("#origin dl").first.is_hidden()
+    page.locator("#findings summary").first.click()
+    assert each.is_visible()
+    page.locator("#findings summary").first.click()
     page.emulate_media(media="screen")
 
 
