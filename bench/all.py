@@ -242,15 +242,16 @@ def in_flight(scratch: Path, quick: bool) -> Iterator[Sides]:
     url, process = engines.serve(checkpoint, 1024, _engine_options())
     turns, number = count(), 16 if quick else 96
 
-    def ask(concurrency: int) -> None:
+    def opened(concurrency: int) -> ServerBackend:
         options = ServerOptions(base_url=(url,), concurrency=concurrency)
         server = ServerBackend(checkpoint, Encoder.open(checkpoint.path), options, groups=[("1k",)])
         server.serve(served_rope(checkpoint, RopeRequest(), 1024), ("1k",), 1024)
-        with closing(server):
-            engines.ask(server, engines.random_prompts(number, 1024, turn=next(turns)))
+        return server
 
+    new = lambda: engines.random_prompts(number, 1024, turn=next(turns))  # noqa: E731
     try:
-        yield lambda: ask(1), lambda: ask(32)
+        with closing(opened(1)) as one, closing(opened(32)) as many:
+            yield lambda: engines.ask(one, new()), lambda: engines.ask(many, new())
     finally:
         process.terminate()
         process.wait()

@@ -7,7 +7,6 @@ that was edited by hand is noticed, and a line that a killed process left unfini
 """
 
 import json
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
@@ -27,6 +26,7 @@ _CHECKSUM = b',"checksum":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MARK = _CHECKSUM.partition(b"%")[0]
 _MOST = 2**31 - 1
+_LARGEST = 3e38  # that float32 holds; nothing compares with NaN
 _MANY = 50  # brackets, above which a line may be nested deeper than the bound
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "a list", dict: "an object"}
 _WORDS |= {type(None): "null"}
@@ -121,6 +121,8 @@ def _require_usable(values: Mapping[str, Any]) -> None:
     for name, number in _whole_numbers(values):
         if type(number) is not int or not 0 <= number <= _MOST:
             raise BadInput(f"{name} is {shown(number)}; it should be a whole number from 0 to {_MOST:,}.")
+    if not 0 <= values["seconds"] <= _LARGEST:
+        raise BadInput(f"seconds is {shown(values['seconds'])}; it should be a number from 0 up.")
     if any(type(fact) is not str for fact in values["metadata"].get("facts") or ()):
         raise BadInput("metadata.facts should be a list of texts.")
 
@@ -132,7 +134,7 @@ def _answer_logprob(record: Mapping[str, Any]) -> AnswerLogprob:
     if not isinstance(wrong, dict):
         raise BadInput(f"answer_logprob.wrong is {shown(wrong)}; it should be an object.")
     for name, value in (("target", target), *((f"wrong.{label}", value) for label, value in wrong.items())):
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= _LARGEST:
             raise BadInput(f"answer_logprob.{name} is {shown(value)}; it should be a number.")
     return AnswerLogprob(target=float(record["target"]), tokens=tokens, wrong=wrong)
 

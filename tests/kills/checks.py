@@ -92,7 +92,12 @@ def _close(ours: Path, theirs: Path) -> bool:
 
 def _text(file: Path) -> str:
     text = file.read_text()
-    return json.dumps(_lasting(json.loads(text)), indent=1) if file.suffix == ".json" else text
+    if file.suffix != ".json":
+        return text
+    try:
+        return json.dumps(_lasting(json.loads(text)), indent=1)
+    except ValueError:  # torn by a kill
+        return text
 
 
 def _lasting(content: Any) -> Any:
