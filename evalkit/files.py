@@ -69,6 +69,11 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def is_draft_of(path: Path, name: str) -> bool:
+    """Tell whether a killed process left this file while ``drafted`` wrote one of a name beside it."""
+    return re.fullmatch(rf"{re.escape(name)}\.\d+\.tmp", path.name) is not None and path.is_file()
+
+
 def is_draft_of_weights(path: Path) -> bool:
     """Tell whether a killed process left this file while safetensors wrote one beside it, as .tmpAb12Cd."""
     return re.fullmatch(r"\.tmp\w{6}", path.name) is not None and path.is_file()

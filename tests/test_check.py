@@ -179,6 +179,14 @@ def test_weights_that_are_not_the_configs_are_a_problem_as_a_run_would_find(chec
     assert re.search(said, report.problems[0])
 
 
+def test_quantized_weights_of_fewer_layers_than_the_config_says_are_a_problem(checkpoint, tmp_path):
+    quantized = {"quantization_config": {"quant_method": "fp8"}}
+    report = check(variant(checkpoint, tmp_path / "deep", **quantized, num_hidden_layers=12), ["1k"])
+    assert "has weights of 2 layers, and its config says 12; copy both again." in " ".join(report.problems)
+    whole = check(variant(checkpoint, tmp_path / "whole", **quantized), ["1k"])
+    assert not [problem for problem in whole.problems if "layers" in problem]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -119,7 +119,9 @@ def test_what_a_kill_left_is_written_anew_and_what_is_not_ours_stays(tmp_path: P
     folder = tmp_path / "c"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{")
+    (folder / "config.json.17.tmp").write_text('{"architectures": [')
     write_checkpoint(folder, vocab_size=600)
+    assert not list(folder.glob("*.tmp"))
     assert Checkpoint.open(folder).vocab_size <= 600
     with pytest.raises(BadInput, match="is not an empty folder"):
         write_checkpoint(folder, vocab_size=600)

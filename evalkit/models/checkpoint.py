@@ -6,6 +6,7 @@ transformers does not know itself are refused.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash")
 _FOUND_BY_THE_BACKEND = ("torch_dtype", "dtype", "eos_token_id")
 """Told by ``Backend.identity`` as they take effect: the dtype in use, all stop ids."""
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 _HF_WILL_NOT_LOAD = "The hf backend will not load this checkpoint"
 _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
 
@@ -236,12 +238,17 @@ class Checkpoint:
         """Return why the weights are not those of the model that the config describes, or None.
 
         Names and shapes are compared as loading does, by loading onto torch's "meta" device, which reads no values.
-        Quantized weights are not compared: their names hang on packages that only the engine may have. Nor are those of
-        a model that transformers cannot build, which vLLM may have a class of its own for.
+        Of quantized weights the layers alone are counted: their names hang on packages that only the engine may have.
+        Those of a model that transformers cannot build, which vLLM may have a class of its own for, are not compared.
         """
         config = read_json(self.path / "config.json") or {}
-        cannot_be_built = any(warning.startswith(_HF_WILL_NOT_LOAD) for warning in self.warnings)
-        if "quantization_config" in config or cannot_be_built:
+        if any(warning.startswith(_HF_WILL_NOT_LOAD) for warning in self.warnings):
+            return None
+        if "quantization_config" in config:
+            stored = max((int(found[1]) + 1 for found in map(_LAYER.search, self.tensors) if found), default=0)
+            if 0 < stored < self.num_layers:
+                counted = f"{stored} layers, and its config says {self.num_layers}"
+                return f"{self.path} has weights of {counted}; copy both again."
             return None
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging

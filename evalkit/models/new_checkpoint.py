@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from evalkit.benchmarks.babilong.prose import generate_prose
 from evalkit.benchmarks.mrcr.texts import FORMATS, TOPICS, write_text
 from evalkit.errors import BadInput
-from evalkit.files import first_line, is_draft_of_weights
+from evalkit.files import first_line, is_draft_of, is_draft_of_weights, write_whole
 
 _FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 _FILES |= {"chat_template.jinja"}
+_LAST = "config.json"
 HEAD_DIM = 32  # the smallest that every attention kernel of both engines takes
 _END_OF_TEXT, _START, _END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _TRAINING_WORDS = 40_000
@@ -84,9 +85,11 @@ def write_checkpoint(
 
 
 def _is_free(directory: Path) -> bool:
-    """Whether a folder holds nothing but what a killed writer left: config.json is written last."""
-    names = {path.name for path in directory.iterdir() if not is_draft_of_weights(path)}
-    return "config.json" not in names and names <= _FILES
+    """Whether a folder holds nothing but what a killed writer left: config.json is written last, and whole."""
+    return all(
+        is_draft_of_weights(path) or path.name in _FILES - {_LAST} or is_draft_of(path, _LAST)
+        for path in directory.iterdir()
+    )
 
 
 @contextmanager
@@ -152,7 +155,7 @@ def _write(
     stops = {"eos_token_id": [token_ids[_END], token_ids[_END_OF_TEXT]], "pad_token_id": token_ids[_END_OF_TEXT]}
     _write_json(directory / "generation_config.json", {"do_sample": False, **stops})
     _write_weights(directory / "model.safetensors", config, seed)
-    _write_json(directory / "config.json", config)
+    write_whole(directory / _LAST, json.dumps(config, indent=2) + "\n")
 
 
 def _write_tokenizer(directory: Path, seed: int, vocab_size: int) -> tuple[int, dict[str, int]]:

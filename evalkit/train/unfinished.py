@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evalkit.errors import BadInput
-from evalkit.files import first_line, is_draft_of_weights
+from evalkit.files import first_line, is_draft_of, is_draft_of_weights
 from evalkit.models.training_record import SCHEMA, TRAINING_RECORD, TrainingRecord
 from evalkit.train.config import Asked
 
@@ -118,8 +118,7 @@ def _is_litter(path: Path) -> bool:
         return True
     if path.name == CHECKPOINTS:
         return path.is_dir() and not any(path.iterdir())
-    ours = path.suffix == ".tmp" and path.name.startswith((PLAN, TRAINING_RECORD))
-    return ours or is_draft_of_weights(path)
+    return any(is_draft_of(path, name) for name in (PLAN, TRAINING_RECORD)) or is_draft_of_weights(path)
 
 
 @contextmanager
