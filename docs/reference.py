@@ -121,8 +121,8 @@ def text() -> str:
         "<!-- Written by docs/reference.py; do not edit. -->",
         "# Files, columns, settings",
         "Every name below was read from files that evalkit made. Scores, shares and intervals in CSV files are percent "
-        "and points, 0 to 100; in `scores.parquet` and in Python they are 0 to 1. `X_ci_low` and `X_ci_high` are the "
-        "95 % interval of `X`.",
+        "and points, 0 to 100; in `scores.parquet` and in `.frame` they are 0 to 1 (`.compare` gives points). "
+        "`X_ci_low` and `X_ci_high` are the 95 % interval of `X`.",
     ]
     for file, own in files.items():
         title, note = _FILES.get(file, (file, ""))

@@ -10,8 +10,9 @@
     results.compare("randomized-yarn", "plain")
     results.report("plots/")
 
-A keyword is the name of an option of ``evalkit run`` with underscores: ``--gpu-memory 80`` is ``gpu_memory=80``.
-Several values are a list, a tuple, or one text with commas; a length is a text such as "16k", or a number of tokens.
+A keyword is the name of an option of ``evalkit run`` with underscores: ``--max-new-tokens 40`` is
+``max_new_tokens=40``. Several values are a list, a tuple, or one text with commas; a length is a text such as "16k", or
+a number of tokens.
 """
 
 import warnings

@@ -8,8 +8,8 @@
     +-- EngineError              a model engine or server that cannot be started or has died for good
         +-- EngineLost           its process died or hangs; another one may answer
 
-A message names the thing, the value, the rule and the way out, in one sentence. Only ``cli.py`` turns these into exit
-codes; everything else that escapes is a bug and keeps its traceback.
+A message names the thing, the value, the rule and the way out, in one sentence. Only ``cli/commands.py`` turns these
+into exit codes; everything else that escapes is a bug and keeps its traceback.
 """
 
 

@@ -1,4 +1,4 @@
-"""What this machine is, as far as numbers hang on it."""
+"""What this machine is, as far as numbers hang on it, and how it gets what it lacks."""
 
 import os
 import platform
@@ -25,6 +25,21 @@ def processor() -> dict[str, str]:
         "model": model[1].strip() if model else platform.machine(),
         "instructions": " ".join(name for name in _INSTRUCTION_SETS if name in has),
     }
+
+
+def how_to_install(package: str) -> str:
+    """Return the command for a package that is missing, in the versions that evalkit declares: "pip install 'x>=1'".
+
+    It names the package and never an extra of evalkit's: on the package index that name is another project's.
+    """
+    from importlib import metadata
+
+    try:
+        declared = metadata.requires("evalkit") or []
+    except metadata.PackageNotFoundError:  # run from its folder, not installed
+        declared = []
+    wanted = (line.partition(";")[0].strip() for line in declared if re.match(rf"{package}\b", line))
+    return f"pip install '{next(wanted, package)}'"
 
 
 def describe() -> str:

@@ -210,6 +210,6 @@ def test_the_cost_of_every_run_is_told(study):
 
     study()
     text = evalkit("run", "study.toml", "--dry-run").stdout
-    assert text.count("Engine loads, one per rope rule: 1") == 4
+    assert text.count("Engine loads, at most one per rope rule: 1") == 4
     told = json.loads(evalkit("run", "study.toml", "--dry-run", "--json").stdout)
     assert [one["arm"] for one in told] == ["plain", "yarn, right"] * 2

@@ -22,7 +22,11 @@ class TaskOptions:
 
     GROUP: ClassVar[str] = "Data"
 
-    source: str = option("--source", "'generated', 'hub', or published rows' folder.", default=GENERATED)
+    source: str = option(
+        "--source",
+        "'generated', published rows on the hub (hub; BABILong: hub-1k, hub-train), or a folder of such rows.",
+        default=GENERATED,
+    )
     """"generated", a data set named in the card, or a local copy of published rows."""
     control: Control | None = option("--control", "Bound a curve from below or above.", default=None)
     """From below (the question alone) or from above (no background)."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line
+from evalkit.machine import how_to_install
 
 
 def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | None = None) -> Any:
@@ -58,7 +59,7 @@ def with_adapter(model: Any, adapter: Path) -> Any:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise BadInput("An adapter needs peft: pip install 'evalkit[train]'.") from error
+        raise BadInput(f"An adapter needs peft: {how_to_install('peft')}.") from error
     try:
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except Exception as error:

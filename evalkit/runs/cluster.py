@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from evalkit.errors import BadInput
 from evalkit.files import environment, first_line
+from evalkit.machine import how_to_install
 from evalkit.runs.reaper import reaped_folder
 
-_INSTALL = "Ray is not installed here: pip install 'evalkit[ray]', or leave out --replicas and --ray"
 _GREETING_SECONDS = 5.0
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Keys and answers pass through, no prompts; Ray's own default is a third of the memory."""
@@ -58,7 +58,10 @@ def cluster(address: str | None) -> Iterator[Any]:
         with environment(_OF_OUR_OWN if address is None else {"RAY_USAGE_STATS_ENABLED": "0"}):  # read on import
             import ray
     except ImportError as error:
-        raise BadInput(f"{_INSTALL} ({first_line(error)}).") from None
+        raise BadInput(
+            f"Ray is not installed here: {how_to_install('ray')}, or leave out --replicas and --ray "
+            f"({first_line(error)})."
+        ) from None
     if ray.is_initialized():
         yield ray
         return

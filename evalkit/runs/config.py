@@ -72,7 +72,9 @@ class RunConfig:
     adapter: str | None = option("--adapter", "LoRA adapter to serve on top: a folder, or a hub name.", default=None)
     adapter_revision: str | None = option("--adapter-revision", "Of the adapter's hub name [main].", default=None)
     backend: str = option(
-        "--backend", f"One of {', '.join(BACKENDS)}; default: vllm beside a GPU, else hf.", group="Backend"
+        "--backend",
+        f"One of {', '.join(BACKENDS)}; default: vllm where it is installed beside a GPU, else hf.",
+        group="Backend",
     )
     engine: Any
     """Of the backend's own class."""

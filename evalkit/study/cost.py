@@ -143,7 +143,7 @@ class RunCost:
             f"prompt tokens, at most {sum(c.answer_tokens for c in cells):,} answer tokens, "
             f"{sum(c.prefill_flops for c in cells):.2e} FLOP of prefill, about "
             f"{sum(c.disk_bytes for c in cells) / 2**20:,.1f} MiB on disk.",
-            f"Engine loads, one per rope rule: {len(self.engines)} ({engines}).",
+            f"Engine loads, at most one per rope rule: {len(self.engines)} ({engines}).",
         ]
         if self.seconds is None:
             lines.append(

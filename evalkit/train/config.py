@@ -54,7 +54,10 @@ class TrainConfig:
         "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
     )
     against: tuple[Path, ...] = option(
-        "--against", "Run folder whose questions are held out (repeatable).", default=(), repeat=True
+        "--against",
+        "Run folder, or TOML file of a run, whose questions are held out (repeatable).",
+        default=(),
+        repeat=True,
     )
     """Run folders, or TOML files of a run's settings."""
     on_leak: OnLeak = option("--on-leak", "Items that evaluation asks too [refuse].", default="refuse")

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 from evalkit.benchmarks import open_benchmark
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import first_line
+from evalkit.machine import how_to_install
 from evalkit.models import tokenizer
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.causal_lm import load_causal_lm
@@ -362,7 +363,7 @@ def _load(prepared: Prepared, *, half: bool) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise BadInput("LoRA needs peft: pip install 'evalkit[train]'.") from error
+        raise BadInput(f"LoRA needs peft: {how_to_install('peft')}.") from error
     torch.manual_seed(config.seed)  # LoRA's first matrices are random
     lora = LoraConfig(
         r=config.lora_rank,

