@@ -80,7 +80,7 @@ class Campaign:
         """Try a command until it was killed so often, or the time is up."""
         outcome = Outcome()
         number = 0
-        while outcome.kills < kills and number < 3 * kills and time.monotonic() < self.until:
+        while outcome.kills < kills and number < 10 * kills and time.monotonic() < self.until:
             one = self.once(name, number)
             outcome.kills += one.kills
             outcome.how += one.how
