@@ -214,7 +214,7 @@ class Score:
 
 
 class PromptEncoder(Protocol):
-    """Text to token ids for one checkpoint. ``models/prompts.py`` implements it; benchmarks only use it."""
+    """Text to token ids for one checkpoint. ``models/encoder.py`` implements it; benchmarks only use it."""
 
     @property
     def identity(self) -> str:

@@ -179,6 +179,16 @@ def test_weights_that_are_not_the_configs_are_a_problem_as_a_run_would_find(chec
     assert re.search(said, report.problems[0])
 
 
+def test_a_control_has_no_length_that_reasoning_could_fill(checkpoint):
+    asked = {"thinking_tokens": 2048, "control": "no-context"}
+    assert not [one for one in check(checkpoint, ["1k"], **asked).problems if "thinking-tokens" in one]
+    assert [one for one in check(checkpoint, ["1k"], thinking_tokens=2048).problems if "thinking-tokens" in one]
+
+
+def test_how_often_0k_fits_a_gpu_is_not_counted(checkpoint):
+    assert [row.num_fit is None for row in check(checkpoint, ["0k", "1k"], gpu_memory=80).rows] == [True, False]
+
+
 def test_quantized_weights_of_fewer_layers_than_the_config_says_are_a_problem(checkpoint, tmp_path):
     quantized = {"quantization_config": {"quant_method": "fp8"}}
     report = check(variant(checkpoint, tmp_path / "deep", **quantized, num_hidden_layers=12), ["1k"])

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from evalkit.cli.commands import main
 from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.study.cost import COARSE, detectable_difference, prefill_flops, samples_needed
+from evalkit.study.cost import COARSE, _seconds, detectable_difference, prefill_flops, samples_needed
 
 
 def evalkit(*arguments: object) -> str:
@@ -99,6 +99,26 @@ def test_a_calibration_tells_the_time_of_a_plan_and_is_made_once(asked, tmp_path
     assert not (tmp_path / "r").exists()
     other = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--script", "wrong")
     assert "Time: not known" in evalkit("run", *asked, *other, "--dry-run"), "another engine has another pace"
+
+
+def test_settings_that_change_the_pace_and_no_answer_are_measured_anew(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    one = ("--model", checkpoint, "--backend", "hf", "--task", "babilong", "--subsets", "qa1", "--lengths", "1k")
+    for tokens in (1000, 60000):
+        asked = (*one, "--batch-tokens", tokens, "--out", tmp_path / "r")
+        assert "Time: about" in evalkit("run", *asked, "--dry-run", "--calibrate")
+    assert len(list((tmp_path / "cache" / "calibration").iterdir())) == 2
+    evalkit("run", *asked, "--samples", 1, "--quiet")
+    evalkit("run", *asked, "--samples", 2, "--quiet", "--batch-tokens", 500)
+    told = json.loads((tmp_path / "r" / "run.json").read_text())["provenance"]
+    assert [entry["engine_options"]["batch_tokens"] for entry in told] == [60000, 500]
+
+
+def test_a_server_that_says_it_computed_nothing_breaks_no_plan(checkpoint):
+    own = {"samples": 4, "prompt_tokens": 4000, "cached_tokens": 4000, "seconds": 1.0}
+    assert (_seconds(Checkpoint.open(checkpoint), "1k", 1e9, {"1k": own}) or 0) > 0
+    one = own | {"prompt_tokens": 4, "cached_tokens": 9}
+    assert _seconds(Checkpoint.open(checkpoint), "1k", 1e9, {"1k": one}) is not None
 
 
 def test_a_calibration_of_another_model_is_not_taken(asked, tmp_path, monkeypatch):

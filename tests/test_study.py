@@ -203,6 +203,13 @@ def test_a_revision_goes_with_the_base_to_every_command_that_opens_it(written, t
     study = Study(experiment=experiment, root=tmp_path / "r", plots=tmp_path / "p")
     base, trained = study.evaluation(0), study.run(experiment.curves[0], 0)
     assert (base.model, base.revision) == ("some-lab/model", revision)
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evalkit.study.study.make_plan", asked.append)
+        study._asking_the_base()
+    assert [(one.model, one.revision) for one in asked] == [("some-lab/model", revision)], (
+        "no curve of it is the base's"
+    )
     assert study.training("plain", 0).revision == revision
     assert (trained.model, trained.revision) == (str(study.trained("plain", 0)), None)
 
@@ -247,6 +254,20 @@ def test_what_an_experiment_cannot_say_is_refused_in_one_sentence_with_file_and_
     with pytest.raises(BadInput, match=message) as refusal:
         load_experiment(written((old, new)))
     assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("table", ["arms", "curves"])
+def test_an_experiment_that_compares_nothing_is_refused_before_anything_is_trained(written, table):
+    experiment = load_experiment(written())
+    empty = {"arms": {}, "curves": ()}
+    with pytest.raises(BadInput, match=rf"has nothing under \[+{table}\]+, so there is nothing to compare"):
+        replace(experiment, **{table: empty[table]})
+
+
+def test_a_scale_that_sets_what_is_no_table_is_refused(written):
+    file = written(("[training]", "budget = 3\n[scales.x.budget]\nparameters = 3\n[training]"))
+    with pytest.raises(BadInput, match=r"mine\.toml.*budget"):
+        load_experiment(file, scale="x")
 
 
 def test_an_experiment_that_is_not_there_is_refused_with_those_that_are():

@@ -332,7 +332,7 @@ def reproduce(
         study.calibrate()
     if dry_run:
         echo(describe(steps))
-        if not study.trains_base and local(loaded.base) is None:
+        if not study.trains_base and local(loaded.base, loaded.revision) is None:
             there = "is neither a folder here nor in the hub's cache; without --dry-run it is looked for on the hub"
             echo(f"note: the base {loaded.base} {there}.", err=True)
         return

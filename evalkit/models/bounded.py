@@ -19,7 +19,7 @@ MEMORY_BYTES = 2**30
 """Beyond what the process has."""
 MAX_CHARACTERS = 1_000_000
 """Of the prompt of one short question; system prompts of templates have some thousands."""
-_WALL_SECONDS = 60  # of a machine that is so busy that 10 seconds of its CPU take longer
+_WALL_SECONDS = 60  # of a machine that is so busy that CPU_SECONDS of it take longer
 _TOO_LONG, _TOO_LARGE = b"l", b"m"
 
 

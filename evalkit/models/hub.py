@@ -74,11 +74,11 @@ def resolve(text: str, revision: str | None = None) -> ModelSource:
     return ModelSource(path=cached, name=text, commit=cached.name)
 
 
-def local(text: str) -> Path | None:
+def local(text: str, revision: str | None = None) -> Path | None:
     """Return the folder that a model's name stands for if it lies on this machine, else None; downloads nothing."""
     if Path(text).expanduser().is_dir():
         return Path(text).expanduser()
-    return _in_cache(text, None) if _HUB_NAME.fullmatch(text) else None
+    return _in_cache(text, revision) if _HUB_NAME.fullmatch(text) else None
 
 
 def _in_cache(name: str, revision: str | None) -> Path | None:

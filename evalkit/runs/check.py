@@ -114,7 +114,7 @@ def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
         rows.append(row)
         warnings += found
     problems = [row.problem for row in rows if row.problem]
-    problems += budget_problems(config.data.thinking_tokens, config.lengths)
+    problems += budget_problems(config.data, config.lengths)
     if problem := checkpoint.weight_problem():
         problems.append(problem)
     prompt = None
@@ -168,7 +168,7 @@ def _check_length(
     except BadInput as error:
         return LengthCheck(length=length, tokens=tokens, problem=str(error)), ()
     kv_bytes, num_fit, problem = checkpoint.kv_bytes(tokens, dtype), None, None
-    if gpu_memory_gib is not None:
+    if gpu_memory_gib is not None and kv_bytes:  # not of 0k, which has no length of its own
         as_stored = dtype == checkpoint.dtype
         weights = checkpoint.weight_bytes if as_stored else checkpoint.num_parameters * checkpoint.dtype_bytes(dtype)
         free = gpu_memory_gib * _GIB * _USED_SHARE - weights - _ACTIVATIONS

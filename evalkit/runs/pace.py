@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evalkit import options
 from evalkit.errors import EvalkitError
 from evalkit.machine import describe
 from evalkit.records.folder import RunFolder
-from evalkit.runs.config import recorded_config
 from evalkit.runs.plan import Plan
 from evalkit.types import Prediction
 
@@ -65,6 +65,8 @@ class MeasuredPace(NamedTuple):
 def measured_pace(plan: Plan, folders: list[Path]) -> MeasuredPace | None:
     """Return the latest pace that these weights were answered at on this machine, by this backend with these settings.
 
+    Settings are compared invocation by invocation: one that goes on with a folder may change what decides no answer.
+
     One with answers scored where the plan has them scored, or without where it has not, if there is such a one; None
     where no folder holds any. A folder that cannot be read is passed over: this is only an estimate's source.
     """
@@ -72,12 +74,11 @@ def measured_pace(plan: Plan, folders: list[Path]) -> MeasuredPace | None:
     machine = describe()
     same = {name: value for name, value in plan.fingerprint.items() if name.startswith("checkpoint.")}
     same |= {"backend": plan.config.backend}
+    engine_options = options.write(plan.config.engine)
     for path in folders:
         try:
             folder = RunFolder.open(path)
             if any(folder.fingerprint.get(name) != value for name, value in same.items()):
-                continue
-            if recorded_config(folder).engine != plan.config.engine:
                 continue
         except EvalkitError:
             continue
@@ -90,6 +91,7 @@ def measured_pace(plan: Plan, folders: list[Path]) -> MeasuredPace | None:
             )
             for entry in folder.provenance
             if entry.get("machine") == machine
+            and entry.get("engine_options") == engine_options
             and entry.get("engine", {}).get("replicas", 1) == (plan.config.replicas or 1)
             and any(one["samples"] for one in _by_length(entry))
         ]

@@ -200,7 +200,7 @@ def make_plan(config: RunConfig) -> Plan:
         raise BadInput(problem)
     _refuse_logprobs_of_nothing(config, encoder)
     benchmark = open_benchmark(config.task, config.data, seed=config.seed, count_tokens=encoder.count_tokens)
-    for problem in budget_problems(config.data.thinking_tokens, () if config.data.control else config.lengths):
+    for problem in budget_problems(config.data, config.lengths):
         raise BadInput(problem)
     fingerprint = {
         **{f"checkpoint.{name}": value for name, value in checkpoint.identity().items()},

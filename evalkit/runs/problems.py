@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from evalkit.benchmarks.options import TaskOptions
 from evalkit.lengths import parse_length
 from evalkit.models.encoder import Encoder
 from evalkit.types import Message
@@ -38,11 +39,12 @@ def prompt_problems(encoder: Encoder, max_new_tokens: int | None, thinking_token
     return problems
 
 
-def budget_problems(thinking_tokens: int, lengths: Sequence[str]) -> list[str]:
-    """Return a sentence for each length that reasoning alone would fill."""
+def budget_problems(data: TaskOptions, lengths: Sequence[str]) -> list[str]:
+    """Return a sentence for each length that reasoning alone would fill; controls have no length to fill."""
+    thinking_tokens = data.thinking_tokens
     return [
         f"--thinking-tokens {thinking_tokens} is more than {length} leaves beside prompt and answer; give less, or ask "
         "for longer lengths."
         for length in lengths
-        if 0 < parse_length(length) <= thinking_tokens
+        if not data.control and 0 < parse_length(length) <= thinking_tokens
     ]

@@ -29,7 +29,7 @@ class RunResult:
     asked: int
     """Prompts answered by this invocation."""
     recorded: int
-    """Samples of the plan that now have a final record."""
+    """Samples of the plan: each has a record now, if only of an error."""
     failed: int
     """Samples of the plan, and repeats, whose record is an error, but for those that do not fit."""
     retried: int
@@ -83,7 +83,11 @@ def run(plan: Plan, observer: Observer | None = None) -> RunResult:
     with (
         closing(open_engines(plan, [one for _, one in previews if isinstance(one, Prompt)], observer.sent)) as engines,
         RunFolder.start(
-            plan.out, arm=plan.arm, config=_config(plan), fingerprint=plan.fingerprint, provenance=provenance()
+            plan.out,
+            arm=plan.arm,
+            config=_config(plan),
+            fingerprint=plan.fingerprint,
+            provenance=provenance() | {"engine_options": options.write(plan.config.engine)},
         ) as folder,
     ):
         for cell, prompt in previews:

@@ -7,8 +7,10 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from evalkit import options
 from evalkit.errors import BadInput
@@ -23,6 +25,7 @@ from evalkit.runs.plan import Plan, make_plan
 from evalkit.runs.run import Observer, run
 from evalkit.train.config import TrainConfig
 from evalkit.train.finetune import finetune
+from evalkit.train.trainer import num_devices
 
 LONGEST = 4096
 """Prompts up to here are asked; of longer ones the time follows from their operations."""
@@ -54,7 +57,8 @@ def calibrate_answers(plan: Plan, observer: Observer | None = None) -> Path:
         out=None,
     )
     small = make_plan(config)
-    return run(replace(small, out=answers_folder() / small.out.name), observer).folder
+    settings = _digest(options.write(config.engine))  # those too that decide no answer, but its time
+    return run(replace(small, out=answers_folder() / f"{small.out.name}-{settings[:8]}"), observer).folder
 
 
 def _measured_lengths(plan: Plan) -> tuple[str, ...]:
@@ -79,7 +83,7 @@ def calibrate_training(config: TrainConfig) -> float:
     """
     if (known := trained_tokens_per_second(config)) is not None:
         return known
-    per_step = config.batch_size * config.accumulation
+    per_step = config.batch_size * config.accumulation * num_devices()
     finished = list[float]()
     with tempfile.TemporaryDirectory(prefix="evalkit-calibration-") as folder:
         small = replace(
@@ -104,7 +108,7 @@ def calibrate_training(config: TrainConfig) -> float:
 
 def trained_tokens_per_second(config: TrainConfig) -> float | None:
     """Return what a calibration measured for trainings like this one on this machine; None where none did."""
-    found = read_json(_training_file(config)) if local(config.base) else None
+    found = read_json(_training_file(config)) if local(config.base, config.revision) else None
     return None if found is None else float(found["tokens_per_second"])
 
 
@@ -115,5 +119,8 @@ def _training_file(config: TrainConfig) -> Path:
         "lengths": [config.data.shortest, config.data.longest, *config.data.rows],
         "machine": describe(),
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-    return answers_folder() / f"training-{digest[:16]}.json"
+    return answers_folder() / f"training-{_digest(identity)[:16]}.json"
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

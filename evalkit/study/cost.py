@@ -402,9 +402,10 @@ def _seconds(
         return None
     own = pace[min(measured, key=lambda name: abs(parse_length(name) - parse_length(length)))]
     mean = round(own["prompt_tokens"] / own["samples"])
-    computed = (
-        own["samples"] * prefill_flops(checkpoint, mean) * (1 - own.get("cached_tokens", 0) / own["prompt_tokens"])
-    )
+    cached = min(own.get("cached_tokens", 0), own["prompt_tokens"] - own["samples"])  # the last token never is
+    computed = own["samples"] * prefill_flops(checkpoint, mean) * (1 - cached / own["prompt_tokens"])
+    if computed <= 0:
+        return None
     return flops * own["seconds"] / computed
 
 

@@ -120,6 +120,12 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.seeds or min(self.seeds) < 0:
             raise BadInput(f"{self.file}: seeds is {list(self.seeds)}; name at least one, from 0 up.")
+        for table, there in (("[arms]", self.arms), ("[[curves]]", self.curves)):
+            if not there:
+                raise BadInput(
+                    f"{self.file} has nothing under {table}, so there is nothing to compare; what needs no training is "
+                    "asked by 'evalkit run FILE'."
+                )
         refuse(self.training, _OF_THE_STUDY, f"{self.file} [training]", "the study gives it")
         refuse(self.evaluation, ("out", "model", "revision", "arm"), f"{self.file} [evaluation]", "the study gives it")
         refuse(self.evaluation, options.settings(RopeRequest), f"{self.file} [evaluation]", "each of [[curves]] has it")
@@ -213,6 +219,9 @@ def _at_scale(values: dict[str, Any], scale: str | None, where: str) -> dict[str
     own = scales[scale]
     _check_table(own, where, f"[scales.{scale}]")
     whole = ("arms", "curves")
+    for key, value in own.items():
+        if isinstance(value, dict):
+            _check_table(values.get(key, {}), where, f"[{key}]")
     return values | {
         key: {**values.get(key, {}), **value} if isinstance(value, dict) and key not in whole else value
         for key, value in own.items()

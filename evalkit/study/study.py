@@ -129,7 +129,7 @@ class Study:
     def _asking_the_base(self) -> Plan:
         seed = self.experiment.seeds[0]
         config = self.run(self.experiment.curves[0], seed)
-        return make_plan(replace(config, model=str(self.base(seed))))
+        return make_plan(replace(config, model=str(self.base(seed)), revision=self.experiment.revision))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -148,7 +148,7 @@ class Study:
         from evalkit.study.cost import reading_seconds, run_cost
 
         seed = self.experiment.seeds[0]
-        base = local(str(self.base(seed)))
+        base = local(str(self.base(seed)), self.experiment.revision)
         if base is None or not (base / "config.json").is_file():
             return None
         plan = self._asking_the_base()

@@ -68,7 +68,7 @@ def open_backend(
 
 
 class VLLMBackend:
-    """Greedy answers from one vLLM engine, which serves one rope rule at a time. Implements ``types.Backend``.
+    """Greedy answers from one vLLM engine, which serves one rope rule at a time. Implements ``backends.Backend``.
 
     An engine process that dies is noticed within ``DEATH_NOTICED_SECONDS``, one that hangs after ``stall_seconds``. It
     is started again (at most ``max_restarts`` times) and asked again what it had not answered. It ends by itself when
@@ -127,7 +127,7 @@ class VLLMBackend:
         return self.read_back
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
-        """Yield each prompt with its completion as soon as it is finished; see ``types.Backend``.
+        """Yield each prompt with its completion as soon as it is finished; see ``backends.Backend``.
 
         Raises:
             EngineError: the engine died or hung more often than it may be restarted, or before it gave any answer, or
@@ -402,7 +402,7 @@ def compare_tables(
     """Compare the rotary tables of all workers with the rule, and describe each.
 
     Args:
-        tables: from ``vllm_worker.WorkerExtension.evalkit_rope_tables``.
+        tables: from ``worker.WorkerExtension.evalkit_rope_tables``.
         expected: by layer type, from ``expected_frequencies``; empty where nothing can be compared.
         positions: prompt plus answer of the longest request, tokens.
         tolerance: largest relative difference.

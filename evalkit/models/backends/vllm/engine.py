@@ -1,4 +1,4 @@
-"""One vLLM engine in its own process: started, asked, watched and ended. ``models/vllm.py`` makes a backend of it.
+"""One vLLM engine in its own process: started, asked, watched and ended. ``backend.py`` makes a backend of it.
 
 One way to run it serves every machine: ``AsyncLLM`` on an event loop in a thread of ours. The synchronous ``LLM`` waits
 for ever once the engine process is killed; ``AsyncLLM`` fails the requests in flight, and what it leaves hanging (calls
@@ -343,7 +343,7 @@ class Engine:
         return [float(by_token[token].logprob) for token, by_token in tokens]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of ``vllm_worker.WorkerExtension`` in every worker and return their results.
+        """Call a method of ``worker.WorkerExtension`` in every worker and return their results.
 
         Raises:
             EngineDied: the engine process is gone.
@@ -351,8 +351,16 @@ class Engine:
         return self._wait(self._llm.collective_rpc(method, args=arguments))
 
     def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix. Raises EngineDied."""
-        self._wait(self._llm.reset_prefix_cache())
+        """Forget every cached prefix.
+
+        Raises:
+            EngineDied: the engine process is gone.
+            EngineError: vLLM keeps them while a request uses one; they would be read under another rope rule.
+        """
+        if self._wait(self._llm.reset_prefix_cache()) is False:
+            raise EngineError(
+                "vLLM did not forget its cached prefixes, so the rope rule cannot be changed; start again."
+            )
 
     def close(self) -> None:
         """End the engine process and its workers, and the thread. A second time does nothing.

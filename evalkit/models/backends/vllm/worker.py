@@ -102,7 +102,7 @@ class WorkerExtension:
         """Describe the rotary modules of a model that vLLM runs through transformers' own code (Olmo 3, for one).
 
         Such a model computes its angles from frequencies at each step: it has no table, and no last position. Each
-        entry has the fields of ``rope_readback.EffectiveRope``.
+        entry has the fields of ``EffectiveRope`` in ``models/rope/modules.py``.
         """
         from evalkit.models.rope.modules import read_back_transformers
 
