@@ -228,13 +228,14 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
     """
     from evalkit.records.imports import import_folder
     from evalkit.records.scoring import score_folder
+    from evalkit.runs.provenance import provenance
 
     if folder.is_file():
         raise BadInput(
             f"{folder} is no folder of answers; a table of counts needs no import: evalkit report --published {folder}"
         )
     imported, faults = 0, 0
-    for found in import_folder(folder, out, arm=arm):
+    for found in import_folder(folder, out, arm=arm, provenance=provenance()):
         if isinstance(found, BadInput):
             faults += 1
             echo(f"Left out: {found}", err=True)
