@@ -51,6 +51,17 @@ def test_wording_is_read_from_result_files_at_any_depth(tmp_path):
         assert load_wording(str(source), load_card("babilong")) == {"qa3": Wording(**prompt)}
 
 
+def test_todays_template_is_taken_before_an_older_one_whatever_the_files_are_called(tmp_path):
+    prompt = {"instruction": "Read.", "examples": "Ex.", "post_prompt": "Say."}
+    older = "{instruction}\n{examples}\n{post_prompt}\nContext: {context}\n\nQuestion: {question}"
+    for model, template in (("a", older), ("b", TEMPLATE), ("c", older)):
+        (tmp_path / model).mkdir()
+        file = tmp_path / model / "qa3_0k_instruction_yes_examples_yes_post_prompt_yes.json"
+        file.write_text(json.dumps({"prompt": {**prompt, "template": template}}))
+    assert load_wording(str(tmp_path), load_card("babilong"))["qa3"].template == TEMPLATE
+    assert load_wording(str(tmp_path / "a"), load_card("babilong"))["qa3"].template == older
+
+
 def test_a_prompts_file_is_parsed_and_never_executed(tmp_path):
     path = tmp_path / "prompts.py"
     prompts = {"qa1": {"instruction": "Read.", "examples": "Ex.", "post_prompt": "Say."}}

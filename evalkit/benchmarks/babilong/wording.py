@@ -20,6 +20,8 @@ from evalkit.reading import parse_json, read_text, shown
 
 OFFICIAL_RESULTS = "RMT-team/babilong_evals"
 _FIELDS = ("instruction", "examples", "post_prompt")
+_TODAYS = "<context>"
+"""Stands in the template of the authors' code since they put tags around the context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,16 +102,21 @@ def _check_template(where: str, wording: Wording) -> None:
 
 
 def _from_results(source: Path) -> dict[str, Wording]:
-    """Read the first complete wording of each subset among the authors' result files, in the order of their names."""
+    """Read the complete wording of each subset among the authors' result files: the first in the order of their names.
+
+    Older files have a template of "Context: ..."; one of today's, which puts the context between tags, comes before it.
+    """
     wording: dict[str, Wording] = {}
     complete = "qa*_instruction_yes_examples_yes_post_prompt_yes*.json"
     for path in [source] if source.is_file() else sorted(source.rglob(complete)):
         subset = path.name.split("_")[0]
-        if subset in wording:
+        if subset in wording and _TODAYS in str(wording[subset].template):
             continue
         try:
             prompt = parse_json(read_text(path), str(path))["prompt"]
-            wording[subset] = Wording(template=prompt["template"], **{name: prompt[name] for name in _FIELDS})
+            found = Wording(template=prompt["template"], **{name: prompt[name] for name in _FIELDS})
+            if subset not in wording or _TODAYS in str(found.template):
+                wording[subset] = found
         except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no UTF-8
             raise BadInput(
                 f'{path}: expected JSON with "prompt": {{instruction, examples, post_prompt, template}} ({error}).'
