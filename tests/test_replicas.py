@@ -98,6 +98,12 @@ def test_what_a_lost_engine_held_is_asked_again_alone_and_given_up_after_two_mor
     assert plan.left == 0
 
 
+def test_an_engine_that_is_lost_while_it_holds_nothing_costs_nothing():
+    plan = work(4)
+    assert [plan.lost(0, [], blameless=blameless) for blameless in (True, False)] == [[], []]
+    assert plan.take(0, []) == [key(0), key(1)]
+
+
 def test_many_that_a_lost_engine_held_are_asked_again_in_groups_until_the_cause_is_alone():
     plan, losses = work(400), 0
     cause = key(77)

@@ -98,12 +98,14 @@ class Work:
 
         Args:
             number: of the rule that it served.
-            held: the keys.
+            held: the keys; none where it was lost between two answers.
             blameless: its machine went with it, so that no prompt can have been the cause.
 
         Returns:
             Those that are asked no more (``FATAL``).
         """
+        if not held:
+            return []
         rule = self.rules[number]
         rule.waiting += len(held)
         if blameless:
