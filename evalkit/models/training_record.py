@@ -45,8 +45,10 @@ class TrainedLeakage:
     evaluated: int
     shared: int
     dropped: int = 0
+    trained_untold: int = 0
+    evaluated_untold: int = 0
     found: str = ""
-    """The same in a sentence."""
+    """The same in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,6 +113,8 @@ class Prepared:
                 f"{self.unfitting:,} of {drawn:,} samples need more than {data.longest:,} tokens with question and "
                 f"answer and are left out; {len(self.examples):,} are trained on."
             )
+        if self.leakage.evaluated and (self.leakage.trained_untold or self.leakage.evaluated_untold):
+            found.append(self.leakage.describe())
         return found
 
     def plan(self) -> TrainingRecord:
