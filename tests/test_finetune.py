@@ -422,6 +422,19 @@ def test_what_auto_came_to_names_a_training_and_not_the_word(base, tmp_path):
         finetune(config(base, out, epochs=1, precision="bfloat16"))
 
 
+def test_the_second_beta_of_adam_reaches_the_optimizer_and_names_the_training(base, tmp_path):
+    weights = {}
+    for beta in (0.95, 0.5):
+        out = finetune(config(base, tmp_path / f"{beta}", recipe="plain", epochs=1, adam_beta2=beta))
+        assert record_of(out)["optimization"]["adam_beta2"] == beta
+        weights[beta] = (out / "model.safetensors").read_bytes()
+    assert weights[0.95] != weights[0.5]
+    with pytest.raises(BadInput, match=r"its optimization.adam_beta2 is 0.95, not 0.999"):
+        finetune(config(base, tmp_path / "0.95", recipe="plain", epochs=1, adam_beta2=0.999))
+    with pytest.raises(BadInput, match=r"--adam-beta2 is 1; it is 0 or more and below 1"):
+        config(base, tmp_path / "none", adam_beta2=1)
+
+
 def test_an_adapter_is_not_had_from_a_folder_of_merged_weights(base, tmp_path):
     lora = {"epochs": 1, "lora_rank": 2, "lora_targets": ("q_proj",)}
     out = finetune(config(base, tmp_path / "arm", **lora))

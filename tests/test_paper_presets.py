@@ -30,6 +30,7 @@ SHARED = {
     "accumulation": 4,
     "final_rate": 0.0,
     "max_gradient_norm": 1.0,
+    "adam_beta2": 0.999,
     "gradient_checkpointing": True,
     "precision": "bfloat16",
 }

@@ -23,6 +23,8 @@ SCHEMA = 2
 
 _RESULTS = ("schema", "environments", "steps", "tokens", "final_loss")
 """What does not decide the weights: two records that agree in all else are of one training."""
+_UNRECORDED = {"adam_beta2": 0.95}
+"""Of the optimization, what every training had before it was a setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,8 @@ class TrainingRecord:
         try:
             rope = values.get("rope")
             record = read_as(cls, {name: value for name, value in values.items() if name != "rope"})
+            if record.optimization:
+                record = replace(record, optimization=_UNRECORDED | {**record.optimization})
             if rope is None:
                 return record
             kept = isinstance(rope, Mapping) and rope.get("rule") == "as stored"

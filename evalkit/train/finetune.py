@@ -322,6 +322,7 @@ def _trainer(
         warmup_steps=round(config.warmup * steps),
         final_rate=config.final_rate,
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_gradient_norm=config.max_gradient_norm,
         half=prepared.device.precision == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
