@@ -27,6 +27,7 @@ from evalkit.train.data import (
 )
 from evalkit.types import Prediction, Prompt, Sample
 from tests.test_mrcr_published import row, write_parquet
+from tests.tiny_tokenizers import CHATML, tiny_tokenizer
 
 BABI_FILES = Path(__file__).parents[2] / "shared" / "data" / "babi"
 
@@ -170,6 +171,20 @@ def test_a_sample_that_fits_no_length_is_left_out_even_where_its_drawn_length_is
     samples, _ = choose_samples(benchmark, data)
     examples, fitting = make_examples(samples, benchmark, encoder, data, stop_id=0)
     assert 5 < len(examples) == len(fitting) < 50
+
+
+def test_a_published_row_is_trained_on_where_it_fits_with_its_answer_and_end(tmp_path):
+    """The room that an evaluation leaves a reply is 32 tokens more: that is no reason to leave a row out."""
+    write_parquet(tmp_path / "2needle.parquet", [row(1500, bin="8k")])
+    benchmark = open_benchmark("mrcr", MRCROptions(source=str(tmp_path)), seed=0, part="train")
+    encoder = Encoder(tiny_tokenizer("gpt2", template=CHATML), chat=True)
+    data = DataRecipe(task="mrcr", subsets=("2needle",), rows=("8k",), samples=1, longest=10**6)
+    samples, _ = choose_samples(benchmark, data)
+    (example,), _ = make_examples(samples, benchmark, encoder, data, stop_id=0)
+    fits = replace(data, longest=len(example.prompt_ids) + len(example.answer_ids))
+    assert len(make_examples(samples, benchmark, encoder, fits, stop_id=0)[0]) == 1
+    with pytest.raises(BadInput, match="None of 1 samples of mrcr 2needle fits"):
+        make_examples(samples, benchmark, encoder, replace(fits, longest=fits.longest - 1), stop_id=0)
 
 
 def test_subsets_take_turns_and_the_recipe_alone_decides():

@@ -27,6 +27,7 @@ TRAINING_SEED = 1_000_000_007
 """Default seed of training data; evaluation counts its seeds from 0."""
 
 _LENGTHS, _MIX = 1, 2
+_ANY_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,8 +258,8 @@ def _fitting_prompt(
     Length 0 is statements only, where the benchmark has such prompts.
     """
     for tokens in dict.fromkeys((length, 0, longest)):
-        try:
-            return benchmark.prompt(sample, format_length(tokens), encoder, longest)
+        try:  # a published row is as long as it is: it has to fit with what is taught, not with a reply's room
+            return benchmark.prompt(sample, format_length(tokens), encoder, _ANY_WINDOW)
         except ContextOverflow:
             continue
         except LengthTooShort:
