@@ -138,7 +138,7 @@ class TrainingRecord:
         try:
             rope = values.get("rope")
             record = read_as(cls, {name: value for name, value in values.items() if name != "rope"})
-            if record.optimization:
+            if "epochs" in record.optimization:  # of a fine-tuning, not of a base from scratch
                 record = replace(record, optimization=_UNRECORDED | {**record.optimization})
             if rope is None:
                 return record
