@@ -565,7 +565,10 @@ def test_rows_of_mrcr_are_held_out_of_a_training_without_tiktoken(tmp_path, monk
     write_checkpoint(tmp_path / "base", window=16_384, vocab_size=600, num_layers=1)
     write_parquet(
         tmp_path / "rows" / "2needle.parquet",
-        [row(1500, answer=f"abcdefghij☕ poem 2 about tea, {number}") for number in range(10)],
+        [
+            row(1500, random_string_to_prepend=f"{number}", answer=f"{number}☕ poem 2 about tea")
+            for number in range(10)
+        ],
     )
     shared = ("--task", "mrcr", "--subsets", "2needle", "--source", tmp_path / "rows")
     for name, part in (("all", ()), ("part", ("--split", "70/30:42"))):
