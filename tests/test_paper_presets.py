@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_mrcr_has_the_arms_whose_figures_are_quoted_beside_it():
         assert reach[name] == reach[f"{name}, factor 2"]
         assert {(name, 4), (f"{name}, factor 2", 4)} <= served
     assert {("RPE, range 32K", 4), ("RPE, range 32K, no curriculum", 4)} <= served
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-mrcr"])
+def test_the_papers_qwen3_is_trained_and_asked_without_thinking(name):
+    whole, qwen3 = load_experiment(name), load_experiment(name, scale="qwen3")
+    assert (qwen3.base, qwen3.budget.parameters) == ("Qwen/Qwen3-14B", 14.8e9)
+    arm, curve = "Randomized YaRN", qwen3.curves[0]
+    told = ("enable_thinking=false",)
+    trained, asked = qwen3.train_config(arm, base="b", out="o"), qwen3.run_config(curve, model="m")
+    assert (trained.template_args, asked.template_args) == (told, told)
+    assert replace(trained, template_args=()) == whole.train_config(arm, base="b", out="o")
+    assert replace(asked, template_args=()) == whole.run_config(curve, model="m")
 
 
 def _rows(folder, seed, lengths, count):
