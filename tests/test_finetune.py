@@ -541,6 +541,29 @@ def test_samples_that_fit_no_length_are_counted_said_and_recorded(base, tmp_path
     assert record["leakage"]["found"].startswith(f"No evaluation was named to compare {trained} training item")
 
 
+def test_who_trains_on_rows_that_cannot_be_compared_with_the_evaluation_is_told_and_it_is_recorded(base, tmp_path):
+    (tmp_path / "rows" / "qa15").mkdir(parents=True)
+    row = {
+        "input": "It rained. Wolves are afraid of mice.",
+        "question": "What are wolves afraid of?",
+        "target": "mouse",
+    }
+    (tmp_path / "rows" / "qa15" / "1k.json").write_text(json.dumps([row, row]))
+    asked = tmp_path / "asked.toml"
+    asked.write_text('model = "m"\ntask = "babilong"\nsubsets = ["qa15"]\nlengths = "1k"\nsamples = 3\n')
+    prepared = prepare(
+        config(
+            base, tmp_path / "arm",
+            data=DataRecipe(subsets=("qa15",), samples=2, longest=240, rows=("1k",)),
+            options=BABILongOptions(source=str(tmp_path / "rows"), instruction=False, examples=False),
+            against=(asked,),
+        )
+    )  # fmt: skip
+    said = "2 of 2 training items cannot be compared: what they state cannot be told from the text around it."
+    assert said in prepared.notices
+    assert prepared.plan().data.leakage.found == said
+
+
 def test_the_end_of_a_training_names_steps_tokens_and_loss(base, tmp_path):
     ended = evalkit("train", "--base", base, "--out", tmp_path / "arm", "--recipe", "plain", "--subsets", "qa1",
                     "--longest", 240, "--no-instruction", "--no-examples", "--samples", 8, "--epochs", 1,
