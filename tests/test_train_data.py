@@ -54,6 +54,7 @@ class Stories:
     """Generated stories without background; the prompt is padded to its length with dots."""
 
     task = "babilong"
+    generated = True
 
     def __init__(self, seed):
         self.seed = seed

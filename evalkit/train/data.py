@@ -257,9 +257,11 @@ def _fitting_prompt(
 
     Length 0 is statements only, where the benchmark has such prompts.
     """
+    # A published row is as long as it is: it has to fit with what is taught, not with the room of a reply.
+    window = longest if benchmark.generated else _ANY_WINDOW
     for tokens in dict.fromkeys((length, 0, longest)):
-        try:  # a published row is as long as it is: it has to fit with what is taught, not with a reply's room
-            return benchmark.prompt(sample, format_length(tokens), encoder, _ANY_WINDOW)
+        try:
+            return benchmark.prompt(sample, format_length(tokens), encoder, window)
         except ContextOverflow:
             continue
         except LengthTooShort:
