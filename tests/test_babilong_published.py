@@ -54,6 +54,38 @@ def test_a_row_is_named_by_what_it_says_and_not_by_where_it_lies(tmp_path):
     assert changed[1] != here[1]
 
 
+def _numbered(folder, length, numbers):
+    """Rows whose questions say which they are: five to a story, as in the published lists."""
+    (folder / length).mkdir(parents=True)
+    rows = [{"input": f"{length} {n}.", "question": f"Where is {n}? ", "target": "garden"} for n in numbers]
+    pd.DataFrame(rows).to_parquet(folder / length / "qa1-00000-of-00001.parquet")
+
+
+def test_questions_about_one_story_share_it_at_every_length_also_where_rows_are_left_out(tmp_path):
+    """As qa3 at 1k: the rows that are there do not count to five, and only another length says whose they are."""
+    fitting = [n for n in range(999) if n % 5 != 4 or n % 3]
+    _numbered(tmp_path, "1k", fitting)
+    _numbered(tmp_path, "2k", fitting[:-1])  # no whole list either
+    _numbered(tmp_path, "4k", range(999))
+    for length in ("1k", "4k"):
+        of_story = {}
+        for sample in read(tmp_path, length=length):
+            number = int(sample.question.removeprefix("Where is ").removesuffix("?"))
+            of_story.setdefault(sample.story_id, []).append(number)
+        assert set(of_story) == {f"qa1-story-{story:04d}" for story in range(200)}
+        assert all({number // 5 for number in numbers} == {int(name[-4:])} for name, numbers in of_story.items())
+
+
+def test_a_row_whose_story_cannot_be_told_is_named_by_what_it_states_at_every_length(tmp_path):
+    for length, rows in (("1k", [ROWS[1]]), ("4k", [{**row, "input": f"Other. {row['input']}"} for row in ROWS])):
+        path = tmp_path / "qa1" / f"{length}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(rows))
+    (short,), (other, same) = read(tmp_path, length="1k"), read(tmp_path)
+    assert short.story_id == same.story_id != other.story_id
+    assert short.sample_id != same.sample_id
+
+
 def test_a_length_that_is_not_there_is_named_with_what_was_expected(tmp_path):
     with pytest.raises(BadInput, match=r"no rows for qa2 at 8k: expected qa2/8k\.json"):
         read(tmp_path, "qa2", "8k")

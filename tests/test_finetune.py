@@ -422,6 +422,19 @@ def test_what_auto_came_to_names_a_training_and_not_the_word(base, tmp_path):
         finetune(config(base, out, epochs=1, precision="bfloat16"))
 
 
+def test_the_second_beta_of_adam_reaches_the_optimizer_and_names_the_training(base, tmp_path):
+    weights = {}
+    for beta in (0.95, 0.5):
+        out = finetune(config(base, tmp_path / f"{beta}", recipe="plain", epochs=1, adam_beta2=beta))
+        assert record_of(out)["optimization"]["adam_beta2"] == beta
+        weights[beta] = (out / "model.safetensors").read_bytes()
+    assert weights[0.95] != weights[0.5]
+    with pytest.raises(BadInput, match=r"its optimization.adam_beta2 is 0.95, not 0.999"):
+        finetune(config(base, tmp_path / "0.95", recipe="plain", epochs=1, adam_beta2=0.999))
+    with pytest.raises(BadInput, match=r"--adam-beta2 is 1; it is 0 or more and below 1"):
+        config(base, tmp_path / "none", adam_beta2=1)
+
+
 def test_an_adapter_is_not_had_from_a_folder_of_merged_weights(base, tmp_path):
     lora = {"epochs": 1, "lora_rank": 2, "lora_targets": ("q_proj",)}
     out = finetune(config(base, tmp_path / "arm", **lora))
@@ -528,6 +541,29 @@ def test_samples_that_fit_no_length_are_counted_said_and_recorded(base, tmp_path
     assert record["leakage"]["found"].startswith(f"No evaluation was named to compare {trained} training item")
 
 
+def test_who_trains_on_rows_that_cannot_be_compared_with_the_evaluation_is_told_and_it_is_recorded(base, tmp_path):
+    (tmp_path / "rows" / "qa15").mkdir(parents=True)
+    row = {
+        "input": "It rained. Wolves are afraid of mice.",
+        "question": "What are wolves afraid of?",
+        "target": "mouse",
+    }
+    (tmp_path / "rows" / "qa15" / "1k.json").write_text(json.dumps([row, row]))
+    asked = tmp_path / "asked.toml"
+    asked.write_text('model = "m"\ntask = "babilong"\nsubsets = ["qa15"]\nlengths = "1k"\nsamples = 3\n')
+    prepared = prepare(
+        config(
+            base, tmp_path / "arm",
+            data=DataRecipe(subsets=("qa15",), samples=2, longest=240, rows=("1k",)),
+            options=BABILongOptions(source=str(tmp_path / "rows"), instruction=False, examples=False),
+            against=(asked,),
+        )
+    )  # fmt: skip
+    said = "2 of 2 training items cannot be compared: what they state cannot be told from the text around it."
+    assert said in prepared.notices
+    assert prepared.plan().data.leakage.found == said
+
+
 def test_the_end_of_a_training_names_steps_tokens_and_loss(base, tmp_path):
     ended = evalkit("train", "--base", base, "--out", tmp_path / "arm", "--recipe", "plain", "--subsets", "qa1",
                     "--longest", 240, "--no-instruction", "--no-examples", "--samples", 8, "--epochs", 1,
@@ -552,7 +588,10 @@ def test_rows_of_mrcr_are_held_out_of_a_training_without_tiktoken(tmp_path, monk
     write_checkpoint(tmp_path / "base", window=16_384, vocab_size=600, num_layers=1)
     write_parquet(
         tmp_path / "rows" / "2needle.parquet",
-        [row(1500, answer=f"abcdefghij☕ poem 2 about tea, {number}") for number in range(10)],
+        [
+            row(1500, random_string_to_prepend=f"{number}", answer=f"{number}☕ poem 2 about tea")
+            for number in range(10)
+        ],
     )
     shared = ("--task", "mrcr", "--subsets", "2needle", "--source", tmp_path / "rows")
     for name, part in (("all", ()), ("part", ("--split", "70/30:42"))):

@@ -345,7 +345,6 @@ def test_googles_rows_are_one_message_scored_by_googles_rule(tmp_path):
         ({"prompt": '{"role": 1}'}, r"row 1: column 'prompt' is not a JSON list"),
         ({"prompt": '[{"role": "user", "content": 3}]'}, r"row 1: .*not text"),
         ({"answer": None}, r"row 1: no text in column 'answer'"),
-        ({"answer": "poem"}, r"row 1: the answer does not begin with random_string_to_prepend 'abcdefghij'"),
         ({"desired_msg_index": 99}, r"row 1: desired_msg_index is 99, and there are 8 messages"),
         ({"desired_msg_index": None}, r"row 1: no whole number in column 'desired_msg_index'"),
         ({"bin": "long"}, r"row 1: 'long' in column 'bin' names no length"),
@@ -358,6 +357,26 @@ def test_a_malformed_row_is_named(tmp_path, columns, message):
         write_parquet(tmp_path / "2needle.parquet", [row(9000, bin="16k"), row(5000, **columns, bin="8k")])
     with pytest.raises(BadInput, match=message):
         read(tmp_path, "8k")
+
+
+@pytest.mark.parametrize(
+    ("faulty", "says"),
+    [
+        (row(5000, needles=3), "row 1 asks about occurs 3 x in it, not 2 x"),
+        (row(5000, answer="abcdefghij☕ poem 1 about tea"), "row 1 has an answer other than random_string_to_prepend"),
+        (row(5000, answer="☕ poem 2 about tea"), "row 1 has an answer other than random_string_to_prepend"),
+        (row(30_000, needles=1, wanted=1), "row 1 asks about occurs 1 x in it, not 2 x"),
+    ],
+)
+def test_a_file_with_rows_that_contradict_themselves_is_refused_whole(tmp_path, faulty, says):
+    """As those of before December 2025: also where the bin that is asked for holds none of them."""
+    write_parquet(tmp_path / "2needle.parquet", [row(5000), faulty, row(5001), faulty])
+    for length in ("8k", "16k"):
+        with pytest.raises(BadInput) as refused:
+            read(tmp_path, length)
+        assert f"2 of 4 2needle rows of --source {tmp_path} contradict themselves" in str(refused.value)
+        assert says in str(refused.value)
+        assert "use openai/mrcr@f4c69fae7cf81f7ca26b9fee34b392a50f6b8a1d (--source hub)." in str(refused.value)
 
 
 def test_a_file_that_is_not_parquet_is_named(tmp_path):

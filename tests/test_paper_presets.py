@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ SHARED = {
     "accumulation": 4,
     "final_rate": 0.0,
     "max_gradient_norm": 1.0,
+    "adam_beta2": 0.999,
     "gradient_checkpointing": True,
     "precision": "bfloat16",
 }
@@ -70,12 +72,46 @@ def test_babilong_is_trained_on_4000_rows_and_asked_the_stories_whose_room_is_en
 def test_mrcr_is_trained_on_the_60_rows_of_4k_to_8k_and_asked_the_others():
     experiment = load_experiment("paper-mrcr")
     trained = experiment.train_config("Randomized YaRN", base="b", out="o")
-    assert (trained.data.rows, trained.data.samples, trained.data.longest) == (("8k",), 60, 8192)
+    assert (trained.data.rows, trained.data.samples, trained.stage_length) == (("8k",), 60, 8192)
+    assert trained.data.longest >= 8192 + 1000, "a prompt of 8,192 tokens and the longest answer: no row is cut"
+    assert trained.epochs * trained.data.samples / (trained.batch_size * trained.accumulation) == 75  # steps
     assert trained.stages == (1, 1.25, 1.5, 2, 2)
     asked = experiment.run_config(experiment.curves[0], model="m")
     for options in (trained.options, asked.data):
         assert (options.source, options.split, options.bins) == ("hub", "70/30:42", "prompt")
     assert (asked.lengths, asked.samples, asked.data.max_new_tokens) == (("8k", "16k", "32k", "64k", "128k"), 30, 2048)
+
+
+def test_mrcr_has_the_arms_whose_figures_are_quoted_beside_it():
+    """61.1 and 57.0 are of RPE within 32K; factor 2 in training was the better one, for every arm under YaRN."""
+    experiment = load_experiment("paper-mrcr")
+    reach = {
+        name: experiment.train_config(name, base="b", out="o").asked().fields["largest_position"] + 1
+        for name in experiment.arms
+    }
+    for curriculum in ("", ", no curriculum"):
+        assert (reach[f"RPE{curriculum}"], reach[f"RPE, range 32K{curriculum}"]) == (16_384, 32_768)
+    rising = experiment.train_config("RPE, range 32K", base="b", out="o")
+    assert [ratio * rising.stage_length for ratio in rising.stages] == [10_240, 16_384, 24_576, 32_768, 32_768]
+    served = {(curve.arm, curve.rope.factor) for curve in experiment.curves}
+    for name in ("trained YaRN", "YaRN + PoSE", "Randomized YaRN"):
+        factors = [experiment.train_config(f"{name}{also}", base="b", out="o").factor for also in ("", ", factor 2")]
+        assert factors == [4, 2]
+        assert reach[name] == reach[f"{name}, factor 2"]
+        assert {(name, 4), (f"{name}, factor 2", 4)} <= served
+    assert {("RPE, range 32K", 4), ("RPE, range 32K, no curriculum", 4)} <= served
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-mrcr"])
+def test_the_papers_qwen3_is_trained_and_asked_without_thinking(name):
+    whole, qwen3 = load_experiment(name), load_experiment(name, scale="qwen3")
+    assert (qwen3.base, qwen3.budget.parameters) == ("Qwen/Qwen3-14B", 14.8e9)
+    arm, curve = "Randomized YaRN", qwen3.curves[0]
+    told = ("enable_thinking=false",)
+    trained, asked = qwen3.train_config(arm, base="b", out="o"), qwen3.run_config(curve, model="m")
+    assert (trained.template_args, asked.template_args) == (told, told)
+    assert replace(trained, template_args=()) == whole.train_config(arm, base="b", out="o")
+    assert replace(asked, template_args=()) == whole.run_config(curve, model="m")
 
 
 def _rows(folder, seed, lengths, count):

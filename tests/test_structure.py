@@ -12,7 +12,7 @@ from evalkit.benchmarks.babilong.files import read_babi
 from evalkit.benchmarks.babilong.haystack import read_noise, tokenize_haystack
 from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.placement import draw_window, official_gaps, weave_text
-from evalkit.benchmarks.babilong.structure import Condition, select, statements, tags, tags_of_text
+from evalkit.benchmarks.babilong.structure import Condition, select, tags, tags_of_text, told_in
 from evalkit.benchmarks.babilong.task import BABILong
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
@@ -156,14 +156,14 @@ def test_a_finite_list_may_end_in_samples_that_are_passed_over():
 
 
 @needs_files
-@pytest.mark.parametrize("subset", ["qa1", "qa2", "qa3", "qa5", "qa6", "qa7", "qa8"])
+@pytest.mark.parametrize("subset", ["qa1", "qa2", "qa3", "qa4", "qa5", "qa6", "qa7", "qa8"])
 def test_statements_are_told_from_a_novel_around_them(subset):
     haystack = tokenize_haystack(read_noise([next((DATA / "books").glob("*.txt"))]), encoder_of(), None)
     for number, sample in enumerate(read_babi(DATA / "babi", subset)[::25]):
         rng = np.random.default_rng(number)
         window = draw_window(haystack, rng, 20_000)
         context = weave_text(window, official_gaps(window, rng.random(len(sample.facts))), sample.facts)
-        assert statements(subset, context) == list(sample.facts)
+        assert told_in(subset, context) == list(sample.facts)
         expected = {
             name: sample.metadata["tags"][name] for name in ("facts", "entries") if name in sample.metadata["tags"]
         }
@@ -171,4 +171,5 @@ def test_statements_are_told_from_a_novel_around_them(subset):
 
 
 def test_rows_of_other_tasks_have_no_structure_to_be_told():
-    assert tags_of_text("qa4", "The office is north of the kitchen.", "What is north of the kitchen?") == {}
+    assert told_in("qa15", "Wolves are afraid of mice.") is None
+    assert tags_of_text("qa15", "Wolves are afraid of mice.", "What is gertrude afraid of?") == {}

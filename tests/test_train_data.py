@@ -27,6 +27,7 @@ from evalkit.train.data import (
 )
 from evalkit.types import Prediction, Prompt, Sample
 from tests.test_mrcr_published import row, write_parquet
+from tests.tiny_tokenizers import CHATML, tiny_tokenizer
 
 BABI_FILES = Path(__file__).parents[2] / "shared" / "data" / "babi"
 
@@ -53,6 +54,7 @@ class Stories:
     """Generated stories without background; the prompt is padded to its length with dots."""
 
     task = "babilong"
+    generated = True
 
     def __init__(self, seed):
         self.seed = seed
@@ -172,6 +174,20 @@ def test_a_sample_that_fits_no_length_is_left_out_even_where_its_drawn_length_is
     assert 5 < len(examples) == len(fitting) < 50
 
 
+def test_a_published_row_is_trained_on_where_it_fits_with_its_answer_and_end(tmp_path):
+    """The room that an evaluation leaves a reply is 32 tokens more: that is no reason to leave a row out."""
+    write_parquet(tmp_path / "2needle.parquet", [row(1500, bin="8k")])
+    benchmark = open_benchmark("mrcr", MRCROptions(source=str(tmp_path)), seed=0, part="train")
+    encoder = Encoder(tiny_tokenizer("gpt2", template=CHATML), chat=True)
+    data = DataRecipe(task="mrcr", subsets=("2needle",), rows=("8k",), samples=1, longest=10**6)
+    samples, _ = choose_samples(benchmark, data)
+    (example,), _ = make_examples(samples, benchmark, encoder, data, stop_id=0)
+    fits = replace(data, longest=len(example.prompt_ids) + len(example.answer_ids))
+    assert len(make_examples(samples, benchmark, encoder, fits, stop_id=0)[0]) == 1
+    with pytest.raises(BadInput, match="None of 1 samples of mrcr 2needle fits"):
+        make_examples(samples, benchmark, encoder, replace(fits, longest=fits.longest - 1), stop_id=0)
+
+
 def test_subsets_take_turns_and_the_recipe_alone_decides():
     data = recipe(subsets=("qa1", "qa2"), longest=5000)
     chosen, _ = choose_samples(Stories(data.seed), data)
@@ -253,9 +269,62 @@ def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
         replace(told, target="office"),
         replace(told, facts=(*told.facts, "John left.")),
         replace(told, facts=(), messages=({"role": "user", "content": "hello"},)),
-        replace(told, facts=(), context="Mary went to the garden."),
+        replace(told, facts=(), context="Noise. Mary went to the garden. More of it. John went to the garden."),
     ):
         assert item_fingerprint(other) != item_fingerprint(told)
+
+
+def _published(folder, length, subset, stories, noise):
+    """Write stories as rows of the published layout, each statement with background of its own behind it."""
+    file = folder / subset / f"{length}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "input": " ".join(text for i, fact in enumerate(story.facts) for text in (fact, *[f"{noise} {i}."] * 3)),
+            "question": f"{story.question} ",
+            "target": story.target,
+        }
+        for story in stories
+    ]
+    file.write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("subset", ["qa1", "qa3", "qa4", "qa5", "qa8"])
+def test_a_published_row_recurs_where_its_story_does_whatever_the_background_and_the_length(subset, tmp_path):
+    stories = [questions.generate(subset, 0, index) for index in range(6)]
+    _published(tmp_path / "train", "1k", subset, stories[:4], "A whale blows")
+    _published(tmp_path / "asked", "2k", subset, stories[2:], "It rained in Oslo")
+    data = recipe(subsets=(subset,), rows=("1k",), samples=4)
+    trained, _ = choose_samples(training(data, source=str(tmp_path / "train")), data)
+    asked = list(training(data, source=str(tmp_path / "asked")).samples(subset, "2k", 4))
+    assert leakage(trained, fingerprints(asked)).shared == 2
+    assert leakage(trained, fingerprints(stories)).shared == 4, "and so does the story itself"
+    with pytest.raises(BadInput, match="2 of 4 evaluation items recur"):
+        choose_samples(training(data, source=str(tmp_path / "train")), data, fingerprints(asked))
+
+
+def test_rows_whose_statements_cannot_be_told_are_said_not_to_be_compared(tmp_path):
+    stories = [questions.generate("qa15", 0, index) for index in range(3)]
+    _published(tmp_path, "1k", "qa15", stories, "A whale blows")
+    data = recipe(subsets=("qa15",), rows=("1k",), samples=3)
+    trained, _ = choose_samples(training(data, source=str(tmp_path)), data)
+    found = leakage(trained, fingerprints(stories))
+    assert found.describe() == (
+        "3 of 3 training items cannot be compared: what they state cannot be told from the text around it."
+    )
+    kept, dropped = choose_samples(training(data, source=str(tmp_path)), data, [None] * 3, "drop")
+    assert (len(kept), dropped) == (3, 0)
+
+
+def test_rows_without_background_are_compared_whatever_their_task(tmp_path):
+    stories = [questions.generate("qa15", 0, index) for index in range(3)]
+    file = tmp_path / "qa15" / "0k.json"
+    file.parent.mkdir()
+    rows = [{"input": " ".join(s.facts), "question": s.question, "target": s.target} for s in stories]
+    file.write_text(json.dumps(rows))
+    data = recipe(subsets=("qa15",), rows=("0k",), samples=3)
+    trained, _ = choose_samples(training(data, source=str(tmp_path)), data)
+    assert leakage(trained, fingerprints(stories)).shared == 3
 
 
 @pytest.mark.parametrize(
@@ -269,6 +338,11 @@ def test_a_fingerprint_covers_what_is_told_and_asked_and_nothing_else():
         (
             Leakage(trained=4800, evaluated=100, shared=0, dropped=1),
             "1 training item that recurs in 100 evaluation items was dropped; 4,800 remain.",
+        ),
+        (
+            Leakage(trained=8, evaluated=5, shared=1, evaluated_untold=2),
+            "1 of 3 evaluation items recur among 8 training items. 2 of 5 evaluation items cannot be compared: what "
+            "they state cannot be told from the text around it.",
         ),
     ],
 )

@@ -17,7 +17,7 @@ RECORD = TrainingRecord(
     rope=ROPE,
     seed=0,
     positions=TrainedPositions(kind="randomized", stages=(1.0, 2.0), range_length=128),
-    optimization={"epochs": 1, "precision": "float32"},
+    optimization={"adam_beta2": 0.999, "epochs": 1, "precision": "float32"},
     environments=({"processor": {"model": "a"}},),
 )
 
@@ -46,6 +46,7 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path):
     assert record is not None
     assert (record.schema, record.rope, record.final_loss, record.tokens) == (1, ROPE, 0.33, None)
     assert record.positions == TrainedPositions(kind="randomized", stages=(16.0,), mixed=True)
+    assert record.optimization["adam_beta2"] == 0.95, "which nothing else could be then"
     assert record.data is not None
     assert record.data.leakage is not None
     assert record.data.leakage.found.startswith("0 of 100")
@@ -63,7 +64,7 @@ def test_two_trainings_differ_in_what_decides_the_weights_alone():
     finished = replace(RECORD, steps=9, tokens=99, final_loss=0.5, environments=())
     assert finished.difference(RECORD) is None
     assert replace(RECORD, seed=1).difference(RECORD) == "its seed is 1, not 0"
-    other = replace(RECORD, optimization={"epochs": 1, "precision": "bfloat16"})
+    other = replace(RECORD, optimization={**RECORD.optimization, "precision": "bfloat16"})
     assert other.difference(RECORD) == "its optimization.precision is 'bfloat16', not 'float32'"
     assert replace(RECORD, lora={"rank": 4}).difference(RECORD) is not None
     assert RECORD.difference(replace(RECORD, optimization={**RECORD.optimization, "seed": 0})) == (

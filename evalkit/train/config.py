@@ -20,7 +20,7 @@ from evalkit.train.recipes import RECIPES, Recipe, make_recipe
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 _OPTIMIZATION = (
-    "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "final_rate", "weight_decay",
+    "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "final_rate", "weight_decay", "adam_beta2",
     "max_gradient_norm", "lm_weight",
 )  # fmt: skip
 
@@ -91,6 +91,9 @@ class TrainConfig:
         default=0.1,
     )  # fmt: skip
     weight_decay: float = option("--weight-decay", "[0.01]", default=0.01)
+    adam_beta2: float = option(
+        "--adam-beta2", "AdamW's mean of squared gradients reaches back some 1 / (1 - this) steps [0.95].", default=0.95
+    )
     max_gradient_norm: float = option("--max-gradient-norm", "Longer gradients are scaled down [1].", default=1.0)
     lm_weight: float = option(
         "--lm-weight", "Weight of the loss on the prompt, beside that on the answer [0].", default=0.0
@@ -125,6 +128,7 @@ class TrainConfig:
             self._require(key, getattr(self, key) >= 0, "0 or more")
         for key in ("warmup", "final_rate"):
             self._require(key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
+        self._require("adam_beta2", 0 <= self.adam_beta2 < 1, "0 or more and below 1")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "0 or more and below 1")
         self._require("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
         self._require("range_length", self.range_length is None or self.range_length > 0, "positive")

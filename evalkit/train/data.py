@@ -2,7 +2,7 @@
 
 A training prompt is built by the very code that builds an evaluation prompt, so wording and template cannot drift
 apart. What must differ is the content, and that is checked: an item's fingerprint covers statements or conversation,
-question and answer, and no item of the evaluation may be among those of the training.
+question and answer, whatever surrounds them, and no item of the evaluation may be among those of the training.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from evalkit.benchmarks.answers import answer_ids
+from evalkit.benchmarks.babilong.structure import told_in
 from evalkit.errors import BadInput, ContextOverflow, LengthTooShort
 from evalkit.lengths import format_length, parse_length, parse_lengths
 from evalkit.options import option
@@ -26,6 +27,7 @@ TRAINING_SEED = 1_000_000_007
 """Default seed of training data; evaluation counts its seeds from 0."""
 
 _LENGTHS, _MIX = 1, 2
+_ANY_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leakage:
-    """How many evaluation items are among the training items, word for word."""
+    """How many evaluation items are among the training items: the same statements, question and answer."""
 
     trained: int
     evaluated: int
@@ -88,12 +90,26 @@ class Leakage:
     """Evaluation items that recur."""
     dropped: int = 0
     """Training items that were left out for it."""
+    trained_untold: int = 0
+    """Training items without a fingerprint: they could not be compared."""
+    evaluated_untold: int = 0
+    """Evaluation items without one."""
 
     def describe(self) -> str:
-        """Return one sentence for records and reports."""
-        trained, evaluated = _items(self.trained, "training"), _items(self.evaluated, "evaluation")
+        """Return a sentence for records and reports, or two where items could not be compared."""
         if not self.evaluated:
-            return f"No evaluation was named to compare {trained} with (--against)."
+            return f"No evaluation was named to compare {_items(self.trained, 'training')} with (--against)."
+        sides = ((self.trained_untold, self.trained, "training"), (self.evaluated_untold, self.evaluated, "evaluation"))
+        untold = " and ".join(f"{untold:,} of {_items(number, which)}" for untold, number, which in sides if untold)
+        compared = all(untold < number for untold, number, _ in sides)
+        said = [self._recurring()] if compared or self.dropped else []
+        if untold:
+            said.append(f"{untold} cannot be compared: what they state cannot be told from the text around it.")
+        return " ".join(said)
+
+    def _recurring(self) -> str:
+        trained = _items(self.trained - self.trained_untold, "training")
+        evaluated = _items(self.evaluated - self.evaluated_untold, "evaluation")
         if self.dropped:
             recur = f"{_items(self.dropped, 'training')} that recur{'s' * (self.dropped == 1)} in {evaluated}"
             return f"{recur} {'was' if self.dropped == 1 else 'were'} dropped; {self.trained:,} remain."
@@ -104,14 +120,25 @@ def _items(number: int, which: str) -> str:
     return f"{number:,} {which} item{'s' * (number != 1)}"
 
 
-def item_fingerprint(sample: Sample) -> str:
-    """Return a hash of what is told and asked, whatever surrounds it: equal items have equal fingerprints."""
-    told = sample.facts or [message["content"] for message in sample.messages] or sample.context
-    item = [told, sample.question.strip(), sample.target.strip()]
+def item_fingerprint(sample: Sample) -> str | None:
+    """Return a hash of what is told and asked, whatever surrounds it: equal items have equal fingerprints.
+
+    A published BABILong row and a sample of a bAbI file agree where the story is the same, at every length. None where
+    a row's statements cannot be told from its background, so that nothing could be compared but the background.
+    """
+    if sample.context is None:
+        told = sample.facts or [message["content"] for message in sample.messages]
+    else:
+        told = told_in(sample.subset, sample.context) or []
+        if not told and sample.metadata.get("published_length") == "0k":  # there the statements are all of it
+            told = sample.context.split()
+        if not told:
+            return None
+    item = [" ".join(told), sample.question.strip(), sample.target.strip()]
     return hashlib.sha256(json.dumps(item, ensure_ascii=False).encode()).hexdigest()
 
 
-def leakage(training: Iterable[Sample], evaluated: Sequence[str], dropped: int = 0) -> Leakage:
+def leakage(training: Iterable[Sample], evaluated: Sequence[str | None], dropped: int = 0) -> Leakage:
     """Count the evaluation items that occur among the training items.
 
     Args:
@@ -120,13 +147,19 @@ def leakage(training: Iterable[Sample], evaluated: Sequence[str], dropped: int =
         dropped: training items that were left out already.
     """
     trained = [item_fingerprint(sample) for sample in training]
-    known = set(trained)
-    shared = sum(item in known for item in evaluated)
-    return Leakage(trained=len(trained), evaluated=len(evaluated), shared=shared, dropped=dropped)
+    known = set(trained) - {None}
+    return Leakage(
+        trained=len(trained),
+        evaluated=len(evaluated),
+        shared=sum(item in known for item in evaluated),
+        dropped=dropped,
+        trained_untold=trained.count(None),
+        evaluated_untold=list(evaluated).count(None),
+    )
 
 
 def choose_samples(
-    benchmark: Benchmark, recipe: DataRecipe, evaluated: Sequence[str] = (), on_leak: OnLeak = "refuse"
+    benchmark: Benchmark, recipe: DataRecipe, evaluated: Sequence[str | None] = (), on_leak: OnLeak = "refuse"
 ) -> tuple[list[Sample], int]:
     """Return the samples to train on, and how many were dropped because the evaluation asks them too.
 
@@ -144,7 +177,7 @@ def choose_samples(
     labels = recipe.rows or (format_length(recipe.longest),)
     share = -(-recipe.samples // (len(labels) * len(recipe.subsets)))
     turns = deque((iter(benchmark.samples(name, label, 10**9)), share) for label in labels for name in recipe.subsets)
-    barred = set(evaluated) if on_leak == "drop" else set()
+    barred = set(evaluated) - {None} if on_leak == "drop" else set()
     chosen: list[Sample] = []
     dropped = 0
     while turns and len(chosen) < recipe.samples:
@@ -224,9 +257,11 @@ def _fitting_prompt(
 
     Length 0 is statements only, where the benchmark has such prompts.
     """
+    # A published row is as long as it is: it has to fit with what is taught, not with the room of a reply.
+    window = longest if benchmark.generated else _ANY_WINDOW
     for tokens in dict.fromkeys((length, 0, longest)):
         try:
-            return benchmark.prompt(sample, format_length(tokens), encoder, longest)
+            return benchmark.prompt(sample, format_length(tokens), encoder, window)
         except ContextOverflow:
             continue
         except LengthTooShort:

@@ -113,6 +113,8 @@ class Prepared:
                 f"{self.unfitting:,} of {drawn:,} samples need more than {data.longest:,} tokens with question and "
                 f"answer and are left out; {len(self.examples):,} are trained on."
             )
+        if self.leakage.evaluated and (self.leakage.trained_untold or self.leakage.evaluated_untold):
+            found.append(self.leakage.describe())
         return found
 
     def plan(self) -> TrainingRecord:
@@ -320,6 +322,7 @@ def _trainer(
         warmup_steps=round(config.warmup * steps),
         final_rate=config.final_rate,
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_gradient_norm=config.max_gradient_norm,
         half=prepared.device.precision == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,

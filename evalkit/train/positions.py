@@ -6,7 +6,8 @@ Let n be the tokens of a sample, and L_t the range of stage t, or n where that i
     contiguous   i
     randomized   the i-th smallest of n distinct integers drawn from [0, L_t)      arXiv 2305.16843, arXiv 2606.23687
     pose         i plus the offset of its chunk: n tokens in 2 chunks, the second
-                 pushed back by a random skip, all below L_t                       arXiv 2309.10400
+                 pushed back by a random skip, all below L_t; cut anywhere, where
+                 PoSE's authors cut in the first half                              arXiv 2309.10400
 
 The range grows by stages, ``L_t = ratio_t * R``, where the range length R is the trained length unless it is set apart;
 the samples stay as they are. Sorting is essential: order is what the model still has to read off.
@@ -92,7 +93,10 @@ def _randomized(num_tokens: int, reach: int, rng: np.random.Generator) -> NDArra
 
 
 def _pose(num_tokens: int, reach: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The first chunk starts at 0, the second is pushed back by 0 to all of the free range."""
+    """The first chunk starts at 0, the second is pushed back by 0 to all of the free range.
+
+    The cut is drawn from the whole sample, which is a choice of ours: PoSE's authors draw it from the first half.
+    """
     cut = int(rng.integers(1, max(num_tokens, 2)))
     skip = int(rng.integers(0, reach - num_tokens + 1))
     positions = np.arange(num_tokens, dtype=np.int64)

@@ -11,7 +11,8 @@
     yarn-pose                       two chunks with a gap           YaRN, factor s
 
 Source: arXiv 2606.23687; PoSE: arXiv 2309.10400. The chunks of PoSE lie below the same ranges as random positions do:
-one stage is PoSE's own target length. At inference all arms stand at 0 .. N-1.
+one stage is PoSE's own target length; that a sample may be cut anywhere, and not in its first half alone as by PoSE's
+authors, is a choice of ours. At inference all arms stand at 0 .. N-1.
 """
 
 from collections.abc import Sequence

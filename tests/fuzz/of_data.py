@@ -73,13 +73,15 @@ def rows(rng: random.Random, sound: Sound, folder: Path) -> Commands:
         return [[*run, *asked, "--prompts", str(rng.choice([path, data]))]]
     asked = ["--task", "mrcr", "--subsets", "2needle", "--lengths", "1k", "--source", str(data)]
     if kind == "mrcr":
-        turns = [
+        turns = [{"role": "user", "content": "Examples"}]
+        turns += [
             {"role": "user", "content": "write a poem about rain"},
             {"role": "assistant", "content": "rain " * 100},
-        ] * 3
+        ] * 2
         turns.append({"role": "user", "content": "Prepend abc to the 1st poem about rain"})
-        row = {"prompt": json.dumps(turns), "answer": "abcrain", "random_string_to_prepend": "abc", "n_needles": 2,
-               "desired_msg_index": 1, "total_messages": 7, "n_chars": 10, "date_added": "x", "bin": "1k"}  # fmt: skip
+        row = {"prompt": json.dumps(turns), "answer": "abc" + "rain " * 100, "random_string_to_prepend": "abc",
+               "n_needles": 2, "desired_msg_index": 1, "total_messages": 6, "n_chars": 10, "date_added": "x",
+               "bin": "1k"}  # fmt: skip
         if rng.random() < 0.4:
             row["prompt"] = spoil_json(rng, turns).decode("utf-8", "replace")
         _write_parquet(rng, data / "2needle.parquet", [row] * 3)

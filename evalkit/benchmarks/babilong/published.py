@@ -6,22 +6,43 @@ A row has no facts of its own: context and facts come mixed, at the published le
 """
 
 import codecs
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from evalkit.benchmarks.babilong.structure import tags_of_text
+from evalkit.benchmarks.babilong.stories import FEWEST, WHOLE, Asked, stories_of_rows
+from evalkit.benchmarks.babilong.structure import tags_of_text, told_in
 from evalkit.benchmarks.cards import TaskCard
 from evalkit.benchmarks.rows import row_id
 from evalkit.errors import BadInput
+from evalkit.lengths import parse_length
 from evalkit.reading import parse_json, read_text, shown
 from evalkit.types import Sample
 
 COLUMNS = ("input", "question", "target")
+_LAYOUTS = {
+    "json": ("**/{subset}/{length}.json",),
+    "parquet": ("**/{length}/{subset}-*.parquet", "**/{length}/{subset}.parquet"),
+}
+_LENGTH = re.compile(r"\d+[kM]?")
+
+
+class _Table(NamedTuple):
+    """Rows that are read together."""
+
+    place: str
+    """For messages."""
+    rows: Any
+    """A ``datasets.Dataset``."""
 
 
 def published_samples(card: TaskCard, source: str, subset: str, length: str) -> Iterator[Sample]:
     """Yield the rows of one subset and length, in published order.
+
+    Questions about one story share it as far as that can be told (``stories.py``); a row of which it cannot is a
+    story of its own, named by what it states and asks, the same at every length.
 
     Args:
         card: the BABILong card, which pins the hub data sets by revision.
@@ -32,8 +53,9 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
     Raises:
         BadInput: there are no such rows, or a row lacks a column.
     """
-    rows = _hub_rows(card, source, subset, length) if source in card.source else _local_rows(source, subset, length)
-    for number, (place, row) in enumerate(rows):
+    tables = _tables(card, source, subset, length)
+    stories = _stories(card, source, subset, tables)
+    for number, (place, row) in enumerate(_rows(tables)):
         missing = [column for column in COLUMNS if not isinstance(row.get(column), str)]
         if missing:
             raise BadInput(f"{place}: no text in column {', '.join(missing)}.")
@@ -41,7 +63,7 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
             task=card.task,
             subset=subset,
             sample_id=row_id(number, *(row[column] for column in COLUMNS)),
-            story_id=f"{subset}-{number:05d}",
+            story_id=stories[number] or _own_story(subset, row),
             question=row["question"].strip(),
             target=row["target"],
             context=row["input"],
@@ -49,13 +71,60 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
         )
 
 
+def _stories(card: TaskCard, source: str, subset: str, tables: Sequence[_Table]) -> list[str | None]:
+    """Return the story of each row, None where it cannot be told.
+
+    A list with gaps (qa3 and qa5 at 1k, qa3 at 2k) takes the whole list of another length to tell.
+    """
+    asked = _asked(tables)
+    lists = [asked]
+    if FEWEST <= len(asked) < min(WHOLE):
+        labels = ["0k"] if source in card.source else _local_labels(Path(source), subset)
+        others = (_asked(_tables(card, source, subset, label)) for label in labels)
+        lists += [next((other for other in others if len(other) in WHOLE), [])]
+    return stories_of_rows(subset, lists)[0]
+
+
+def _asked(tables: Sequence[_Table]) -> list[Asked]:
+    """Return question and answer of each row, "" where there is none."""
+    columns = COLUMNS[1:]
+    asked = []
+    for place, rows in tables:
+        known = rows.select_columns([column for column in columns if column in rows.column_names])
+        for _, row in _rows([_Table(place, known)]):
+            question, target = (str(row.get(column, "")).strip() for column in columns)
+            asked.append((question, target))
+    return asked
+
+
+def _own_story(subset: str, row: dict[str, str]) -> str:
+    told = " ".join(told_in(subset, row["input"]) or [row["input"]])
+    identity = "\n".join((told, row["question"].strip(), row["target"].strip()))
+    return f"{subset}-row-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
 def _tags(subset: str, row: dict[str, str]) -> dict[str, Any]:
     tags = tags_of_text(subset, row["input"], row["question"])
     return {"tags": tags} if tags else {}
 
 
-def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Iterator[tuple[str, Any]]:
+def _rows(tables: Sequence[_Table]) -> Iterator[tuple[str, Any]]:
     """Yield each row with its place, for error messages."""
+    for place, rows in tables:
+        try:
+            for number, row in enumerate(rows):
+                yield f"{place}, row {number}", row
+        except UnicodeDecodeError as error:  # parquet's texts are not looked at when a file is opened
+            raise BadInput(f"{place} holds text that is not UTF-8 ({error.reason}); copy it again.") from error
+
+
+def _tables(card: TaskCard, source: str, subset: str, length: str) -> list[_Table]:
+    return (
+        [_hub_table(card, source, subset, length)] if source in card.source else _local_tables(source, subset, length)
+    )
+
+
+def _hub_table(card: TaskCard, name: str, subset: str, length: str) -> _Table:
     from datasets import load_dataset
 
     data_set = card.source[name]
@@ -66,43 +135,45 @@ def _hub_rows(card: TaskCard, name: str, subset: str, length: str) -> Iterator[t
             f"The hub data set {data_set['id']} (revision {data_set['revision']}) has no {subset} at {length}, or "
             f"cannot be reached ({type(error).__name__}: {str(error).splitlines()[0]}); a local copy is --source DIR."
         ) from error
-    for number, row in enumerate(rows):
-        yield f"{data_set['id']}, {subset} at {length}, row {number}", row
+    return _Table(f"{data_set['id']}, {subset} at {length}", rows)
 
 
-def _local_rows(folder: str, subset: str, length: str) -> Iterator[tuple[str, Any]]:
-    """Yield each row with its place, for error messages."""
+def _local_tables(folder: str, subset: str, length: str) -> list[_Table]:
     from datasets import disable_progress_bars, load_dataset
 
     root = Path(folder)
     if not root.is_dir():
         raise BadInput(f"--source {folder!r} is neither 'generated', nor a data set of the task card, nor a folder.")
-    patterns = {
-        "json": (f"**/{subset}/{length}.json",),
-        "parquet": (f"**/{length}/{subset}-*.parquet", f"**/{length}/{subset}.parquet"),
-    }
-    for kind, globs in patterns.items():
+    for kind, patterns in _LAYOUTS.items():
+        globs = [pattern.format(subset=subset, length=length) for pattern in patterns]
         files = sorted({str(path) for pattern in globs for path in root.glob(pattern)})
         disable_progress_bars()
+        tables = []
         for file in files:
             if kind == "json":
                 _refuse_no_rows(Path(file))
             try:
-                rows = load_dataset(kind, data_files=file, split="train")
+                tables.append(_Table(file, load_dataset(kind, data_files=file, split="train")))
             except Exception as error:  # datasets wraps pyarrow and JSON errors in its own
                 cause = _json_problem(Path(file)) if kind == "json" else None
                 cause = cause or str(error.__cause__ or error).splitlines()[0]
                 raise BadInput(f"{file} is not a {kind} file of rows {', '.join(COLUMNS)}: {cause}") from error
-            try:
-                for number, row in enumerate(rows):
-                    yield f"{file}, row {number}", row
-            except UnicodeDecodeError as error:  # parquet's texts are not looked at when a file is opened
-                raise BadInput(f"{file} holds text that is not UTF-8 ({error.reason}); copy it again.") from error
-        if files:
-            return
+        if tables:
+            return tables
     raise BadInput(
         f"{root} has no rows for {subset} at {length}: expected {subset}/{length}.json or {length}/{subset}-*.parquet."
     )
+
+
+def _local_labels(root: Path, subset: str) -> list[str]:
+    """Return the lengths of which a folder has files for the subset, the shortest first."""
+    labels = {
+        path.stem if kind == "json" else path.parent.name
+        for kind, patterns in _LAYOUTS.items()
+        for pattern in patterns
+        for path in root.glob(pattern.format(subset=subset, length="*"))
+    }
+    return sorted((label for label in labels if _LENGTH.fullmatch(label)), key=parse_length)
 
 
 def _refuse_no_rows(path: Path) -> None:

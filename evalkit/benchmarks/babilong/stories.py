@@ -13,11 +13,11 @@ Asked = tuple[str, str]
 
 _QUESTIONS_PER_STORY = {"qa4": 1, "qa15": 4, "qa16": 1, "qa17": 8, "qa18": None, "qa19": 1, "qa20": None}
 """In the bAbI v1.2 test files; 5 unless said here, None where stories differ."""
-_WHOLE = (999, 1000)
+WHOLE = (999, 1000)
 """Rows of a list without gaps: the test file has 1,000 questions, and most published lists lack the last row."""
 _UNKNOWN = ("", "")
 """Stands for that last question, which a list with a gap may have."""
-_FEWEST = 500
+FEWEST = 500
 """A list with fewer rows is of another set."""
 
 
@@ -29,7 +29,7 @@ def stories_of_rows(subset: str, lists: Sequence[Sequence[Asked]]) -> list[list[
         lists: the rows at each length, in published order.
     """
     size = _QUESTIONS_PER_STORY.get(subset, 5)
-    complete = Counter(tuple(rows) for rows in lists if len(rows) in _WHOLE)
+    complete = Counter(tuple(rows) for rows in lists if len(rows) in WHOLE)
     if size is None or not complete:
         return [[None] * len(rows) for rows in lists]
     whole = complete.most_common(1)[0][0]
@@ -43,7 +43,7 @@ def stories_of_rows(subset: str, lists: Sequence[Sequence[Asked]]) -> list[list[
 def _place(stories: Sequence[tuple[Asked, ...]], rows: Sequence[Asked]) -> list[int | None]:
     """Return the number of each row's story, where all ways to lay the rows onto beginnings of the stories agree."""
     told: list[int | None] = [None] * len(rows)
-    if len(rows) < _FEWEST:
+    if len(rows) < FEWEST:
         return told
     # reached[i] holds the rows at which story i may begin; left[i] those of them from which the rest fits as well.
     reached = [{0}]

@@ -68,25 +68,39 @@ def tags(subset: str, facts: Sequence[str], question: str, supporting: Sequence[
 def tags_of_text(subset: str, context: str, question: str) -> dict[str, int]:
     """Return what can be told of a published row, whose statements lie in a text about something else.
 
-    The statements of qa1 to qa3 and qa5 to qa8 are of so few words that a novel hardly has such a sentence; those of
-    other tasks are not looked for. Which of them the answer needs is not told, so there are only facts and entries.
+    Which of them the answer needs is not told, so there are only facts and entries; nothing where ``told_in`` is None.
     """
-    if subset not in _ERRANDS:
+    facts = told_in(subset, context)
+    if facts is None:
         return {}
-    facts = statements(subset, context)
     return {"facts": len(facts)} | ({"entries": _entries(facts, question)} if subset == "qa3" else {})
 
 
-def statements(subset: str, context: str) -> list[str]:
-    """Return the sentences of a text that are statements of qa1, qa2, qa3, qa5, qa6, qa7 or qa8, in order."""
+def told_in(subset: str, context: str) -> list[str] | None:
+    """Return the sentences of a text that are statements of the task, in order; None where they cannot be told.
+
+    The statements of qa1 to qa8 are of so few words that a novel hardly has such a sentence; those of other tasks are
+    not looked for.
+    """
+    form = _form(subset)
+    return None if form is None else re.findall(rf"\b{form}\.", context)
+
+
+def _form(subset: str) -> str | None:
+    """A regular expression, without groups that capture, for a statement of the task."""
+    rooms = "|".join(HOUSE)
+    if subset == "qa4":
+        return rf"The (?:{rooms}) is (?:north|south|east|west) of the (?:{rooms})"
+    if subset not in _ERRANDS:
+        return None
     people = "|".join(_ERRANDS[subset])
     thing = f"the (?:{'|'.join(OBJECTS)})"
     forms = (
-        f"(?:{'|'.join(MOVE)}) the (?:{'|'.join(HOUSE)})",
+        f"(?:{'|'.join(MOVE)}) the (?:{rooms})",
         f"(?:{'|'.join((*GET, *DROP))}) {thing}(?: there)?",
         f"(?:{'|'.join(GIVE)}) {thing} to (?:{people})",
     )
-    return re.findall(rf"\b(?:{people}) (?:{'|'.join(forms)})\.", context)
+    return rf"(?:{people}) (?:{'|'.join(forms)})"
 
 
 def _entries(facts: Sequence[str], question: str) -> int:

@@ -8,6 +8,9 @@ A row of openai/mrcr is a conversation that begins with two user turns, worked e
 asked exactly so, and a chat template that refuses that makes the sample an error. A row of Google's is one text. Rows
 keep their published bins, upper edge included: "8k" is 4,096 to 8,192 tokens, "16k" is 8,193 to 16,384, and so on.
 These are o200k tokens of all contents and the answer (openai/mrcr), or the file's own ``context_len`` (Google).
+
+Of the rows before December 2025 about one in ten holds too many of the requests and one in twenty a wrong answer: files
+of openai/mrcr that are not of the card's revision are refused if any row contradicts itself.
 """
 
 import csv
@@ -72,6 +75,7 @@ class PublishedRows:
         self._is_hub = source in card.source
         self._files = {} if self._is_hub else _find_files(Path(source), tuple(card.subsets))
         self._num_tokens: dict[tuple[str, int], int] = {}
+        self._sound: set[str] = set()
         self._is_google = any(path.suffix == ".csv" for files in self._files.values() for path in files)
         if self._by_prompt and self._is_google:
             raise BadInput(f"The rows of {source} bring their bins (context_len); leave out --bins prompt.")
@@ -88,15 +92,32 @@ class PublishedRows:
         """Yield the rows of one subset in the bin that ends at ``length``, in published order.
 
         Raises:
-            BadInput: there are none, or a row cannot be read; the message names file and row or line.
+            BadInput: there are none, rows contradict themselves, or one cannot be read; names file and row or line.
         """
         label = format_length(parse_length(length))
+        self._refuse_faulty(subset)
         if self._split is None:
             yield from self._bin(subset, label)
             return
         stories = list(dict.fromkeys(sample.story_id for sample in self._bin(subset, label)))
         chosen = self._split.part(stories, self._part)
         yield from (sample for sample in self._bin(subset, label) if sample.story_id in chosen)
+
+    def _refuse_faulty(self, subset: str) -> None:
+        """Refuse all rows of a subset if some are not what they say; those of the card's revision all are."""
+        if subset in self._sound or self._is_google or self._revision == _pinned(self.card, "hub"):
+            return
+        number, faults = 0, list[str]()
+        for place, row in self._rows(subset):
+            number += 1
+            if fault := _fault(place, row, int(subset.removesuffix("needle"))):
+                faults.append(fault)
+        if faults:
+            raise BadInput(
+                f"{len(faults):,} of {number:,} {subset} rows of --source {self.source} contradict themselves, as some "
+                f"do of before December 2025 (the first: {faults[0]}); use {_pinned(self.card, 'hub')} (--source hub)."
+            )
+        self._sound.add(subset)
 
     def _bin(self, subset: str, label: str) -> Iterator[Sample]:
         is_empty = True
@@ -249,13 +270,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _openai_sample(task: str, subset: str, sample_id: str, label: str, place: str, row: Row) -> Sample:
     messages = _messages(place, row)
     prefix, answer = _text(place, row, "random_string_to_prepend"), _text(place, row, "answer")
-    index = _whole_number(place, row, "desired_msg_index")
-    if not 0 < index < len(messages) - 2:
-        raise BadInput(f"{place}: desired_msg_index is {index}, and there are {len(messages)} messages.")
-    if not answer.startswith(prefix):
-        raise BadInput(f"{place}: the answer does not begin with random_string_to_prepend {prefix!r}.")
-    # The examples in the first message can hold the same request; they are not part of the conversation.
-    asked = [i for i in range(1, len(messages) - 1) if messages[i] == messages[index]]
+    index, asked = _requests(place, row, messages)
     return Sample(
         task=task,
         subset=subset,
@@ -275,6 +290,26 @@ def _openai_sample(task: str, subset: str, sample_id: str, label: str, place: st
             "date_added": str(row.get("date_added", "")),
         },
     )
+
+
+def _requests(place: str, row: Row, messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """Return which message is the request that is asked for, and all that equal it."""
+    index = _whole_number(place, row, "desired_msg_index")
+    if not 0 < index < len(messages) - 2:
+        raise BadInput(f"{place}: desired_msg_index is {index}, and there are {len(messages)} messages.")
+    # The examples in the first message can hold the same request; they are not part of the conversation.
+    return index, [i for i in range(1, len(messages) - 1) if messages[i] == messages[index]]
+
+
+def _fault(place: str, row: Row, num_needles: int) -> str | None:
+    """Say what in a row of openai/mrcr contradicts the rest of it; None where all agrees."""
+    messages = _messages(place, row)
+    index, asked = _requests(place, row, messages)
+    if len(asked) != num_needles:
+        return f"the request that {place} asks about occurs {len(asked)} x in it, not {num_needles} x"
+    if _text(place, row, "answer") != _text(place, row, "random_string_to_prepend") + messages[index + 1]["content"]:
+        return f"{place} has an answer other than random_string_to_prepend and the reply to the request"
+    return None
 
 
 def _google_sample(task: str, subset: str, sample_id: str, label: str, place: str, row: Row) -> Sample:
