@@ -141,7 +141,7 @@ def _replies(panel: Panel, wanted: Mapping[int, Sequence[int]], notes: list[str]
             for line in _lines(run):
                 place = places.get(line[: line.find(b',"story_id":')])
                 prediction = lines.decode(line) if place is not None else None
-                if place is not None and prediction is not None:
+                if place is not None and prediction is not None and prediction.repeat == 1:
                     found[row, place] = prediction  # a later attempt stands later in the file
         except RunFolderError as error:
             notes.append(f"Samples of {run.name} are not shown: {error}")
