@@ -58,11 +58,12 @@ def all_drawings(analysis: Analysis) -> list[Drawing]:
         scored = frame[(frame["task"] == task) & frame["value"].notna()]
         if len(scored):
             found.append(heatmap(analysis, task, scorers[0]))
-        if scored["depth"].notna().any():
+        if scored.loc[scored["length_tokens"] > 0, "depth"].notna().any():
             found.append(depth_heatmap(analysis, task, scorers[0]))
         if {"prefix_hit", "ratio_given_prefix"} <= set(scorers):
             found.append(prefix_against_ratio(analysis, task))
-    if any(coverage(arm) is not None for arm in analysis.arms if not arm.control):
+    has_tokens = any(parse_length(n) for panel in analysis.panels for n in panel.lengths)  # 0k alone has no axis
+    if has_tokens and any(coverage(arm) is not None for arm in analysis.arms if not arm.control):
         found.append(positions(analysis))
     return found
 
