@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from dataclasses import replace
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import BadInput, RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
-from evalkit.records.folder import RunFolder, find_run_folders
+from evalkit.records.folder import RunFolder, find_run_folders, this_process
 from evalkit.records.latest import MAX_ATTEMPTS
 from evalkit.types import Key, Prediction, Score
 
@@ -426,6 +428,21 @@ def test_a_second_writer_is_refused_until_the_first_is_gone_even_by_kill(tmp_pat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_who_looks_whether_a_folder_is_written_hinders_no_start_and_is_taken_for_no_writer(tmp_path: Path) -> None:
+    def looked_at() -> None:
+        lock = FileLock(tmp_path / "run.lock", thread_local=False)
+        lock.acquire(timeout=0)
+        threading.Timer(0.01, lock.release).start()
+
+    filled(tmp_path, 2)
+    (tmp_path / "writer.txt").write_text("process 12 on node3")  # it was killed
+    looked_at()
+    assert RunFolder.open(tmp_path).writer() is None
+    looked_at()
+    with start(tmp_path):
+        assert RunFolder.open(tmp_path).writer() == this_process()
+
+
 def test_an_engine_process_that_outlives_its_killed_writer_does_not_hold_the_folder(tmp_path: Path) -> None:
     parent = (
         "import os, sys, time\nfrom evalkit.records.folder import RunFolder\n"

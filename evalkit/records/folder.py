@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _PREDICTIONS, _SCORES, _PROMPTS = "predictions.jsonl", "scores.parquet", "prompts"
 _LOCK, _WRITER = "run.lock", "writer.txt"
+_LOOK_SECONDS = 0.05
+"""For which a lock must be held to be a writer's: who looks takes it too, for a moment, and is none."""
 _ENGINE = "engine."
 """What begins the names of those parts of the fingerprint that are known only once an engine runs."""
 
@@ -221,7 +223,7 @@ class RunFolder:
 
         try:
             name = (self.path / _WRITER).read_text(encoding="utf-8")
-            with FileLock(self.path / _LOCK).acquire(timeout=0):
+            with FileLock(self.path / _LOCK).acquire(timeout=_LOOK_SECONDS, poll_interval=_LOOK_SECONDS / 5):
                 return None
         except Timeout:
             return name
@@ -434,7 +436,7 @@ def _lock(path: Path) -> Any:
 
     lock = FileLock(path / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=10 * _LOOK_SECONDS)
     except Timeout:
         holder = "another process"
         with suppress(OSError):
