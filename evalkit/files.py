@@ -132,7 +132,18 @@ def _sync_folder(path: Path) -> None:
 
 def slug(name: str) -> str:
     """Return a name as it stands in file names: "Randomized YaRN, paper's range" is "randomized-yarn-paper-s-range"."""
-    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.")
+
+
+def file_name(name: str, odd: str = r"[^\w.@+-]", instead: str = "_") -> str:
+    """Return somebody's name for something as that of one file or folder, which is in no other folder: ".." is "__".
+
+    Args:
+        name: of an arm, a model, a subset.
+        odd: regular expression of what is replaced.
+        instead: what it is replaced by.
+    """
+    return re.sub(odd, instead, name) if name.strip(".") else "_" * len(name)
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,6 @@ more lengths, subsets or samples of the same run (its scope) are not.
 
 import json
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from evalkit.errors import BadInput, RunFolderError
-from evalkit.files import remove, write_whole
+from evalkit.files import file_name, remove, write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
 from evalkit.records.latest import MAX_ATTEMPTS, Latest, State, slim
@@ -398,7 +397,7 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written.
         """
-        path = self.path / _PROMPTS / (re.sub(r"[^\w.@+-]", "_", cell) + ".txt")
+        path = self.path / _PROMPTS / f"{file_name(cell)}.txt"
         try:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
