@@ -24,6 +24,7 @@ from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders, this_process
 from evalkit.records.latest import MAX_ATTEMPTS
+from evalkit.runs.show import _find
 from evalkit.types import Key, Prediction, Score
 
 PARTS = {"weights": "sha256:1f", "rope": "yarn", "seed": 7, "lengths_seen": [1, 2]}
@@ -112,6 +113,20 @@ def test_what_was_recorded_is_known_without_keeping_it_in_memory(tmp_path: Path)
     (tmp_path / "predictions.jsonl").write_text("")
     with pytest.raises(RunFolderError, match="was changed while it was being read"):
         again.recorded()[prediction(3).key]
+
+
+def test_a_sample_that_is_shown_is_found_by_its_key_without_reading_other_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 30)
+    folder, read = RunFolder.open(tmp_path), []
+    folder.recorded()
+    decode = lines.decode
+    monkeypatch.setattr(lines, "decode", lambda line: read.append(line) or decode(line))
+    assert _find(folder, "qa1/1024/27") == prediction(27)
+    assert len(read) == 1
+    with pytest.raises(BadInput, match="no record 'qa1/1k/31'"):
+        _find(folder, "qa1/1k/31")
 
 
 def test_a_line_holds_the_promised_fields_and_ends_with_its_checksum(tmp_path: Path) -> None:
