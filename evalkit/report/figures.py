@@ -9,7 +9,7 @@ import numpy as np
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name
-from evalkit.report.cells import counts_text, task_title
+from evalkit.report.cells import counts_text, percent, task_title
 from evalkit.report.comparison import Comparison
 from evalkit.report.coverage import coverage
 from evalkit.report.curves import (
@@ -28,7 +28,6 @@ from evalkit.report.drawing import Drawing, empty_figure, panels, part_id, set_t
 from evalkit.report.estimates import AVERAGE
 from evalkit.report.heatmaps import depth_heatmap, heatmap
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
-from evalkit.report.render import percent
 from evalkit.report.style import FAINT, Look, length_axis, looks, mark_lengths
 
 if TYPE_CHECKING:
