@@ -1,13 +1,18 @@
 """What several wings do with files, texts and processes."""
 
+import errno
 import glob
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+_MOST_TRIES = 500
+"""To make a draft, 10 ms apart: removing a large one that was left takes a while."""
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -37,17 +42,13 @@ def drafted(path: Path, *, folder: bool = False) -> Iterator[Path]:
         OSError: it cannot be written; what was there stays, and no draft.
     """
     for litter in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        if (descriptor := _locked(litter)) is not None:
-            remove(litter)
-            os.close(descriptor)
+        with suppress(OSError):
+            if (descriptor := _locked(litter)) is not None:
+                remove(litter)
+                os.close(descriptor)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = None
+    descriptor = _made_and_locked(draft, folder=folder)
     try:
-        if folder:
-            draft.mkdir()
-        else:
-            draft.touch()
-        descriptor = _locked(draft)
         yield draft
         if folder:
             remove(path)
@@ -79,21 +80,42 @@ def is_draft_of_weights(path: Path) -> bool:
     return re.fullmatch(r"\.tmp\w{6}", path.name) is not None and path.is_file()
 
 
-def _locked(path: Path) -> int | None:
-    """Take the lock of a file or folder, and return the descriptor that holds it; None where another process does.
+def _made_and_locked(draft: Path, *, folder: bool) -> int | None:
+    """Make a draft and take its lock; once more where another writer took it for litter before it was locked."""
+    for _ in range(_MOST_TRIES):
+        if folder:
+            draft.mkdir(exist_ok=True)
+        else:
+            draft.touch()
+        try:
+            return _locked(draft)
+        except (BlockingIOError, FileNotFoundError):
+            time.sleep(0.01)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(draft))
 
-    Windows has no such locks: there nothing is taken for litter.
+
+def _locked(path: Path) -> int | None:
+    """Take the lock of a file or folder, and return the descriptor that holds it.
+
+    None where there are no such locks, on Windows and in some file systems: there nothing is taken for litter.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        FileNotFoundError: there is no such file, or another one has taken its place meanwhile.
     """
     try:
         import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):
+    except ImportError:
         return None
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or of a file system without locks
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except OSError as error:
         os.close(descriptor)
+        if isinstance(error, (BlockingIOError, FileNotFoundError)):
+            raise
         return None
     return descriptor
 
@@ -110,7 +132,18 @@ def _sync_folder(path: Path) -> None:
 
 def slug(name: str) -> str:
     """Return a name as it stands in file names: "Randomized YaRN, paper's range" is "randomized-yarn-paper-s-range"."""
-    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.")
+
+
+def file_name(name: str, odd: str = r"[^\w.@+-]", instead: str = "_") -> str:
+    """Return somebody's name for something as that of one file or folder, which is in no other folder: ".." is "__".
+
+    Args:
+        name: of an arm, a model, a subset.
+        odd: regular expression of what is replaced.
+        instead: what it is replaced by.
+    """
+    return re.sub(odd, instead, name) if name.strip(".") else "_" * len(name)
 
 
 def first_line(error: BaseException) -> str:

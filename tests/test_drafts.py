@@ -5,10 +5,11 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from evalkit.files import drafted, is_draft_of_weights, write_whole
+from evalkit.files import drafted, is_draft_of_weights, remove, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -52,6 +53,31 @@ def test_litter_of_a_killed_process_is_removed_and_the_draft_of_one_that_writes_
     assert names(tmp_path) == ["a.csv", draft, "b.csv"]
     write_whole(tmp_path / "a.csv", "ours again")
     assert names(tmp_path) == ["a.csv", "b.csv"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+@pytest.mark.parametrize("method", ["touch", "mkdir"])
+def test_a_draft_that_another_writer_takes_for_litter_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    import fcntl
+
+    make, made = getattr(Path, method), []
+
+    def make_and_lose_the_first(self: Path, **options: Any) -> None:
+        make(self, **options)
+        made.append(self)
+        if len(made) == 1:
+            remove(self)
+
+    monkeypatch.setattr(Path, method, make_and_lose_the_first)
+    with drafted(tmp_path / "a", folder=method == "mkdir") as draft:
+        assert made == [draft, draft]
+        descriptor = os.open(draft, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_draft_of_weights_is_known_by_its_name(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from evalkit.cli.commands import main
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import scored
+from evalkit.runs.export import LAYOUTS, _load
 from evalkit.types import Key
+from tests.report_runs import holds_to, write_run
 
 HALF = "\ud83d"  # of a surrogate pair, as a model may reply it
 
@@ -121,8 +123,6 @@ def ours(run: Path) -> dict[Key, dict[str, Any]]:
 def readable(request, run, tmp_path) -> Path:
     if request.param == "failures":
         return run
-    from tests.report_runs import holds_to, write_run
-
     common = {"task": "mrcr", "subsets": ("2needle", "4needle"), "lengths": ("4k", "8k"), "samples": 3}
     return write_run(tmp_path / "r", arm="my/arm", accuracy=holds_to(4096), reply=lambda p: p.target + HALF, **common)
 
@@ -164,17 +164,28 @@ def test_inspect_itself_sees_our_samples_and_scores(readable, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["lm-eval", "inspect", "babilong", "csv"])
-def test_a_reply_that_is_no_sound_text_can_be_exported(tmp_path, to):
-    from tests.report_runs import holds_to, write_run
+@pytest.mark.parametrize("arm", [".", "..", "../b"])
+def test_no_name_of_an_arm_or_a_subset_leads_out_of_the_folder_that_was_given(tmp_path, to, arm):
+    task, subset = ("babilong", "qa1") if to == "babilong" else ("mrcr", "../../2needle")
+    write_run(
+        tmp_path / "r", arm=arm, accuracy=holds_to(1024), task=task, subsets=(subset,), lengths=("1k",), samples=2,
+        config={"setting": "../../x"},
+    )  # fmt: skip
+    files = LAYOUTS[to](_load(tmp_path / "r"))
+    assert files
+    for name in files:
+        assert not {".", ".."} & set(name.split("/")), name
+        assert name.count("/") <= 1
 
+
+@pytest.mark.parametrize("to", ["lm-eval", "inspect", "babilong", "csv"])
+def test_a_reply_that_is_no_sound_text_can_be_exported(tmp_path, to):
     write_run(tmp_path / "r", arm="a", accuracy=holds_to(8192), lengths=("4k",), samples=2, reply=lambda p: HALF)
     for path in exported(tmp_path / "r", to, tmp_path / "out"):
         path.read_text(encoding="utf-8")
 
 
 def test_what_a_layout_has_no_place_for_is_refused(tmp_path):
-    from tests.report_runs import holds_to, write_run
-
     common = {"task": "mrcr", "subsets": ("2needle",), "lengths": ("4k",), "samples": 2}
     write_run(tmp_path / "r", arm="a", accuracy=holds_to(8192), **common)
     for to, message in (("babilong", "is of mrcr"), ("xls", "the layouts are lm-eval, inspect, babilong, csv")):

@@ -1,6 +1,7 @@
 """Figures: every arm keeps its colour, files carry no date, and what is drawn is what the tables say."""
 
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from evalkit.models.training_record import TrainingRecord
+from evalkit.records.folder import RunFolder
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.arms import make_arms
 from evalkit.report.coverage import coverage
@@ -55,6 +57,23 @@ def test_there_is_a_figure_for_everything_the_data_allow(analysis: Analysis) -> 
         "prefix-mrcr",
         "positions",
     ]
+
+
+def test_a_trained_arm_asked_without_background_alone_has_no_figure_of_depths_or_positions(tmp_path: Path) -> None:
+    source = RunFolder.open(
+        write_run(tmp_path / "none", arm="plain", accuracy=holds_to(8 * K), lengths=("0k",), training=training("plain"))
+    )
+    asked = [replace(p, prompt_tokens=80, fact_positions=(20, 40)) for p in source.predictions()]
+    with RunFolder.start(
+        tmp_path / "0k", arm="plain", config=source.config, fingerprint=source.fingerprint, provenance={"command": "x"}
+    ) as run:
+        run.extend(asked)
+    analysis = analyse(load_runs([tmp_path / "0k"]))
+    assert analysis.loaded.frame["depth"].notna().all()
+    drawings = all_drawings(analysis)
+    assert [one.name for one in drawings] == ["curve-babilong", "curve-babilong-subsets", "heatmap-babilong"]
+    for drawing in drawings:
+        drawing.figure()
 
 
 def test_files_are_the_same_bytes_again(analysis: Analysis, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from evalkit.errors import BadInput
 from evalkit.records.folder import RunFolder
 from evalkit.report.analysis import analyse
 from evalkit.report.build import build
-from evalkit.report.groups import _values
+from evalkit.report.groups import _values, group_rows
 from evalkit.report.load import load_runs
 from tests.report_runs import holds_to, write_run
 
@@ -64,6 +64,14 @@ def test_each_value_has_its_own_scores_and_differences(runs, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "official score by entries" in text
     assert "--by entries" in json.loads((tmp_path / "report.json").read_text())["command"]
+
+
+def test_a_difference_that_is_only_the_rounding_of_a_sum_is_none(runs):
+    group = analyse(load_runs(runs, tag="entries"), by="entries").groups[0]
+    (compared,) = group.comparisons
+    tiny = {length: found._replace(mean=-1e-17) for length, found in compared.by_length.items()}
+    rows = [*group_rows([replace(group, comparisons=(replace(compared, by_length=tiny),))])]
+    assert {str(row["score"]) for row in rows if "baseline" in row} == {"0.0"}
 
 
 def test_a_tag_that_no_answer_has_is_refused_with_those_there_are(runs):

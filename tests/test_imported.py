@@ -341,6 +341,13 @@ def test_a_folder_that_holds_models_is_no_organisation(tmp_path: Path, collectio
     assert {RunFolder.open(path).config["model"] for path in paths} == {"model-7b", "org/model-1b"}
 
 
+def test_an_arm_named_dot_dot_has_a_folder_below_the_one_that_was_given(tmp_path: Path) -> None:
+    publish(tmp_path / "m", "qa1_1k")
+    (found,) = import_folder(tmp_path / "m", tmp_path / "out", arm="..")
+    assert isinstance(found, RunFolder)
+    assert (found.arm, found.path) == ("..", tmp_path / "out" / "__")
+
+
 def test_an_arm_can_be_named_where_there_is_one_model(tmp_path: Path) -> None:
     publish(tmp_path / "results" / "one", "qa1_1k_x")
     (run,) = import_folder(tmp_path, tmp_path / "out", arm="my model")

@@ -88,12 +88,13 @@ def test_slices_hold_question_reply_scores_and_positions(results: Path) -> None:
     content = json.loads(gzip.decompress(base64.b64decode(found.slices[cell["slices"][0]])))
     assert cell["count"] == len(content["samples"]) == 120
     assert content["samples"][3][:4] == ["00003", "qa2-00003", "Where is Mary?", "hallway"]
-    text, error, finish, prompt_tokens, output_tokens, positions, needed, scores = content["runs"]["0"][3]
+    text, error, finish, prompt_tokens, output_tokens, positions, needed, scores, folder = content["runs"]["0"][3]
     assert text == NASTY
     assert (error, finish, prompt_tokens, output_tokens) == (None, "stop", 32 * K - 20, 5)
     assert len(positions) == 2
     assert needed == [1]
     assert scores == [0.0, 0.0]
+    assert folder == 0
 
 
 def test_a_large_report_shows_the_first_samples_of_each_cell_and_says_so(
@@ -124,7 +125,9 @@ def test_a_control_takes_no_place_from_the_samples_of_others(tmp_path: Path) -> 
 
 def test_the_command_that_shows_a_whole_prompt_names_the_folder_for_a_shell(tmp_path: Path) -> None:
     runs = collect_samples(analyse(load_runs([with_a_control(tmp_path / "my runs")]))).index["runs"]
-    assert [shlex.split(run["folder"]) for run in runs if run["name"] == "yarn"] == [[f"{tmp_path}/my runs/yarn"]]
+    assert [shlex.split(" ".join(run["folders"])) for run in runs if run["name"] == "yarn"] == [
+        [f"{tmp_path}/my runs/yarn"]
+    ]
 
 
 def lines_in(svg: str) -> list[dict[str, str]]:

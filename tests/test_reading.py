@@ -254,6 +254,9 @@ def test_an_adapter_config_of_other_types_is_refused_with_the_field(
 
 # Run folders
 
+MOMENT = "2026-01-01T00:00:00+00:00"
+PACE = {"samples": 1, "prompt_tokens": 1000, "seconds": 2.0}
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
@@ -283,6 +286,7 @@ def rewrite_line(folder: Path, **changes: Any) -> None:
         ({"question": ...}, "question is missing"),
         ({"output": ["garden"]}, "output is ['garden']; it should be text or null"),
         ({"output": None}, "of output and error exactly one should be null"),
+        ({"output": None, "error": ": no kind"}, "error is ': no kind'; it should begin with its kind"),
         ({"prompt_tokens": True}, "prompt_tokens is True"),
         ({"prompt_tokens": 2**31}, "prompt_tokens is 2147483648"),
         ({"seconds": 10**400}, "seconds is 1000000000"),
@@ -329,11 +333,23 @@ def test_a_field_of_a_later_version_is_passed_over_and_stays_in_the_file(runs: P
         (("config", "scope", "lengths"), "1k", "config.scope.lengths is '1k'"),
         (("config", "scope", "lengths"), ["long"], "is not a number of tokens"),
         (("config", "scope", "samples"), "3", "config.scope.samples is '3'"),
+        (("config", "scope", "repeat"), "2", "config.scope.repeat is '2'"),
+        (("config", "scope", "repeat"), None, "config.scope.repeat is None"),
         (("config", "shard"), "1", "config.shard is '1'"),
         (("config", "trained_length"), "8k", "config.trained_length is '8k'"),
         (("config", "task"), 5, "config.task is 5"),
         (("provenance",), [5], "provenance.0 is 5"),
         (("provenance",), [{"answering": {"since": "today"}}], "provenance.0.answering.since"),
+        (("provenance",), [{"started": "today"}], "provenance.0.started is 'today'"),
+        (("provenance",), [{"engine": None}], "provenance.0.engine is None"),
+        (("provenance",), [{"started": MOMENT, "pace": None}], "provenance.0.pace is None"),
+        (("provenance",), [{"pace": {"loading_seconds": 1, "by_length": {"1k": PACE}}}], "says when it started"),
+        (("provenance",), [{"started": MOMENT, "pace": {"by_length": {}}}], "pace.loading_seconds is missing"),
+        (
+            ("provenance",),
+            [{"started": MOMENT, "pace": {"loading_seconds": 1, "by_length": {"1k": {"seconds": 2.0}}}}],
+            "pace.by_length.1k.samples is missing",
+        ),
         (("schema",), "2", "no object with a schema"),
     ],
 )

@@ -1,6 +1,8 @@
 """Asking the same again: recorded apart, never a score, and what it says about noise."""
 
+import base64
 import csv
+import gzip
 import json
 import os
 import signal
@@ -19,6 +21,7 @@ from evalkit.report.analysis import analyse
 from evalkit.report.build import build
 from evalkit.report.load import load_runs
 from evalkit.report.repeats import repeated
+from evalkit.report.samples import collect_samples
 from evalkit.runs.status import run_status
 from tests.report_runs import holds_to, write_run
 
@@ -164,3 +167,17 @@ def test_the_report_shows_it_and_nothing_where_nothing_was_repeated(tmp_path):
     write_run(tmp_path / "other" / "a", arm="a", accuracy=holds_to(8192), subsets=("qa1",), lengths=("8k",), samples=5)
     build([tmp_path / "other"], tmp_path / "q")
     assert not (tmp_path / "q" / "repeats.csv").exists()
+
+
+def test_the_page_shows_the_answers_that_were_scored_and_not_their_repeats(tmp_path):
+    folder = write_run(tmp_path / "a", arm="a", accuracy=holds_to(8192), subsets=("qa1",), lengths=("4k",), samples=5)
+    before = RunFolder.open(folder)
+    first = list(before.predictions())
+    again = [replace(p, output="something else", repeat=2) for p in first]
+    with RunFolder.start(
+        folder, arm="a", config=before.config, fingerprint=before.fingerprint, provenance={"command": "x"}
+    ) as run:
+        run.extend(again)
+    found = collect_samples(analyse(load_runs([folder])))
+    content = json.loads(gzip.decompress(base64.b64decode(found.slices[0])))
+    assert [row[0] for row in content["runs"]["0"]] == [p.output for p in first]

@@ -1,5 +1,7 @@
 """A run in parts: disjoint, together the whole, nested, resumed by the same command, and one run again in a report."""
 
+import base64
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +11,11 @@ from click.testing import CliRunner
 
 from evalkit.cli.commands import main
 from evalkit.errors import BadInput
+from evalkit.report.analysis import analyse
+from evalkit.report.arms import make_arms
 from evalkit.report.load import load_runs
+from evalkit.report.mistakes import mistakes
+from evalkit.report.samples import collect_samples
 from evalkit.runs.shards import parse_shard, part_of
 from evalkit.types import Sample
 
@@ -60,16 +66,25 @@ def test_a_report_counts_shards_as_one_run_with_the_rows_of_the_whole_one(shards
     assert rows[0] == rows[1]
 
 
-def test_the_page_of_a_report_holds_the_samples_of_all_shards(shards, tmp_path):
-    from evalkit.report.analysis import analyse
-    from evalkit.report.samples import collect_samples
+def test_the_page_of_a_report_holds_the_samples_of_all_shards_and_says_in_which_folder_each_lies(shards):
+    pages = [collect_samples(analyse(load_runs([shards / name]))) for name in ("parts", "whole")]
+    joined, whole = ([json.loads(gzip.decompress(base64.b64decode(one))) for one in page.slices] for page in pages)
+    folders = pages[0].index["runs"][0]["folders"]
+    keys = [{line[:3] for line in answers(Path(folder))} for folder in folders]
+    for cell, part, single in zip(pages[0].index["cells"], joined, whole, strict=True):
+        assert part["samples"] == single["samples"]
+        rows = part["runs"]["0"]
+        assert [row[:-1] for row in rows] == [row[:-1] for row in single["runs"]["0"]]
+        for (sample_id, *_), row in zip(part["samples"], rows, strict=True):
+            assert (cell["subset"], cell["length"], sample_id) in keys[row[-1]]
+    assert not pages[0].notes
 
-    joined, whole = (
-        collect_samples(analyse(load_runs([shards / name]), baseline=None, trained_length=None))
-        for name in ("parts", "whole")
-    )
-    assert joined.slices == whole.slices
-    assert not joined.notes
+
+def test_kinds_of_errors_are_counted_over_all_shards(shards):
+    joined, whole = (mistakes(make_arms(load_runs([shards / name]).runs, baseline=None, trained_length=None))
+                     for name in ("parts", "whole"))  # fmt: skip
+    assert joined == whole
+    assert sum(cell.answers for cell in joined) == 7 * 4
 
 
 def test_a_missing_shard_is_named(shards, tmp_path):

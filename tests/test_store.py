@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from dataclasses import replace
@@ -14,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import BadInput, RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
-from evalkit.records.folder import RunFolder, find_run_folders
+from evalkit.records.folder import RunFolder, find_run_folders, this_process
 from evalkit.records.latest import MAX_ATTEMPTS
+from evalkit.runs.show import _find
 from evalkit.types import Key, Prediction, Score
 
 PARTS = {"weights": "sha256:1f", "rope": "yarn", "seed": 7, "lengths_seen": [1, 2]}
@@ -110,6 +113,20 @@ def test_what_was_recorded_is_known_without_keeping_it_in_memory(tmp_path: Path)
     (tmp_path / "predictions.jsonl").write_text("")
     with pytest.raises(RunFolderError, match="was changed while it was being read"):
         again.recorded()[prediction(3).key]
+
+
+def test_a_sample_that_is_shown_is_found_by_its_key_without_reading_other_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 30)
+    folder, read = RunFolder.open(tmp_path), []
+    folder.recorded()
+    decode = lines.decode
+    monkeypatch.setattr(lines, "decode", lambda line: read.append(line) or decode(line))
+    assert _find(folder, "qa1/1024/27") == prediction(27)
+    assert len(read) == 1
+    with pytest.raises(BadInput, match="no record 'qa1/1k/31'"):
+        _find(folder, "qa1/1k/31")
 
 
 def test_a_line_holds_the_promised_fields_and_ends_with_its_checksum(tmp_path: Path) -> None:
@@ -426,6 +443,21 @@ def test_a_second_writer_is_refused_until_the_first_is_gone_even_by_kill(tmp_pat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_who_looks_whether_a_folder_is_written_hinders_no_start_and_is_taken_for_no_writer(tmp_path: Path) -> None:
+    def looked_at() -> None:
+        lock = FileLock(tmp_path / "run.lock", thread_local=False)
+        lock.acquire(timeout=0)
+        threading.Timer(0.01, lock.release).start()
+
+    filled(tmp_path, 2)
+    (tmp_path / "writer.txt").write_text("process 12 on node3")  # it was killed
+    looked_at()
+    assert RunFolder.open(tmp_path).writer() is None
+    looked_at()
+    with start(tmp_path):
+        assert RunFolder.open(tmp_path).writer() == this_process()
+
+
 def test_an_engine_process_that_outlives_its_killed_writer_does_not_hold_the_folder(tmp_path: Path) -> None:
     parent = (
         "import os, sys, time\nfrom evalkit.records.folder import RunFolder\n"

@@ -12,7 +12,6 @@ more lengths, subsets or samples of the same run (its scope) are not.
 
 import json
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from evalkit.errors import BadInput, RunFolderError
-from evalkit.files import remove, write_whole
+from evalkit.files import file_name, remove, write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
 from evalkit.records.latest import MAX_ATTEMPTS, Latest, State, slim
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 
 _PREDICTIONS, _SCORES, _PROMPTS = "predictions.jsonl", "scores.parquet", "prompts"
 _LOCK, _WRITER = "run.lock", "writer.txt"
+_LOOK_SECONDS = 0.05
+"""For which a lock must be held to be a writer's: who looks takes it too, for a moment, and is none."""
 _ENGINE = "engine."
 """What begins the names of those parts of the fingerprint that are known only once an engine runs."""
 
@@ -221,7 +222,7 @@ class RunFolder:
 
         try:
             name = (self.path / _WRITER).read_text(encoding="utf-8")
-            with FileLock(self.path / _LOCK).acquire(timeout=0):
+            with FileLock(self.path / _LOCK).acquire(timeout=_LOOK_SECONDS, poll_interval=_LOOK_SECONDS / 5):
                 return None
         except Timeout:
             return name
@@ -396,7 +397,7 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written.
         """
-        path = self.path / _PROMPTS / (re.sub(r"[^\w.@+-]", "_", cell) + ".txt")
+        path = self.path / _PROMPTS / f"{file_name(cell)}.txt"
         try:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
@@ -434,7 +435,7 @@ def _lock(path: Path) -> Any:
 
     lock = FileLock(path / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=10 * _LOOK_SECONDS)
     except Timeout:
         holder = "another process"
         with suppress(OSError):

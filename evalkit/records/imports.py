@@ -9,6 +9,7 @@ from evalkit.benchmarks import imported_runs
 from evalkit.benchmarks.imported import ImportedRun
 from evalkit.errors import BadInput
 from evalkit.escaping import require_name
+from evalkit.files import file_name
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 
@@ -56,7 +57,7 @@ def import_folder(
 
 def _write(run: ImportedRun, out: Path, name: str, provenance: Mapping[str, Any]) -> RunFolder:
     arm = require_name(f"{name} ({run.setting_in_words})" if run.setting else name, f"The model in {run.source}")
-    path = out / re.sub(r"[^\w.@+-]", "_", "--".join(part for part in (*name.split("/"), run.setting) if part))
+    path = out / file_name("--".join(part for part in (*name.split("/"), run.setting) if part))
     files, recipes = dict(run.files), dict(run.recipes)
     if (path / "run.json").exists():
         before = RunFolder.open(path)

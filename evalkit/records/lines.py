@@ -112,8 +112,8 @@ def _require_usable(values: Mapping[str, Any]) -> None:
     """
     if (values["output"] is None) != (values["error"] is not None):
         raise BadInput("of output and error exactly one should be null.")
-    if values["error"] is not None and not values["error"].strip():
-        raise BadInput("error is empty.")
+    if values["error"] is not None and not values["error"].partition(":")[0].strip():
+        raise BadInput(f"error is {shown(values['error'])}; it should begin with its kind, such as 'engine: ...'.")
     parse_length(values["length"])
     for name, kind in _METADATA.items():
         if type(value := values["metadata"].get(name)) not in (kind, type(None)):

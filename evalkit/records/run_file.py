@@ -32,6 +32,7 @@ def _moment(text: str) -> str:
     return text
 
 
+_Moment = Annotated[str, AfterValidator(_moment)]
 _Length = Annotated[str, AfterValidator(_length)]
 _Count = Annotated[int, Field(ge=0, le=2**40)]
 _Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -45,6 +46,7 @@ class _Scope(_Part):
     lengths: list[_Length] | None = None
     subsets: list[str] | None = None
     samples: _Count | None = None
+    repeat: Annotated[int, Field(ge=1, le=2**40)] = 1
     cells: dict[str, _Count] | None = None
 
     @model_validator(mode="after")
@@ -83,21 +85,36 @@ class _Fingerprint(_Part):
 
 
 class _Answering(_Part):
-    since: Annotated[str, AfterValidator(_moment)]
+    since: _Moment
     after: _Count
     writer: str
 
 
+class _PaceOfLength(_Part):
+    samples: _Count
+    prompt_tokens: _Count
+    cached_tokens: _Count = 0
+    seconds: _Number
+
+
 class _Pace(_Part):
-    by_length: dict[str, dict[str, _Number]] = {}
+    loading_seconds: _Number
+    by_length: dict[_Length, _PaceOfLength]
 
 
 class _Invocation(_Part):
     command: str | None = None
-    started: str | None = None
+    started: _Moment = ""  # imports do not say
     versions: dict[str, str] = {}
+    engine: dict[str, Any] = {}
     answering: _Answering | None = None
-    pace: _Pace | None = None
+    pace: _Pace = _Pace(loading_seconds=0, by_length={})
+
+    @model_validator(mode="after")
+    def _a_pace_says_when(self) -> Self:
+        if self.pace.by_length and not self.started:
+            raise ValueError("an invocation with a pace says when it started")
+        return self
 
 
 class _RunFile(_Part):

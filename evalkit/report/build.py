@@ -11,7 +11,7 @@ from evalkit.lengths import parse_length
 from evalkit.report import render
 from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.arms import chosen_arms, chosen_lengths
-from evalkit.report.cells import Table, effective_text
+from evalkit.report.cells import Table, effective_text, percent
 from evalkit.report.comparison import MARGIN, Comparison
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.figures import all_drawings
@@ -260,7 +260,7 @@ def _cell_row(cell: CellScore) -> dict[str, Any]:
         **_ends("score", cell.interval),
         "length_tokens": parse_length(cell.length),
         "interval": cell.interval.method,
-        "chance": render.percent(cell.chance),
+        "chance": percent(cell.chance),
     }
 
 
@@ -298,7 +298,7 @@ def _comparison_row(
         **_ends("difference", found),
         "p": found.p,
         "p_holm": p_holm,
-        "detectable": render.percent(found.detectable),
+        "detectable": percent(found.detectable),
         "interval": found.method,
         "models_arm": c.num_models[0],
         "models_baseline": c.num_models[1],
@@ -340,7 +340,7 @@ def _arm_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
 
 def _ends(name: str, found: Interval | Contrast, prefix: str = "") -> dict[str, float | None]:
     return {
-        name: render.percent(found.mean),
-        f"{prefix}ci_low": render.percent(found.low),
-        f"{prefix}ci_high": render.percent(found.high),
+        name: percent(found.mean),
+        f"{prefix}ci_low": percent(found.low),
+        f"{prefix}ci_high": percent(found.high),
     }

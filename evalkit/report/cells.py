@@ -144,8 +144,8 @@ def counts_text(counts: Iterable[int]) -> str:
 
 
 def percent(value: float | None) -> float | None:
-    """Return 0 to 100 for 0 to 1."""
-    return None if value is None else 100 * value
+    """Return a share in percent, as files hold it: a difference of 1e-17 is none, and -0.0 is 0.0."""
+    return None if value is None else round(100 * value, 10) + 0.0
 
 
 def points(value: float | None) -> str:

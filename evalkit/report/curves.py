@@ -9,10 +9,10 @@ import numpy as np
 
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import Arm
+from evalkit.report.cells import percent
 from evalkit.report.drawing import part_id
 from evalkit.report.estimates import CellScore
 from evalkit.report.naming import short_names
-from evalkit.report.render import percent
 from evalkit.report.style import FAINT, Look, few_in_colour, looks
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name
-from evalkit.report.cells import counts_text, task_title
+from evalkit.report.cells import counts_text, percent, task_title
 from evalkit.report.comparison import Comparison
 from evalkit.report.coverage import coverage
 from evalkit.report.curves import (
@@ -28,7 +28,6 @@ from evalkit.report.drawing import Drawing, empty_figure, panels, part_id, set_t
 from evalkit.report.estimates import AVERAGE
 from evalkit.report.heatmaps import depth_heatmap, heatmap
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
-from evalkit.report.render import percent
 from evalkit.report.style import FAINT, Look, length_axis, looks, mark_lengths
 
 if TYPE_CHECKING:
@@ -58,11 +57,12 @@ def all_drawings(analysis: Analysis) -> list[Drawing]:
         scored = frame[(frame["task"] == task) & frame["value"].notna()]
         if len(scored):
             found.append(heatmap(analysis, task, scorers[0]))
-        if scored["depth"].notna().any():
+        if scored.loc[scored["length_tokens"] > 0, "depth"].notna().any():
             found.append(depth_heatmap(analysis, task, scorers[0]))
         if {"prefix_hit", "ratio_given_prefix"} <= set(scorers):
             found.append(prefix_against_ratio(analysis, task))
-    if any(coverage(arm) is not None for arm in analysis.arms if not arm.control):
+    has_tokens = any(parse_length(n) for panel in analysis.panels for n in panel.lengths)  # 0k alone has no axis
+    if has_tokens and any(coverage(arm) is not None for arm in analysis.arms if not arm.control):
         found.append(positions(analysis))
     return found
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.report.arms import Arm
+from evalkit.report.cells import percent
 from evalkit.report.estimates import octaves, split_lengths, study_length
-from evalkit.report.groups import Group, group_of, group_rows, percent
+from evalkit.report.groups import Group, group_of, group_rows
 from evalkit.report.panel import Measure, Models, Panel
 from evalkit.report.resampling import Floats
 from evalkit.report.stats import Estimate, Interval, holm

@@ -8,6 +8,7 @@ import numpy as np
 
 from evalkit.errors import BadInput
 from evalkit.report.arms import Arm
+from evalkit.report.cells import percent
 from evalkit.report.comparison import Comparison, compare_arms
 from evalkit.report.estimates import AVERAGE, CellScore, cell_scores
 from evalkit.report.load import Loaded
@@ -126,8 +127,3 @@ def group_rows(groups: Iterable[Group]) -> Iterable[dict[str, Any]]:
                     "p": d.p,
                     "p_holm": compared.by_length_p_holm[length],
                 }
-
-
-def percent(value: float | None) -> float | None:
-    """Return a share in percent."""
-    return None if value is None else 100 * value + 0.0

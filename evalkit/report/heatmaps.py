@@ -132,9 +132,8 @@ def arms_heatmap(
 def depth_heatmap(analysis: Analysis, task: str, scorer: str) -> Drawing:
     """Return where the needed fact stands down, lengths across, one panel per arm."""
     frame = analysis.loaded.frame
-    part = frame[
-        (frame["task"] == task) & (frame["scorer"] == scorer) & frame["depth"].notna() & frame["value"].notna()
-    ]
+    own_scores = (frame["task"] == task) & (frame["scorer"] == scorer) & frame["value"].notna()
+    part = frame[own_scores & frame["depth"].notna() & (frame["length_tokens"] > 0)]
     lengths = [n for n in analysis.panel(task, scorer).lengths if parse_length(n)]
     bins = np.minimum((part["depth"].to_numpy() * DEPTH_BINS).astype(int), DEPTH_BINS - 1)
     values: dict[str, Grid] = {}

@@ -79,18 +79,23 @@ def mistakes(arms: Sequence[Arm]) -> list[Mistakes]:
     found: dict[tuple[str, ...], Mistakes] = {}
     for arm in arms:
         for run in arm.runs:
-            folder = RunFolder.open(run.path)
-            answered = [p for p in folder.recorded().values() if p.output is not None]
-            conversations = _conversations(folder, answered) if run.config.get("task") == "mrcr" else {}
-            for p in sorted(answered, key=lambda p: (p.task, natural(p.subset), parse_length(p.length))):
-                key = (arm.name, p.task, p.subset, p.length)
-                cell = found.setdefault(key, Mistakes(arm=arm.name, task=p.task, subset=p.subset, length=p.length))
-                cell.answers += 1
-                if p.task == "babilong":
-                    _count_labels(cell, p)
-                elif p.task == "mrcr":
-                    _count_texts(cell, p, conversations.get((p.subset, p.sample_id)))
-    return list(found.values())
+            for path in run.paths:
+                _count(arm.name, RunFolder.open(path), found)
+    order = {arm.name: number for number, arm in enumerate(arms)}
+    return sorted(found.values(), key=lambda m: (order[m.arm], m.task, natural(m.subset), parse_length(m.length)))
+
+
+def _count(arm: str, folder: RunFolder, found: dict[tuple[str, ...], Mistakes]) -> None:
+    answered = [p for p in folder.recorded().values() if p.output is not None]
+    conversations = _conversations(folder, answered) if folder.config.get("task") == "mrcr" else {}
+    for p in answered:
+        key = (arm, p.task, p.subset, p.length)
+        cell = found.setdefault(key, Mistakes(arm=arm, task=p.task, subset=p.subset, length=p.length))
+        cell.answers += 1
+        if p.task == "babilong":
+            _count_labels(cell, p)
+        elif p.task == "mrcr":
+            _count_texts(cell, p, conversations.get((p.subset, p.sample_id)))
 
 
 def _count_labels(cell: Mistakes, p: Prediction) -> None:

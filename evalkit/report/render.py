@@ -39,11 +39,6 @@ def _twelve_digits(value: Any) -> Any:
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
-def percent(value: float | None) -> float | None:
-    """Return a share in percent, as CSV files hold it: a difference of 1e-17 is none, and -0.0 is 0.0."""
-    return None if value is None else round(100 * value, 10) + 0.0
-
-
 def json_text(record: Mapping[str, Any]) -> str:
     """Return a record as the text of a JSON file."""
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"

@@ -12,8 +12,7 @@ from evalkit.benchmarks.reasoning import answer_of
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 from evalkit.report.arms import Arm, length_name
-from evalkit.report.cells import NOT_RUN, Entry, Row, Table, interval_text, task_title
-from evalkit.report.render import percent
+from evalkit.report.cells import NOT_RUN, Entry, Row, Table, interval_text, percent, task_title
 from evalkit.report.resampling import single
 from evalkit.report.stats import Interval, mean_interval
 from evalkit.types import Prediction

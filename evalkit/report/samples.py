@@ -11,7 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,18 +29,22 @@ MAX_BYTES = 256 * 2**20
 SLICE = 250
 """Samples to a slice."""
 
+Reply: TypeAlias = tuple[Prediction, int]
+"""And which of the run's folders it lies in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """What the page's browser shows."""
 
     index: dict[str, Any]
-    """``runs``: name, folder (for a shell), arm, data (a number that runs of the same data share), published, tasks.
-    ``arms`` in order. ``scorers`` by task. ``cells``: task, subset, length, number of
-    samples, their slices."""
+    """``runs``: name, folders (for a shell; several where it was asked in shards), arm, data (a number that runs of the
+    same data share), published, tasks. ``arms`` in order. ``scorers`` by task. ``cells``: task, subset, length, number
+    of samples, their slices."""
     slices: tuple[str, ...]
     """Base64 of gzipped JSON: {"samples": [[id, story, question, target, facts]], "runs": {run: [row or null]}}; a row
-    is [reply, error, finish_reason, prompt_tokens, output_tokens, positions, needed, [score, ...]]."""
+    is [reply, error, finish_reason, prompt_tokens, output_tokens, positions, needed, [score, ...], folder]; the folder
+    is its number among the run's."""
     notes: tuple[str, ...]
 
 
@@ -71,7 +75,7 @@ def collect_samples(analysis: Analysis) -> Samples:
         "runs": [
             {
                 "name": run.name,
-                "folder": shlex.quote(run.path.as_posix()),
+                "folders": [shlex.quote(path.as_posix()) for path in run.paths],
                 "arm": run.arm,
                 "data": data.index(run.data),
                 "published": run.published,
@@ -125,8 +129,8 @@ def _first_samples(panel: Panel, per_cell: int) -> dict[int, list[int]]:
     return found
 
 
-def _replies(panel: Panel, wanted: Mapping[int, Sequence[int]], notes: list[str]) -> dict[tuple[int, int], Prediction]:
-    """Return the wanted predictions by row and place of the panel.
+def _replies(panel: Panel, wanted: Mapping[int, Sequence[int]], notes: list[str]) -> dict[tuple[int, int], Reply]:
+    """Return the wanted predictions, each with the number of its folder, by row and place of the panel.
 
     A line says which sample it is about in its first bytes, so that most lines of a large run need not be decoded.
     """
@@ -134,15 +138,15 @@ def _replies(panel: Panel, wanted: Mapping[int, Sequence[int]], notes: list[str]
     for i in (i for places in wanted.values() for i in places):
         subset, length = panel.cells[panel.cell[i]]
         heads.setdefault(int(panel.data[i]), {})[_head(panel.task, subset, length, str(panel.sample_ids[i]))] = i
-    found: dict[tuple[int, int], Prediction] = {}
+    found: dict[tuple[int, int], Reply] = {}
     for row, run in enumerate(panel.runs):
         places = heads.get(int(panel.data_of_run[row]), {})
         try:
-            for line in _lines(run):
+            for folder, line in _lines(run):
                 place = places.get(line[: line.find(b',"story_id":')])
                 prediction = lines.decode(line) if place is not None else None
-                if place is not None and prediction is not None:
-                    found[row, place] = prediction  # a later attempt stands later in the file
+                if place is not None and prediction is not None and prediction.repeat == 1:
+                    found[row, place] = prediction, folder  # a later attempt stands later in the file
         except RunFolderError as error:
             notes.append(f"Samples of {run.name} are not shown: {error}")
     return found
@@ -154,11 +158,12 @@ def _head(task: str, subset: str, length: str, sample_id: str) -> bytes:
     return json.dumps(key, separators=(",", ":")).encode("ascii")[:-1]
 
 
-def _lines(run: Run) -> Iterable[bytes]:
-    for path in (folder / "predictions.jsonl" for folder in run.paths):
+def _lines(run: Run) -> Iterable[tuple[int, bytes]]:
+    for number, folder in enumerate(run.paths):
+        path = folder / "predictions.jsonl"
         try:
             with path.open("rb") as file:
-                yield from file
+                yield from ((number, line) for line in file)
         except OSError as error:
             raise RunFolderError(f"{path} cannot be read ({error.strerror}).") from error
 
@@ -166,14 +171,14 @@ def _lines(run: Run) -> Iterable[bytes]:
 def _pack(
     panels: Sequence[Panel],
     places: Sequence[int],
-    replies: Mapping[tuple[int, int], Prediction],
+    replies: Mapping[tuple[int, int], Reply],
     numbers: Mapping[str, int],
 ) -> str:
     first = panels[0]
     told = {i: next((replies[row, i] for row in range(len(first.runs)) if (row, i) in replies), None) for i in places}
     samples = [
         [p.sample_id, p.story_id, p.question, p.target, list(p.metadata.get("facts", []))] if p else None
-        for p in told.values()
+        for p in (reply and reply[0] for reply in told.values())
     ]
     rows = {
         numbers[run.name]: [_row(panels, row, i, replies.get((row, i))) for i in places]
@@ -188,9 +193,10 @@ def _pack(
     return base64.b64encode(packed).decode("ascii")
 
 
-def _row(panels: Sequence[Panel], row: int, place: int, p: Prediction | None) -> list[Any] | None:
-    if p is None:
+def _row(panels: Sequence[Panel], row: int, place: int, reply: Reply | None) -> list[Any] | None:
+    if reply is None:
         return None
+    p, folder = reply
     values = [float(panel.values[row, place]) for panel in panels]
     scores = [None if np.isnan(value) else round(value, 4) for value in values]
     needed = needed_facts(p.metadata)
@@ -203,4 +209,5 @@ def _row(panels: Sequence[Panel], row: int, place: int, p: Prediction | None) ->
         list(p.fact_positions),
         needed,
         scores,
+        folder,
     ]

@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any, TypeAlias
 from evalkit.benchmarks.cards import load_card
 from evalkit.errors import BadInput
 from evalkit.escaping import csv_cell
-from evalkit.files import slug, write_whole
+from evalkit.files import file_name, slug, write_whole
 from evalkit.lengths import parse_length
 from evalkit.records.folder import RunFolder
 from evalkit.records.scoring import scored
@@ -122,7 +121,7 @@ def _load(path: Path) -> _Run:
 def _lm_eval(run: _Run) -> dict[str, str]:
     """A task for each subset and length, named like "babilong_qa1_16k"."""
     when = datetime.fromisoformat(run.started).replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
-    name = re.sub(r'["<>:/|\\?*\[\]]+', "__", run.arm)
+    name = file_name(run.arm, r'["<>:/|\\?*\[\]]+', "__")  # as the harness writes a model's
     card = load_card(run.task)
     tasks = {f"{run.task}_{subset}_{length}": answers for (subset, length), answers in run.cells.items()}
     scorers = _scorers(run)
@@ -146,7 +145,9 @@ def _lm_eval(run: _Run) -> dict[str, str]:
     files = {f"{name}/results_{when}.json": _json(results)}
     for task, answers in tasks.items():
         lines = [_lm_eval_sample(number, answer) for number, answer in enumerate(answers) if _answered([answer])]
-        files[f"{name}/samples_{task}_{when}.jsonl"] = "".join(json.dumps(_clean(line)) + "\n" for line in lines)
+        files[f"{name}/{file_name(f'samples_{task}_{when}.jsonl')}"] = "".join(
+            json.dumps(_clean(line)) + "\n" for line in lines
+        )
     return files
 
 
@@ -298,10 +299,10 @@ def _babilong(run: _Run) -> dict[str, str]:
     switches = ("instruction", "examples", "post_prompt", "chat_template")  # the last one is open where it was not said
     named = [f"{name}_{'yes' if config[name] else 'no'}" for name in switches if config.get(name) is not None]
     setting = "_".join(named) or str(config.get("setting", ""))
-    folder = re.sub(r"[^\w.@+-]+", "_", run.arm)
+    folder = file_name(run.arm)
     files = {}
     for (subset, length), answers in run.cells.items():
-        stem = f"{folder}/{'_'.join(part for part in (subset, length, setting) if part)}"
+        stem = f"{folder}/{file_name('_'.join(part for part in (subset, length, setting) if part))}"
         done = _answered(answers)
         if not done:
             continue

@@ -50,9 +50,9 @@ def show(run: Path, key: str, *, depth: float | None = None, width: int = 400) -
 
 def _find(folder: RunFolder, key: str) -> Prediction:
     recorded = folder.recorded()
-    for found, prediction in recorded.items():
+    for found in recorded:  # their answers stay in the file
         if _named(key) == _named("/".join(found[1:])):
-            return prediction
+            return recorded[found]
     example = "/".join(next(iter(recorded))[1:]) if recorded else "qa1/16k/0"
     raise BadInput(f"{folder.path} has no record {key!r}; a key is subset/length/sample, such as {example}.")
 

@@ -186,8 +186,8 @@ function open(i) {
     step.append(Object.assign(press(text, "plain", () => open(to)), { disabled: to < 0 || to >= shown.length }));
   step.append(press("Close", "plain", shut));
   box.replaceChildren(step, make("h3", `${cell.subset} at ${cell.length.toUpperCase()}, sample ${sample[0]}`));
-  const own = index.runs[runs.find((run) => !index.runs[run].published)];
-  const whole = own ? ` The whole prompt: evalkit show ${own.folder} ${cell.subset}/${cell.length}/${sample[0]}` : "";
+  const own = runs.find((run) => rows[run] && !index.runs[run].published);
+  const whole = own !== undefined ? ` The whole prompt: evalkit show ${index.runs[own].folders[rows[own][8]]} ${cell.subset}/${cell.length}/${sample[0]}` : "";
   box.append(make("p", `Story ${sample[1]}.${whole}`, "quiet"));
   box.append(make("h4", "Question"), make("pre", sample[2]), make("h4", "Target"), make("pre", sample[3]));
   const replies = make("div", undefined, "replies");
