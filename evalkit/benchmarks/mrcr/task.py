@@ -1,7 +1,7 @@
 """MRCR: find the i-th of several identical requests in a long conversation, and repeat the reply to it word for word.
 
 Paper: "Michelangelo: Long Context Evaluations Beyond Haystacks via Latent Structure Queries", arXiv 2409.12640. The
-form is that of the hub data set openai/mrcr; ``mrcr_published.py`` reads its rows, which are asked as they are. By
+form is that of the hub data set openai/mrcr; ``published.py`` reads its rows, which are asked as they are. By
 default conversations are generated: seeded, offline, at any length.
 
     user        write a poem about tea
@@ -13,7 +13,7 @@ default conversations are generated: seeded, offline, at any length.
     user        Prepend aB3dE5gH7j to the 2nd (1 indexed) poem about tea, ...
     answer      aB3dE5gH7j<poem 2>
 
-The answer counts by its likeness to the right text, and not at all without the prefix: see ``mrcr_scorers.py``.
+The answer counts by its likeness to the right text, and not at all without the prefix: see ``scorers.py``.
 """
 
 import string
