@@ -11,6 +11,7 @@ asked twice, where a command does not end well, or where its folder then differs
 """
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -62,7 +63,7 @@ def carried_out(given: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
         if name not in possible:
             print(f"{name:15} left out: its library is not installed", flush=True)
             continue
-        kills = max(round(given.kills * shares[name] / whole), 1)
+        kills = math.ceil(given.kills * shares[name] / whole)  # never fewer in all than were asked for
         if name == RAY:
             outcome = on_ray.campaign(scratch / "ray", kills, given.seed)
         elif given.only:
