@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def published_samples(card: TaskCard, source: str, subset: str, length: str) -> 
         )
 
 
-def _stories(card: TaskCard, source: str, subset: str, tables: Sequence[_Table]) -> list[str | None]:
+def _stories(card: TaskCard, source: str, subset: str, tables: Sequence[_Table]) -> tuple[str | None, ...]:
     """Return the story of each row, None where it cannot be told.
 
     A list with gaps (qa3 and qa5 at 1k, qa3 at 2k) takes the whole list of another length to tell.
@@ -82,7 +83,13 @@ def _stories(card: TaskCard, source: str, subset: str, tables: Sequence[_Table])
         labels = ["0k"] if source in card.source else _local_labels(Path(source), subset)
         others = (_asked(_tables(card, source, subset, label)) for label in labels)
         lists += [next((other for other in others if len(other) in WHOLE), [])]
-    return stories_of_rows(subset, lists)[0]
+    return _stories_of_first(subset, tuple(map(tuple, lists)))
+
+
+@lru_cache(maxsize=128)
+def _stories_of_first(subset: str, lists: tuple[tuple[Asked, ...], ...]) -> tuple[str | None, ...]:
+    """The same rows are read several times in a run, and laying them onto stories takes longer than reading them."""
+    return tuple(stories_of_rows(subset, lists)[0])
 
 
 def _asked(tables: Sequence[_Table]) -> list[Asked]:
