@@ -1,12 +1,16 @@
 """Backends that serve a rule already, as a run opens them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from evalkit.models.backends import Backend
 from evalkit.models.backends.hf import HFBackend, HFOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import RopeRequest, served_rope
+from evalkit.runs.crosscheck import CrosscheckReport, answers, compare
+from evalkit.types import Prompt
 
 
 def hf(
@@ -53,3 +57,9 @@ def server(
     backend = ServerBackend(checkpoint, encoder, chosen, groups=[("1k",)], logprobs=logprobs)
     backend.serve(served_rope(checkpoint, RopeRequest(), 256), ("1k",), length)
     return backend
+
+
+def crosscheck(left: Backend, right: Backend, prompts: Iterable[Prompt]) -> CrosscheckReport:
+    """Ask two backends the same prompts, both in memory at a time, and compare their answers."""
+    asked = list(prompts)
+    return compare(asked, (left.name, answers(left, asked)), (right.name, answers(right, asked)))

@@ -161,7 +161,6 @@ def test_sharded_weights_are_the_same_checkpoint(checkpoint: Path, copy: Path):
     shard(copy)
     whole, split = Checkpoint.open(checkpoint), Checkpoint.open(copy)
     assert whole.identity() == split.identity()
-    assert whole.full_hash() == split.full_hash()
     (copy / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(BadInput, match=r"lacks 1 of its 2 weight files \(model-00002-of-00002"):
         Checkpoint.open(copy)
@@ -174,16 +173,6 @@ def test_identity_sees_a_change_in_any_tensor(checkpoint: Path, copy: Path, name
     before, after = Checkpoint.open(checkpoint), Checkpoint.open(copy)
     assert before.identity()["weights"] != after.identity()["weights"]
     assert before.identity()["config"] == after.identity()["config"]
-    assert before.full_hash() != after.full_hash()
-
-
-def test_the_full_hash_sees_a_single_value_that_samples_pass_over(checkpoint: Path, copy: Path):
-    tensors = load_file(copy / "model.safetensors")
-    tensors["lm_head.weight"][0, 0] += 1
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    before, after = Checkpoint.open(checkpoint), Checkpoint.open(copy)
-    assert before.identity() == after.identity()
-    assert before.full_hash() != after.full_hash()
 
 
 def test_identity_sees_what_changes_answers_and_nothing_else(checkpoint: Path, tmp_path: Path):

@@ -7,8 +7,9 @@ import pytest
 
 from evalkit.errors import BadInput
 from evalkit.runs.config import run_config
-from evalkit.runs.crosscheck import crosscheck, crosscheck_plans
+from evalkit.runs.crosscheck import crosscheck_plans
 from evalkit.types import Completion, Prompt, Sample
+from tests.backends import crosscheck
 
 
 class Fixed:

@@ -34,7 +34,6 @@ from evalkit.models.weights import (
     DTYPE_NAMES,
     StoredTensor,
     checkpoint_tensors,
-    full_hash,
     num_parameters,
     sampled_hash,
 )
@@ -229,7 +228,7 @@ class Checkpoint:
     def identity(self) -> dict[str, str]:
         """Return what changes when answers could: hashes of sampled weights, config and adapter, and the hub's commits.
 
-        Takes a fraction of a second; ``full_hash`` reads every byte.
+        Takes a fraction of a second.
         """
         parts = {"weights": sampled_hash(self.tensors.values()), "config": self._config_hash(), **self.commits}
         return parts | ({"adapter": self.adapter.identity()} if self.adapter else {})
@@ -275,10 +274,6 @@ class Checkpoint:
             sizes = " x ".join(map(str, stored)), " x ".join(map(str, wanted))
             return f"{name} of {self.path} is {sizes[0]}, and its config says {sizes[1]}; copy both again."
         return None
-
-    def full_hash(self) -> str:
-        """Return a hash over every byte of the weights, independent of how they are split into files."""
-        return full_hash(self.tensors.values())
 
     def _config_hash(self) -> str:
         parts = []

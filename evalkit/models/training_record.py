@@ -23,8 +23,6 @@ SCHEMA = 2
 
 _RESULTS = ("schema", "environments", "steps", "tokens", "final_loss")
 """What does not decide the weights: two records that agree in all else are of one training."""
-_UNRECORDED = {"adam_beta2": 0.95}
-"""Of the optimization, what every training had before it was a setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +136,6 @@ class TrainingRecord:
         try:
             rope = values.get("rope")
             record = read_as(cls, {name: value for name, value in values.items() if name != "rope"})
-            if "epochs" in record.optimization:  # of a fine-tuning, not of a base from scratch
-                record = replace(record, optimization=_UNRECORDED | {**record.optimization})
             if rope is None:
                 return record
             kept = isinstance(rope, Mapping) and rope.get("rule") == "as stored"

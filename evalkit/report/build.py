@@ -84,7 +84,6 @@ def build(
     baseline: str | None = None,
     trained_length: int | None = None,
     margin: float = MARGIN,
-    seed: int = 0,
     published: Sequence[str] = (),
     by: str | None = None,
     full: bool = False,
@@ -99,7 +98,6 @@ def build(
         baseline: the arm that others are compared with; None takes plain training, or else the first arm.
         trained_length: tokens; overrides what the checkpoints say.
         margin: points; arms that differ by less are equivalent.
-        seed: of the resampling.
         published: tables of others' figures to show beside; see ``read_published``.
         by: a tag of the samples, to group them by.
         arms: those that the main table shows, in this order; each entry may name several, with commas between.
@@ -120,7 +118,6 @@ def build(
         baseline=baseline,
         trained_length=trained_length,
         margin=margin,
-        seed=seed,
         published=tables_of_others,
         by=by,
     )
@@ -129,7 +126,6 @@ def build(
         "baseline": baseline,
         "trained_length": trained_length,
         "margin": None if margin == MARGIN else margin,
-        "seed": seed or None,
         "published": list(published) or None,
         "by": by,
         "full": full or None,

@@ -31,7 +31,6 @@ def compare(
     *,
     trained_length: int | None = None,
     margin: float = MARGIN,
-    seed: int = 0,
 ) -> Compared:
     """Compare two run folders, or two folders of runs, sample by sample.
 
@@ -40,7 +39,6 @@ def compare(
         second: what it is compared with.
         trained_length: tokens; overrides what the checkpoints say.
         margin: points; arms that differ by less are equivalent.
-        seed: of the resampling.
 
     Raises:
         BadInput: they were asked different data (the message names the part of the fingerprint), share no sample, or
@@ -62,7 +60,6 @@ def compare(
         baseline=names[1],
         trained_length=trained_length,
         margin=margin,
-        seed=seed,
     )
     if not analysis.comparisons:
         raise BadInput(f"{a} and {b} have no sample in common: their tasks, subsets or lengths do not meet.")

@@ -136,18 +136,6 @@ def crosscheck_plans(configs: Sequence[RunConfig]) -> CrosscheckReport:
     return compare(prompts, *named)
 
 
-def crosscheck(left: Backend, right: Backend, prompts: Iterable[Prompt]) -> CrosscheckReport:
-    """Ask two backends the same prompts and compare their answers.
-
-    Where both do not fit into memory at a time, call ``answers`` on one after the other and then ``compare``.
-
-    Raises:
-        EngineError: a backend died for good.
-    """
-    asked = list(prompts)
-    return compare(asked, (left.name, answers(left, asked)), (right.name, answers(right, asked)))
-
-
 def answers(backend: Backend, prompts: Iterable[Prompt]) -> dict[Key, Completion]:
     """Return a backend's completion of each prompt."""
     return {prompt.key: completion for prompt, completion in backend.generate(prompts)}

@@ -14,8 +14,7 @@ from evalkit.models.backends.vllm import backend as vllm_backend
 from evalkit.models.backends.vllm.engine import VLLMOptions, engine_config, usable_vllm
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import RopeRequest
-from evalkit.runs.crosscheck import crosscheck
-from tests.backends import hf, vllm
+from tests.backends import crosscheck, hf, vllm
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import WINDOW
 

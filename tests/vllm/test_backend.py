@@ -10,9 +10,8 @@ from evalkit.errors import EngineError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.readback import TOLERANCE
 from evalkit.models.rope.served import RopeRequest, served_rope
-from evalkit.runs.crosscheck import crosscheck
 from evalkit.types import Prompt
-from tests.backends import vllm
+from tests.backends import crosscheck, vllm
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import LONGEST, WINDOW, YARN
 

@@ -12,8 +12,7 @@ import pytest
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.rope.served import RopeRequest, served_rope
-from evalkit.runs.crosscheck import crosscheck
-from tests.backends import hf, vllm
+from tests.backends import crosscheck, hf, vllm
 from tests.test_families import FAMILIES, Family
 from tests.variants import family, family_as_published
 from tests.vllm.asking import random_prompt

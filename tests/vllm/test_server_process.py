@@ -16,7 +16,7 @@ import pytest
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.encoder import Encoder
 from evalkit.models.rope.served import served_rope
-from evalkit.runs.crosscheck import crosscheck
+from tests.backends import crosscheck
 from tests.backends import server as serving
 from tests.vllm.asking import random_prompt
 from tests.vllm.conftest import LONGEST, YARN
