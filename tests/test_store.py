@@ -404,7 +404,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not_and_asks_nothing_
         recorded = set()
         if (tmp_path / "run" / "run.json").exists():
             recorded = {key.sample_id for key in RunFolder.open(tmp_path / "run").recorded()}
-        process = writer(tmp_path, 60)
+        process = writer(tmp_path, 600)
         enough = chance.choice([0, 1, 5, 15])  # asked in this life; then a moment that nobody chose
         while process.poll() is None and not (
             (tmp_path / "run" / "run.lock").exists() and (tmp_path / "asked").read_text().count("\n") >= enough
@@ -416,11 +416,11 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not_and_asks_nothing_
             kills += 1
         output, _ = process.communicate()
         assert not recorded & set((tmp_path / "asked").read_text().split())
-    filled(tmp_path / "whole", 60)
+    filled(tmp_path / "whole", 600)
     killed, whole = RunFolder.open(tmp_path / "run"), RunFolder.open(tmp_path / "whole")
     assert kills >= 3
     assert killed.recorded() == whole.recorded()
-    assert len(list(killed.predictions())) == 60
+    assert len(list(killed.predictions())) == 600
     assert killed.score_table(scores_of, "1").equals(whole.score_table(scores_of, "1"))
 
 
@@ -443,7 +443,11 @@ def test_a_second_writer_is_refused_until_the_first_is_gone_even_by_kill(tmp_pat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_who_looks_whether_a_folder_is_written_hinders_no_start_and_is_taken_for_no_writer(tmp_path: Path) -> None:
+def test_who_looks_whether_a_folder_is_written_hinders_no_start_and_is_taken_for_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evalkit.records.folder._LOOK_SECONDS", 5.0)
+
     def looked_at() -> None:
         lock = FileLock(tmp_path / "run.lock", thread_local=False)
         lock.acquire(timeout=0)

@@ -590,6 +590,7 @@ def test_a_plan_says_that_its_base_is_not_on_this_machine():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
 def test_a_study_that_is_killed_leaves_no_process_and_goes_on(study):
     command = ["reproduce", study.experiment.file, "--out", str(study.root), "--plots", str(study.plots)]
@@ -597,8 +598,10 @@ def test_a_study_that_is_killed_leaves_no_process_and_goes_on(study):
     until = time.monotonic() + 120
     while not (study.root / "seed-0" / "plain").exists() and time.monotonic() < until:
         time.sleep(0.1)
+    assert (study.root / "seed-0" / "plain").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         try:
             os.killpg(process.pid, 0)

@@ -135,20 +135,20 @@ def live(
                 code = os.waitstatus_to_exitcode(status)
             continue
         request, deliver, stopped = _CONT, 0, os.WSTOPSIG(status)
-        if pid not in alive:  # new, and stopped because it is traced
-            alive.add(pid)
-        elif status >> 16 == _EVENT_SECCOMP:
-            registers = _registers(pid)
-            call = _call(pid, registers, root)
-            if call is not None:
-                if len(calls) == kill.number:
-                    request = _at_the_call(pid, registers, call, kill, end, told)
-                calls.append(call)
-        elif stopped == signal.SIGTRAP | 0x80:
-            _kill(pid, kill, end, told)
-        elif status >> 16 == 0:
-            deliver = stopped
         with suppress(ProcessLookupError):  # it was killed
+            if pid not in alive:  # new, and stopped because it is traced
+                alive.add(pid)
+            elif status >> 16 == _EVENT_SECCOMP:
+                registers = _registers(pid)
+                call = _call(pid, registers, root)
+                if call is not None:
+                    if len(calls) == kill.number:
+                        request = _at_the_call(pid, registers, call, kill, end, told)
+                    calls.append(call)
+            elif stopped == signal.SIGTRAP | 0x80:
+                _kill(pid, kill, end, told)
+            elif status >> 16 == 0:
+                deliver = stopped
             _ptrace(request, pid, 0, deliver)
     for timer in timers:
         timer.cancel()
