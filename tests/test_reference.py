@@ -1,4 +1,4 @@
-"""The committed reference of the tiny study: its numbers are those of its records, and say what is said of them."""
+"""The committed references of studies: their numbers are those of their records, and say what is said of them."""
 
 import csv
 import json
@@ -14,22 +14,26 @@ from evalkit.benchmarks import open_benchmark
 from evalkit.models.encoder import Encoder
 from evalkit.train.tiny import BASES, task_options, write_noise, write_untrained
 
-REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "tiny"
+REFERENCES = Path(__file__).parents[1] / "results" / "reference"
+REFERENCE = REFERENCES / "tiny"
 TABLES = ("summary.csv", "curves.csv", "comparisons.csv", "arms.csv")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernels", ["Nehalem", "Haswell", None])  # OpenBLAS sums in another order in each
-def test_the_tables_are_recomputed_from_the_records_whatever_the_processor(kernels, tmp_path):
-    for archive in sorted(REFERENCE.glob("seed-*.tar.xz")):
+@pytest.mark.parametrize(
+    ("study", "kernels"),  # OpenBLAS sums in another order in each
+    [("tiny", "Nehalem"), ("tiny", "Haswell"), ("tiny", None), ("smollm2-cpu", "Nehalem"), ("smollm2-cpu", None)],
+)
+def test_the_tables_are_recomputed_from_the_records_whatever_the_processor(study, kernels, tmp_path):
+    for archive in sorted((REFERENCES / study).glob("seed-*.tar.xz")):
         with tarfile.open(archive) as packed:
-            packed.extractall(tmp_path / "tiny", filter="data")
+            packed.extractall(tmp_path / study, filter="data")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
     environment |= {"OPENBLAS_CORETYPE": kernels} if kernels else {}
-    command = [sys.executable, "-m", "evalkit", "report", str(tmp_path / "tiny"), "--out", str(tmp_path / "plots")]
+    command = [sys.executable, "-m", "evalkit", "report", str(tmp_path / study), "--out", str(tmp_path / "plots")]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     for name in TABLES:
-        assert (tmp_path / "plots" / name).read_text() == (REFERENCE / name).read_text(), name
+        assert (tmp_path / "plots" / name).read_text() == (REFERENCES / study / name).read_text(), name
 
 
 def test_the_prompts_of_the_records_are_built_anew_token_for_token(tmp_path):

@@ -315,6 +315,21 @@ def test_the_smallest_detectable_difference_of_equal_arms_is_seen_four_times_in_
     assert scipy_stats.binom.pmf(worse, n, detectable)[seen].sum() == pytest.approx(0.8)
 
 
+def of_stories(values: np.ndarray) -> Observations:
+    """Observations of one cell, from an array of shape (stories, samples of each)."""
+    stories, each = values.shape
+    cell, cluster = np.zeros(stories * each, dtype=int), np.repeat(np.arange(stories), each)
+    return Observations(parts=(values.reshape(1, -1),), cell=cell, cluster=cluster, lowest=-1.0)
+
+
+def test_several_samples_of_a_story_show_smaller_differences_than_one() -> None:
+    one, two, five = (stats.contrast(of_stories(np.zeros((12, n))), ONE).detectable for n in (1, 2, 5))
+    assert five < two < one
+    rng = np.random.default_rng(0)
+    drawn = (stats.contrast(of_stories(-1.0 * (rng.random((12, 2)) < two)), ONE) for _ in range(400))
+    assert np.mean([found.p < 0.05 for found in drawn]) == pytest.approx(0.8, abs=0.06)
+
+
 def test_fewer_than_six_samples_can_show_no_difference() -> None:
     assert stats.contrast(single(np.zeros(5), lowest=-1), ONE).detectable == 1
     assert stats.contrast(single(np.zeros(6), lowest=-1), ONE).detectable < 1

@@ -247,4 +247,6 @@ def lengths_to_mark(arms: Sequence[Arm], trained: Sequence[int]) -> tuple[list[i
 def grey_note(style: Mapping[str, Look], lines: int) -> str:
     """Return the sentence that says which arms are grey; "" where all have a colour."""
     named = [look.label for look in style.values() if look.colour != FAINT]
-    return f"In colour: {'; '.join(named)}. The other {lines - len(named)} arms are grey." if len(named) < lines else ""
+    others = lines - len(named)
+    grey = "The other arm is grey." if others == 1 else f"The other {others} arms are grey."
+    return f"In colour: {'; '.join(named)}. {grey}" if others else ""

@@ -160,7 +160,9 @@ def contrast(obs: Observations, weights: Floats) -> Contrast:
     num_clusters = int(obs.cluster.max()) + 1
     detectable = half + normal(POWER) * variance.error
     if obs.is_binary and obs.lowest < 0:
-        detectable = max(detectable, _enough_discordant(num_clusters))
+        # A story differs where one of its samples does; of one sample each, that is the share of samples itself.
+        stories = _enough_discordant(num_clusters)
+        detectable = max(detectable, 1 - (1 - stories) ** (num_clusters / len(values)))
     return Contrast(
         mean=point,
         low=max(min(centre - half, point), -reach),

@@ -361,11 +361,11 @@ def detectable_difference(cells: Sequence[Sequence[str]]) -> float:
         return 1.0
     values, places, clusters, num_clusters = [], [], [], 0
     for place, own in enumerate(cells):
-        index = np.unique(np.asarray(own), return_inverse=True)[1]
-        num_stories = int(index.max()) + 1
+        num_stories = len(set(own))
+        index = np.arange(num_stories)
         num_differ = round(DISCORDANT * num_stories)
         values.append(np.where(index < num_differ, np.where(index % 2, -1.0, 1.0), 0.0))
-        places.append(np.full(len(own), place))
+        places.append(np.full(num_stories, place))
         clusters.append(index + num_clusters)
         num_clusters += num_stories
     observed = Observations(

@@ -1,7 +1,9 @@
 """A pretrained model is asked as its own files say, answers better than noise, and alike on every path."""
 
 import json
+import tarfile
 import time
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 ANSWER_TOKENS = 8
+ROOT = Path(__file__).parents[2]
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
@@ -68,6 +71,23 @@ def test_the_ids_are_those_of_its_own_tokenizer_on_the_rendered_text(smollm2: Pa
         assert text.startswith("<|im_start|>system\n")
         assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert own.encode(text, add_special_tokens=False).ids == prompt.token_ids.tolist()
+
+
+def test_the_prompts_of_the_committed_study_are_built_anew_token_for_token(smollm2: Path, tmp_path: Path):
+    with tarfile.open(ROOT / "results" / "reference" / "smollm2-cpu" / "seed-0.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    study = tomllib.loads((ROOT / "evalkit" / "study" / "experiments" / "smollm2.toml").read_text())
+    asked = study["evaluation"] | study["scales"]["cpu"]["evaluation"]
+    plan = make_plan(run_config({"model": str(smollm2), "rope": "none", **asked}))
+    records = map(json.loads, (tmp_path / "seed-0" / "runs" / "plain" / "predictions.jsonl").open())
+    recorded = {(r["length"], r["sample_id"]): r["prompt_sha256"] for r in records}
+    built = {}
+    for cell in plan.cells(plan.config.lengths):
+        for sample in plan.samples_of(cell):
+            prompt = plan.attempt(sample, cell.length)
+            assert isinstance(prompt, Prompt), prompt
+            built[cell.length, sample.sample_id] = prompt.sha256
+    assert built == recorded
 
 
 def test_it_answers_questions_about_one_fact_at_512_and_1k_tokens(smollm2: Path, tmp_path: Path):
