@@ -18,6 +18,7 @@ from evalkit.models.backends.hf import _batches
 from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.types import Prompt, Sample
 from tests.backends import hf
+from tests.variants import family
 
 
 def prompt(token_ids, *, name="0", max_new_tokens=6):
@@ -167,9 +168,66 @@ def test_a_batch_that_does_not_fit_is_freed_and_answered_in_halves(backend, monk
 def test_a_prompt_that_does_not_fit_alone_is_an_error_worth_another_try(backend, monkeypatch):
     memory_for(backend.model, monkeypatch, 50, torch.OutOfMemoryError, "CUDA out of memory.")
     answers = {p.sample.sample_id: c for p, c in backend.generate(random_prompts([60, 20, 20]))}
-    assert answers["0"].error == "engine: out of memory at 60 prompt tokens; use --dtype bfloat16 or vllm"
+    assert (
+        answers["0"].error == "engine: out of memory at 60 prompt tokens; use --dtype bfloat16, --prefill-chunk or vllm"
+    )
     assert answers["0"].retryable
     assert answers["1"].error is answers["2"].error is None
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 59])
+def test_a_prompt_read_in_chunks_gets_the_answer_of_the_whole_in_less_memory(backend, monkeypatch, chunk):
+    prompts = random_prompts([60, 9, 41, 7])
+    monkeypatch.setattr(backend, "logprobs", True)
+    expected = {p.key: next(backend.generate([p]))[1] for p in prompts}
+    monkeypatch.setattr(backend, "_chunk", chunk)
+    memory_for(backend.model, monkeypatch, max(chunk, 20), torch.OutOfMemoryError, "too much")
+    answers = {p.key: c for p, c in backend.generate(prompts)}
+    assert answers.keys() == expected.keys()
+    for key, answer in answers.items():
+        assert answer.error is None
+        assert answer.token_ids == expected[key].token_ids
+        assert answer.num_cached_tokens == 0
+        np.testing.assert_allclose(answer.logprobs, expected[key].logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 600])
+def test_chunks_change_no_answer_of_a_run_and_stand_in_its_record(checkpoint, tmp_path, chunk):
+    for name, more in (("whole", ()), ("chunks", ("--prefill-chunk", chunk))):
+        asked = ("--answer-logprob", "--questions-per-context", 2)
+        shown = evalkit_run(checkpoint, tmp_path / name, *asked, *more)
+        assert shown.exit_code == 0, shown.output
+    whole, chunks = (
+        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("whole", "chunks")
+    )
+    for one, other in zip(whole, chunks, strict=True):
+        assert one["output"] == other["output"]
+        assert one["answer_logprob"]["target"] == pytest.approx(other["answer_logprob"]["target"], abs=1e-3)
+        assert one["answer_logprob"]["wrong"] == pytest.approx(other["answer_logprob"]["wrong"], abs=1e-3)
+    assert len(whole) == 2
+    run = json.loads((tmp_path / "chunks" / "run.json").read_text())
+    assert run["fingerprint"]["parts"]["engine.prefill_chunk"] == chunk
+
+
+def test_a_model_that_keeps_a_window_of_keys_is_not_read_in_chunks(checkpoint, tmp_path):
+    from transformers import MistralConfig
+
+    small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = MistralConfig(
+        **small, num_key_value_heads=2, vocab_size=4096, sliding_window=256, max_position_embeddings=2048
+    )
+    windowed = family(checkpoint, tmp_path / "windowed", config)
+    shown = evalkit_run(windowed, tmp_path / "r", "--prefill-chunk", 512)
+    assert shown.exit_code == 2
+    assert f"--prefill-chunk 512: {windowed} must read a prompt whole" in " ".join(shown.output.split())
+    assert not (tmp_path / "r").exists() or recorded(tmp_path / "r") == 0
+
+
+def test_a_chunk_of_nothing_is_refused(checkpoint, tmp_path):
+    shown = evalkit_run(checkpoint, tmp_path / "r", "--prefill-chunk", 0)
+    assert shown.exit_code == 2
+    assert "--prefill-chunk is 0; a chunk has at least 1 token." in shown.output
 
 
 def test_what_ran_out_in_the_middle_of_the_answers_is_not_answered_twice(backend, monkeypatch):
@@ -296,6 +354,7 @@ def test_the_same_engine_continues_a_folder(answered):
     [
         (("--dtype", "bfloat16"), 'engine.dtype is "float32" there and "bfloat16" now'),
         (("--attention-backend", "eager"), 'engine.attention is "sdpa" there and "eager" now'),
+        (("--prefill-chunk", 512), "engine.prefill_chunk"),
     ],
 )
 def test_other_arithmetic_does_not_continue_a_folder(answered, option, said):

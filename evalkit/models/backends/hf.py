@@ -26,7 +26,9 @@ from evalkit.options import option
 from evalkit.types import Completion, Prompt
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 _MAX_BATCH = 64
 _ANSWER_SHARE = 1 / 16
@@ -46,6 +48,9 @@ class HFOptions(ModelOptions):
     batch_tokens: int | None = option(
         "--batch-tokens", "Padded prompt tokens per batch [8192 on a CPU, 65536 on a GPU].", default=None
     )
+    prefill_chunk: int | None = option(
+        "--prefill-chunk", "Read longer prompts so many tokens at a time: in less memory, slower [whole].", default=None
+    )
 
     @property
     def gpus(self) -> int:
@@ -56,9 +61,16 @@ class HFOptions(ModelOptions):
         """All but the first, which the prompt's own logits predict, and the last."""
         return candidate - 1
 
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The model's, and the chunks that prompts are read in, which add up in another order."""
+        return super().decisive | ({"prefill chunk": self.prefill_chunk} if self.prefill_chunk else {})
+
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise BadInput(f"--batch-tokens is {self.batch_tokens}; a batch has at least 1 token.")
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise BadInput(f"--prefill-chunk is {self.prefill_chunk}; a chunk has at least 1 token.")
 
 
 OPTIONS = HFOptions
@@ -106,7 +118,7 @@ class HFBackend:
             raise BadInput("No CUDA device is visible to torch here; use --device cpu, or a machine with a GPU.")
         _require_attention(options.attention)
         self.checkpoint, self.tokenizer, self.logprobs = checkpoint, tokenizer, logprobs
-        self._attention = options.attention
+        self._attention, self._chunk = options.attention, options.prefill_chunk
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
         self.batch_tokens = options.batch_tokens or (65_536 if self.device == "cuda" else 8_192)
         self.stops = stop_token_ids(checkpoint.path, tokenizer)
@@ -120,7 +132,7 @@ class HFBackend:
         """Load the weights, or switch the rule of the loaded ones, and compare what they compute with it.
 
         Raises:
-            BadInput: the adapter cannot be put on, or changes nothing.
+            BadInput: the adapter cannot be put on, or changes nothing; prompts cannot be read in chunks.
             EngineError: the weights cannot be loaded, are not complete, or compute another rule.
         """
         self._follows_length = bool(rope.long)
@@ -135,6 +147,12 @@ class HFBackend:
             self._put_adapter_on()
         else:
             self.set_rope(rope.mapping)
+        if self._chunk and not self._continues:
+            raise BadInput(
+                f"--prefill-chunk {self._chunk}: {self.checkpoint.path} must read a prompt whole, since its layers "
+                "keep a window or a state instead of all keys, or its frequencies hang on the length; leave the option "
+                "out."
+            )
         expected = expected_frequencies(self.checkpoint, rope)
         effective = read_back_transformers(self.model, positions=rope.window)
         tolerance = GPU_TOLERANCE if self.device == "cuda" else TOLERANCE
@@ -149,7 +167,7 @@ class HFBackend:
             "dtype": self._loaded_dtype,
             "attention": self.model.config._attn_implementation,
             "stop_ids": list(self.stops),
-        }
+        } | ({"prefill_chunk": self._chunk} if self._chunk else {})
 
     def settings(self) -> dict[str, Any]:
         """Return what cannot change an answer; see ``backends.Backend``."""
@@ -212,13 +230,19 @@ class HFBackend:
     def _context(self, prompt: Prompt) -> tuple[str, str, str] | None:
         """Name the context that a prompt shares with others; None where it is computed for the prompt alone.
 
-        Short ones are, in large batches. The beginning of a prompt may be another one where the frequencies hang on its
-        length (longrope).
+        Short ones are, in large batches.
         """
         sample = prompt.sample
-        if not sample.context_id or len(prompt.token_ids) <= _SHORT or self._follows_length or not self._keeps_all_keys:
+        if not sample.context_id or len(prompt.token_ids) <= _SHORT or not self._continues:
             return None
         return sample.subset, prompt.length, sample.context_id
+
+    @property
+    def _continues(self) -> bool:
+        """Whether a prompt can be read in parts: every layer keeps what it has read, and no frequencies hang on the
+        whole length, as longrope's do.
+        """
+        return not self._follows_length and self._keeps_all_keys
 
     @cached_property
     def _keeps_all_keys(self) -> bool:
@@ -232,9 +256,13 @@ class HFBackend:
         layers = getattr(cache, "layers", [])
         return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
+    def _in_chunks(self, prompt: Prompt) -> bool:
+        return self._chunk is not None and len(prompt.token_ids) > self._chunk
+
     def _goes_alone(self, prompt: Prompt) -> bool:
         tokens = len(prompt.token_ids)
-        return self.device == "cpu" and tokens > _SHORT and prompt.max_new_tokens < _ANSWER_SHARE * tokens
+        mostly_reads = tokens > _SHORT and prompt.max_new_tokens < _ANSWER_SHARE * tokens
+        return self._in_chunks(prompt) or (self.device == "cpu" and mostly_reads)
 
     def _answer(self, batch: list[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Answer a batch; when it does not fit into memory, answer its halves."""
@@ -259,29 +287,50 @@ class HFBackend:
                 torch.cuda.empty_cache()
             if len(rest) == 1 == len(part):
                 tokens = len(rest[0].token_ids)
-                reason = f"engine: out of memory at {tokens} prompt tokens; use --dtype bfloat16 or vllm"
+                reason = (
+                    f"engine: out of memory at {tokens} prompt tokens; use --dtype bfloat16, --prefill-chunk or vllm"
+                )
                 yield rest[0], failed(reason, retryable=True)  # another process may have held the memory
             else:
                 half = max(len(rest) // 2, 1)
                 waiting += [part for part in (rest[half:], rest[:half]) if part]
 
     def _decode(self, batch: list[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
-        """Answer a batch of prompts; those about one context from one cache of what they have in common."""
-        import torch
+        """Answer a batch of prompts; those about one context from one cache of what they have in common.
 
+        A prompt in chunks is read into such a cache too, all but its last token.
+        """
         started = time.perf_counter()
-        shared = common_prefix(batch) if len(batch) > 1 and self._context(batch[0]) else 0
+        in_parts = self._context(batch[0]) if len(batch) > 1 else self._in_chunks(batch[0])
+        shared = common_prefix(batch) if in_parts else 0
         if not shared:
             yield from self._decode_rows(batch, started)
             return
-        ids = torch.from_numpy(batch[0].token_ids[:shared].astype("int64"))[None].to(self.device)
-        with torch.inference_mode():
-            step = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
+        cache = self._prefill(batch[0].token_ids[:shared])
         for rows in _batches(batch, self.batch_tokens):
-            own = _repeated(step.past_key_values, len(rows))
+            own = _repeated(cache, len(rows)) if len(batch) > 1 else cache
             for prompt, completion in self._decode_rows(rows, started, shared, own):
                 cached = 0 if prompt is batch[0] else shared
                 yield prompt, replace(completion, num_cached_tokens=cached)
+
+    def _prefill(self, token_ids: "NDArray[np.int32]") -> Any:
+        """Return the cache of these tokens, read in chunks where that was asked for."""
+        import torch
+
+        ids = torch.from_numpy(token_ids.astype("int64"))[None].to(self.device)
+        mask, positions = torch.ones_like(ids), torch.arange(ids.shape[1], device=self.device)[None]
+        size, cache = self._chunk or ids.shape[1], None
+        with torch.inference_mode():
+            for start in range(0, ids.shape[1], size):
+                cache = self.model(
+                    input_ids=ids[:, start : start + size],
+                    attention_mask=mask[:, : start + size],
+                    position_ids=positions[:, start : start + size],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).past_key_values
+        return cache
 
     def _decode_rows(
         self, batch: list[Prompt], started: float, shared: int = 0, cache: Any = None
