@@ -1,6 +1,8 @@
 """What a plan says beforehand: the tokens of the run to the last one, its shape, its time, and what it can show."""
 
 import json
+import re
+import tomllib
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ from click.testing import CliRunner
 from evalkit.cli.commands import main
 from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.study.cost import COARSE, _seconds, detectable_difference, prefill_flops, samples_needed
+from evalkit.runs.config import RunConfig, run_config
+from evalkit.runs.plan import make_plan
+from evalkit.study.cost import COARSE, _seconds, detectable_difference, prefill_flops, run_cost, samples_needed
 
 
 def evalkit(*arguments: object) -> str:
@@ -22,6 +26,11 @@ def evalkit(*arguments: object) -> str:
 
 def planned(*arguments: object) -> dict:
     return json.loads(evalkit("run", *arguments, "--dry-run", "--json"))
+
+
+def run_config_of(*arguments: object) -> RunConfig:
+    printed = tomllib.loads(evalkit("run", *arguments, "--print-config"))
+    return run_config(printed)
 
 
 def answers(folder: Path) -> list[dict]:
@@ -78,11 +87,36 @@ def test_time_comes_from_an_earlier_run_on_this_machine_and_is_not_made_up_witho
 def test_a_run_begins_with_its_plan(asked):
     shown = evalkit("run", *asked, "--task", "babilong", "--subsets", "qa1", "--lengths", "1k,2k", "--samples", 4)
     shown = " ".join(shown.split())
-    assert f"babilong (card v2), backend scripted, into {asked[-1]} In all 8 samples, about " in shown
-    assert "tokens, at most 160 answer tokens" in shown
+    assert f"babilong (card v2), backend scripted, into {asked[-1]} length subset samples prompt tokens" in shown
+    assert re.search(r"2k +qa1 +4 +[\d,]+ +80 ", shown), "a row for each cell"
+    assert re.search(r"In all 8 samples, [\d,]+ prompt tokens, at most 160 answer tokens", shown)
     assert "--samples 64 would show 20 points" in shown, "what four samples cannot show is said before they are asked"
     quiet = evalkit("run", *asked, "--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--quiet")
     assert "prompt tokens" not in quiet
+
+
+def test_what_does_not_fit_is_said_before_a_run_asks(asked):
+    shown = evalkit("run", *asked, "--task", "babilong", "--subsets", "qa3", "--lengths", "512", "--samples", 12)
+    before, _, _ = shown.partition("BABILong: official score")
+    assert re.search(r"warning: \d+ of 12 samples of qa3 at 512 cannot be asked", " ".join(before.split()))
+
+
+def test_a_plan_of_many_cells_begins_with_a_row_for_each_length_no_wider_than_a_terminal(asked):
+    subsets = ",".join(f"qa{number}" for number in (1, 2, 4, 5, 6, 7, 8))
+    plan = make_plan(run_config_of(*asked, "--task", "babilong", "--subsets", subsets, "--lengths", "1k,2k"))
+    cost = run_cost(plan, 0.0)
+    table = cost.to_brief().splitlines()[1:4]
+    assert [line.split()[:3] for line in table[1:]] == [["2k", "7", "cells"], ["1k", "7", "cells"]]
+    assert all(len(line) <= 80 for line in cost.to_text().splitlines()[1:16])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_what_is_scaled_up_are_contexts_and_not_their_first_questions(asked, seconds):
+    one = ("--task", "babilong", "--subsets", "qa5", "--lengths", "2k", "--samples", 24, "--questions-per-context", 4)
+    (cell,) = run_cost(make_plan(run_config_of(*asked, *one)), seconds).cells
+    assert cell.estimated == (seconds == 0)
+    assert cell.prefilled_tokens == pytest.approx(6 * 2048, rel=0.1)
+    assert cell.prompt_tokens == pytest.approx(24 * 2048, rel=0.1)
 
 
 def test_a_calibration_tells_the_time_of_a_plan_and_is_made_once(asked, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from evalkit.reading import read_toml
 from evalkit.runs.config import run_config
 from evalkit.runs.plan import make_plan
 from evalkit.study import workers
-from evalkit.study.cost import duration, run_cost
+from evalkit.study.cost import detectable_difference, duration, run_cost
 from evalkit.study.estimate import describe
 from evalkit.study.experiment import experiment_names, load_experiment
 from evalkit.study.on_ray import Devices
@@ -338,6 +338,42 @@ def test_runs_cost_what_their_prompts_are_for_a_base_that_is_here(study):
     cost = run_cost(make_plan(replace(first(study, Run).config, model=str(study.experiment.base))))
     assert planned.tokens == sum(cell.prompt_tokens for cell in cost.cells) < first(study, Run).cost().tokens
     assert planned.memory > cost.weight_bytes
+
+
+def test_a_study_says_beforehand_what_each_cell_takes_and_what_it_can_show(study):
+    words = ["reproduce", study.experiment.file, "--out", str(study.root), "--plots", str(study.plots), "--dry-run"]
+    told = json.loads(CliRunner().invoke(commands.main, [*words, "--json"], catch_exceptions=False).stdout)
+    cost = run_cost(make_plan(replace(first(study, Run).config, model=str(study.experiment.base))))
+    assert [cell["length"] for cell in told["cells"]] == ["512", "128"]
+    for cell, own in zip(told["cells"], cost.cells, strict=True):
+        assert (cell["prompt_tokens"], cell["kv_bytes"]) == (own.prompt_tokens, own.kv_bytes)
+        assert cell["detectable_difference"] == own.detectable_difference
+        assert "seconds" in cell
+    assert told["engines"]["plain"] == ["none (plain rope)"]
+    assert told["engines"]["Randomized YaRN"] == ["yarn, factor 4 over 128", "yarn, factor 1 over 128"]
+    assert [step["kind"] for step in told["steps"]] == ["ask", "train", "train", "run", "run", "report"]
+    assert told["steps"][3]["tokens"] == sum(cell["prompt_tokens"] for cell in told["cells"])
+    shown = CliRunner().invoke(commands.main, words).stdout
+    assert re.search(r"^ +512 +qa1 +3 ", shown, re.MULTILINE)
+    assert "Smallest difference of the mean over subsets, in points" in shown
+    assert re.search(
+        r"warning: At 512, 128 two arms must differ by up to \d+ points to be told apart; --samples", shown
+    )
+    assert "All 2 runs: 3 engine loads, about " in shown
+    assert "To do on this machine (" in shown
+    assert "): not known; --dry-run --calibrate trains and asks a little to know it." in shown
+
+
+def test_what_a_study_can_show_is_known_before_its_base_is_here():
+    words = ["reproduce", "tiny", "--seeds", "1", "--dry-run"]
+    told = json.loads(CliRunner().invoke(commands.main, [*words, "--json"], catch_exceptions=False).stdout)
+    assert {cell["prompt_tokens"] for cell in told["cells"]} == {None}
+    assert {cell["samples"] for cell in told["cells"]} == {100}
+    expected = detectable_difference([[str(number) for number in range(100)]])
+    assert told["detectable_by_length"]["4k"] == pytest.approx(expected)
+    assert (
+        "What a run asks is known to the token once its base is here" in CliRunner().invoke(commands.main, words).stdout
+    )
 
 
 RATES = """

@@ -1,6 +1,7 @@
 """The command line. Only here do errors become exit codes: 0 done, 1 failed samples are left, 2 wrong use."""
 
 import errno
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -277,7 +278,10 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 @click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
 @click.option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
 @click.option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
-@click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print every step with its command, what it takes and can show, and stop."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
 @click.option("--calibrate", is_flag=True, help="With --dry-run: ask and train a little first, to know the time.")
 @quiet_option
 def reproduce(
@@ -291,6 +295,7 @@ def reproduce(
     replicas: int | None,
     ray: str | None,
     dry_run: bool,
+    as_json: bool,
     calibrate: bool,
     quiet: bool,
 ) -> None:
@@ -311,7 +316,7 @@ def reproduce(
     from evalkit.cli.progress import StudyProgress
     from evalkit.models.hub import local, resolve
     from evalkit.study import workers
-    from evalkit.study.estimate import describe
+    from evalkit.study.estimate import describe, to_json
     from evalkit.study.experiment import experiment_names, load_experiment
     from evalkit.study.on_ray import Devices
     from evalkit.study.steps import Run, plan_steps
@@ -326,12 +331,12 @@ def reproduce(
     name = loaded.name
     study = Study(experiment=loaded, root=out or Path("results") / name, plots=plots or Path("plots") / name)
     steps = plan_steps(study, chosen)
-    _refuse_without_dry_run(dry_run, calibrate=calibrate)
+    _refuse_without_dry_run(dry_run, as_json=as_json, calibrate=calibrate)
     if calibrate:
         echo("measuring how fast this machine trains and asks, unless that is known", err=True)
         study.calibrate()
     if dry_run:
-        echo(describe(steps))
+        echo(json.dumps(to_json(steps), indent=1) if as_json else describe(steps))
         if not study.trains_base and local(loaded.base, loaded.revision) is None:
             there = "is neither a folder here nor in the hub's cache; without --dry-run it is looked for on the hub"
             echo(f"note: the base {loaded.base} {there}.", err=True)

@@ -67,9 +67,9 @@ def _one(plan: Plan, *, quiet: bool) -> RunResult:
             echo(f"warning: {warning}", err=True)
         result = running.run(plan)
     else:
-        from evalkit.study.cost import run_cost
+        from evalkit.study.cost import BEGINNING_SECONDS, run_cost
 
-        echo_wrapped(run_cost(plan, building_seconds=0.0).to_brief(), indent=2, err=True)
+        echo_wrapped(run_cost(plan, BEGINNING_SECONDS).to_brief(), indent=2, err=True)
         with Progress() as progress:
             result = running.run(plan, progress)
     for notice in result.notices:

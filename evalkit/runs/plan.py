@@ -1,8 +1,9 @@
 """From what the user asked to a plan: every refusal happens here, before weights are loaded or money is spent."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,9 +297,15 @@ def chosen_subsets(config: RunConfig) -> tuple[str, ...]:
 
 
 def name_samples(
-    benchmark: Benchmark, subsets: Sequence[str], lengths: Sequence[str], samples: int, shard: str | None
+    benchmark: Benchmark,
+    subsets: Sequence[str],
+    lengths: Sequence[str],
+    samples: int,
+    shard: str | None,
+    *,
+    by: Callable[[Sample], str] = lambda sample: sample.sample_id,
 ) -> dict[Cell, tuple[str, ...]]:
-    """Return the ids of each cell's samples: fewer than asked for where published rows run out, more with depths."""
+    """Return the name of each cell's samples: fewer than asked for where published rows run out, more with depths."""
     named: dict[Cell, tuple[str, ...]] = {}
     for subset in subsets:
         for length in lengths:
@@ -306,15 +313,15 @@ def name_samples(
                 named[Cell(subset, length)] = named[Cell(subset, lengths[0])]
             else:
                 of_cell = part_of(benchmark.samples(subset, length, samples), shard)
-                named[Cell(subset, length)] = tuple(sample.sample_id for sample in of_cell)
+                named[Cell(subset, length)] = tuple(map(by, of_cell))
     return named
 
 
-def expected_samples(config: RunConfig) -> dict[Cell, int]:
-    """Return how many samples each cell of a run has, without opening its checkpoint; see ``name_samples``."""
-    samples = config.samples or load_card(config.task).default_samples
-    named = name_samples(_data_alone(config), chosen_subsets(config), config.lengths, samples, config.shard)
-    return {cell: len(ids) for cell, ids in named.items()}
+def expected_stories(config: RunConfig) -> dict[Cell, tuple[str, ...]]:
+    """Return the story of each sample of a run's cells, without opening its checkpoint; see ``name_samples``."""
+    samples, subsets = config.samples or load_card(config.task).default_samples, chosen_subsets(config)
+    by_story = attrgetter("story_id")
+    return name_samples(_data_alone(config), subsets, config.lengths, samples, config.shard, by=by_story)
 
 
 def asked_samples(config: RunConfig) -> Iterator[Sample]:

@@ -25,6 +25,10 @@ from evalkit.types import Prompt, Sample
 
 BUILDING_SECONDS = 60.0
 """Prompts are built one and all for about so long; of those left over the size is estimated."""
+BEGINNING_SECONDS = 2.0
+"""As long before a run, which builds them anew."""
+_MOST_ROWS = 12
+"""Cells that a run begins with a row for; of more, it has one for each length."""
 DISCORDANT = 0.3
 """Assumed share of questions that two arms answer differently (one right, one wrong). Between pairs of arms of the
 tiny study (results/reference/tiny) the median is 22, 26 and 33 % at 1k, 2k and 4k, trained at 128 tokens."""
@@ -113,25 +117,21 @@ class RunCost:
         return "\n".join([self._head(), *self._table(), *self._sums(), *(f"warning: {text}" for text in self.warnings)])
 
     def to_brief(self) -> str:
-        """Return the sums, and whether they can answer anything: what a run begins with."""
-        return "\n".join([self._head(), *self._sums(), *(f"warning: {text}" for text in self.warnings)])
+        """Return what a run begins with: a table of at most a few rows, and the same sums."""
+        table = self._table() if len(self.cells) <= _MOST_ROWS else self._table_of_lengths()
+        return "\n".join([self._head(), *table, *self._sums(), *(f"warning: {text}" for text in self.warnings)])
 
     def _head(self) -> str:
         return f"{self.arm}: {self.task}, backend {self.backend}, into {self.out}"
 
     def _table(self) -> list[str]:
-        lines = [
-            f"{'length':>8} {'subset':>10} {'samples':>8} {'prompt tokens':>15} {'answer':>9} {'prefill':>12} "
-            f"{'KV/request':>11} {'time':>8} {'detectable':>10}  rope",
-        ]
-        for cell in self.cells:
-            seconds = "" if cell.seconds is None else duration(cell.seconds)
-            lines.append(
-                f"{cell.length:>8} {cell.subset:>10} {cell.samples:>8,} "
-                f"{'~' * cell.estimated + f'{cell.prompt_tokens:,}':>15} {cell.answer_tokens:>9,} "
-                f"{cell.prefill_flops:>6.1e} FLOP {cell.kv_bytes / 2**20:>7,.0f} MiB {seconds:>8} "
-                f"{100 * cell.detectable_difference:>10.1f}  {cell.rope}"
-            )
+        return [_HEAD, *(_row(cell.subset, [cell], cell.detectable_difference) for cell in self.cells)]
+
+    def _table_of_lengths(self) -> list[str]:
+        lines = [_HEAD]
+        for length, detectable in self.detectable_by_length.items():
+            cells = [cell for cell in self.cells if cell.length == length]
+            lines.append(_row(f"{len(cells)} cells", cells, detectable))
         return lines
 
     def _sums(self) -> list[str]:
@@ -157,17 +157,12 @@ class RunCost:
                 f"Time: about {duration(self.seconds)}{loading} on {self.machine}, by the pace of {self.rate_from} "
                 f"(prompt tokens/s: {rates})."
             )
-        by_length = ", ".join(f"{length} {100 * value:.1f}" for length, value in self.detectable_by_length.items())
         if scoring := sum(cell.scoring_tokens for cell in cells):
             lines.append(
                 f"Log-probabilities of right answers and wrong labels: {about}{scoring:,} tokens behind the prompts, "
                 "counted in FLOP and time."
             )
-        lines.append(
-            f"Smallest difference of the mean over subsets, in points, that two arms show with 80 % power if they "
-            f"disagree on {100 * DISCORDANT:.0f} % of the questions: {by_length}."
-        )
-        return [*lines, *self._contexts()]
+        return [*lines, difference_text(self.detectable_by_length), *self._contexts()]
 
     def _contexts(self) -> list[str]:
         """Say what several questions for one prefill save and what they are worth; nothing where each has its own."""
@@ -184,10 +179,38 @@ class RunCost:
         ]
 
 
+_HEAD = (
+    f"{'length':>6} {'subset':>8} {'samples':>7} {'prompt tokens':>13} {'answer':>9} {'FLOP':>7} {'KV MiB':>8} "
+    f"{'time':>7} {'detects':>7}"
+)
+
+
+def _row(subset: str, cells: Sequence[CellCost], detectable: float) -> str:
+    """Return a line about cells of one length; KV is of the longest request, ``detects`` in points."""
+    about = "~" * any(cell.estimated for cell in cells)
+    known = [cell.seconds for cell in cells if cell.seconds is not None]
+    return (
+        f"{cells[0].length:>6} {subset:>8} {sum(cell.samples for cell in cells):>7,} "
+        f"{about + f'{sum(cell.prompt_tokens for cell in cells):,}':>13} {sum(c.answer_tokens for c in cells):>9,} "
+        f"{sum(cell.prefill_flops for cell in cells):>7.1e} {max(cell.kv_bytes for cell in cells) / 2**20:>8,.0f} "
+        f"{duration(sum(known)) if len(known) == len(cells) else '?':>7} {100 * detectable:>7.1f}"
+    )
+
+
+def difference_text(detectable_by_length: Mapping[str, float]) -> str:
+    """Return the sentence on what two arms show, of the mean over subsets (0 to 1) at each length."""
+    by_length = ", ".join(f"{length} {100 * value:.1f}" for length, value in detectable_by_length.items())
+    return (
+        f"Smallest difference of the mean over subsets, in points, that two arms show with 80 % power if they disagree "
+        f"on {100 * DISCORDANT:.0f} % of the questions: {by_length}."
+    )
+
+
 def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
     """Build the prompts of a plan, for ``building_seconds`` at most, and count what they cost.
 
-    The first of each cell is built in any case. With 0 seconds it speaks for the others; whether they fit is not said.
+    Those about the first context of each cell are built in any case, and of others all or none: of several questions
+    about one context only the first costs what it is long.
 
     Raises:
         BadInput: the data do not suffice for a length, or this tokenizer does not split where prompts are joined.
@@ -230,7 +253,11 @@ def run_cost(plan: Plan, building_seconds: float = BUILDING_SECONDS) -> RunCost:
             if own["seconds"]
         },
         loading_seconds=paced.loading_seconds if paced else None,
-        warnings=(*plan.warnings, *_cannot_answer(plan, detectable), *(_unfitting(cells) if building_seconds else ())),
+        warnings=(
+            *plan.warnings,
+            *cannot_answer(detectable, len(plan.subsets), plan.config.data.questions_per_context),
+            *_unfitting(cells),
+        ),
     )
 
 
@@ -244,9 +271,11 @@ def _cell_cost(
     until, sizes, answers, disk = time.monotonic() + building_seconds, list[int](), list[int](), 0
     cached, before, scored = list[int](), None, list[tuple[int, int]]()
     stories, example, num_tried = list[str](), "", 0
+    context: str | None = None
     for sample in samples:
-        if num_tried and time.monotonic() > until:
+        if num_tried and time.monotonic() > until and not (sample.context_id and sample.context_id == context):
             break
+        context = sample.context_id
         num_tried += 1
         prompt = plan.attempt(sample, cell.length)
         disk += _disk_bytes(sample)
@@ -415,12 +444,13 @@ def _disk_bytes(sample: Sample) -> int:
     return _LINE_BYTES + texts + (facts if facts <= MAX_FACT_CHARS else 0)
 
 
-def _cannot_answer(plan: Plan, detectable: dict[str, float]) -> list[str]:
+def cannot_answer(detectable: Mapping[str, float], num_subsets: int, questions_per_context: int) -> list[str]:
+    """Return a warning where a plan can hardly show anything at some length, with the samples that would; else none."""
     coarse = [length for length, value in detectable.items() if value > COARSE]
     if not coarse:
         return []
-    each = plan.config.data.questions_per_context  # of a context count as one
-    fair, fine = (each * samples_needed(len(plan.subsets), goal) for goal in (COARSE, COARSE / 2))
+    # Questions about one context count as one.
+    fair, fine = (questions_per_context * samples_needed(num_subsets, goal) for goal in (COARSE, COARSE / 2))
     return [
         f"At {', '.join(coarse)} two arms must differ by up to {100 * max(detectable.values()):.0f} points to be told "
         f"apart; --samples {fair} would show {100 * COARSE:.0f} points, --samples {fine} half of that."
@@ -429,8 +459,8 @@ def _cannot_answer(plan: Plan, detectable: dict[str, float]) -> list[str]:
 
 def _unfitting(cells: Sequence[CellCost]) -> list[str]:
     return [
-        f"{cell.unfitting:,} of {cell.samples:,} samples of {cell.subset} at {cell.length} cannot be asked: "
-        f"{cell.unfitting_example}"
+        f"{'about ' * cell.estimated}{cell.unfitting:,} of {cell.samples:,} samples of {cell.subset} at {cell.length} "
+        f"cannot be asked: {cell.unfitting_example}"
         for cell in cells
         if cell.unfitting
     ]

@@ -262,7 +262,7 @@ class Run(Step):
 
     def built_cost(self) -> Cost | None:
         """Return what the prompts take as they are built for the base, where that is on this machine; see ``Step``."""
-        return self.study.one_run or self.cost()
+        return self.study.cost_of_a_run or self.cost()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,25 @@
 """An experiment and where it is carried out: its folders, the settings of each of its steps, and what they take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit.errors import BadInput
 from evalkit.files import slug
 from evalkit.machine import processor
 from evalkit.models.hub import local
 from evalkit.runs.config import RunConfig
-from evalkit.runs.plan import Cell, Plan, expected_samples, make_plan
+from evalkit.runs.plan import Cell, Plan, expected_stories, make_plan
 from evalkit.study.calibration import calibrate_answers, calibrate_training, trained_tokens_per_second
 from evalkit.study.experiment import BASE, RUNS, Curve, Experiment
 from evalkit.train.config import TrainConfig
 from evalkit.train.data import TRAINING_SEED
 from evalkit.train.tiny import BASES
+
+if TYPE_CHECKING:
+    from evalkit.study.cost import RunCost
 
 PORTABLE_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2,STRICT"}
 """Let every x86-64 processor with AVX2 sum in the same order, so that a training seed names its weights.
@@ -39,6 +42,13 @@ class Cost(NamedTuple):
     on top."""
     seconds: Mapping[str, float]
     """By device, of one of it; those for which no rate is stated or measured are absent."""
+
+
+class OneRun(NamedTuple):
+    """How a study's first curve would ask its base."""
+
+    plan: Plan
+    cost: "RunCost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +134,11 @@ class Study:
             )
         seed = self.experiment.seeds[0]
         calibrate_training(self.training(next(iter(self.experiment.arms)), seed))
-        calibrate_answers(self._asking_the_base())
+        calibrate_answers(self._asking_the_base(self.experiment.curves[0]))
 
-    def _asking_the_base(self) -> Plan:
+    def _asking_the_base(self, curve: Curve) -> Plan:
         seed = self.experiment.seeds[0]
-        config = self.run(self.experiment.curves[0], seed)
+        config = self.run(curve, seed)
         return make_plan(replace(config, model=str(self.base(seed)), revision=self.experiment.revision))
 
     @property
@@ -136,23 +146,37 @@ class Study:
         """Variables for its processes, to be set before a library is loaded: small studies are made to be repeated."""
         return dict(PORTABLE_KERNELS) if self.trains_base and "avx2" in processor()["instructions"].split() else {}
 
+    def asking_the_base(self, curve: Curve) -> Plan | None:
+        """Return how a curve would ask the base; None where that is not on this machine.
+
+        Raises:
+            BadInput: the data are not there, or the base cannot be asked so.
+        """
+        base = local(str(self.base(self.experiment.seeds[0])), self.experiment.revision)
+        return self._asking_the_base(curve) if base and (base / "config.json").is_file() else None
+
     @cached_property
-    def one_run(self) -> Cost | None:
-        """What one run takes, by the prompts as they are built for the base; None where that is not on this machine.
+    def one_run(self) -> "OneRun | None":
+        """What a run takes, by the prompts as they are built for the base; None where that is not on this machine.
 
         It holds for every run: trained arms have the base's tokenizer and shape, and all curves are asked the same.
 
         Raises:
             BadInput: the data are not there, or the base cannot be asked.
         """
-        from evalkit.study.cost import reading_seconds, run_cost
+        from evalkit.study.cost import run_cost
 
-        seed = self.experiment.seeds[0]
-        base = local(str(self.base(seed)), self.experiment.revision)
-        if base is None or not (base / "config.json").is_file():
+        plan = self.asking_the_base(self.experiment.curves[0])
+        return OneRun(plan, run_cost(plan, building_seconds=_BUILDING_SECONDS)) if plan else None
+
+    @cached_property
+    def cost_of_a_run(self) -> Cost | None:
+        """The same as a step's cost, for every device with a rate."""
+        from evalkit.study.cost import reading_seconds
+
+        if self.one_run is None:
             return None
-        plan = self._asking_the_base()
-        found = run_cost(plan, building_seconds=_BUILDING_SECONDS)
+        plan, found = self.one_run
         rates = self.experiment.budget.rates
         seconds = {r.device: s for r in rates if (s := reading_seconds(found, plan.checkpoint, r)) is not None}
         seconds |= {THIS_MACHINE: found.seconds} if found.seconds is not None else {}
@@ -173,7 +197,16 @@ class Study:
         Raises:
             BadInput: the data are not there, so that nobody knows yet.
         """
-        return expected_samples(self.evaluation(self.experiment.seeds[0]))
+        return {cell: len(stories) for cell, stories in self.stories.items()}
+
+    @cached_property
+    def stories(self) -> Mapping[Cell, Sequence[str]]:
+        """The story of each sample of every run, by cell; those about one story count as one.
+
+        Raises:
+            BadInput: the data are not there, so that nobody knows yet.
+        """
+        return expected_stories(self.evaluation(self.experiment.seeds[0]))
 
     def _background(self, part: str) -> dict[str, list[str]]:
         return {"noise": [str(self.noise(part))]} if self.trains_base else {}
