@@ -206,7 +206,7 @@ def test_a_revision_goes_with_the_base_to_every_command_that_opens_it(written, t
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evalkit.study.study.make_plan", asked.append)
-        study._asking_the_base()
+        study._asking_the_base(experiment.curves[0])
     assert [(one.model, one.revision) for one in asked] == [("some-lab/model", revision)], (
         "no curve of it is the base's"
     )
