@@ -19,6 +19,7 @@ from evalkit.report.analysis import Analysis, analyse
 from evalkit.report.arms import make_arms
 from evalkit.report.coverage import coverage
 from evalkit.report.curves import FEW, spread
+from evalkit.report.drawing import fitted_names, wrapped
 from evalkit.report.figures import all_drawings, curve
 from evalkit.report.heatmaps import MOST_ROWS, depth_heatmap, heatmap
 from evalkit.report.load import load_runs
@@ -134,13 +135,14 @@ def test_panels_of_arms_that_begin_alike_have_different_names_that_fit(tmp_path:
     for i, name in enumerate(names):
         write_run(tmp_path / str(i), arm=name, accuracy=holds_to(8 * K), samples=2, lengths=("4k", "8k"))
     found = {d.name: d.figure() for d in all_drawings(analyse(load_runs([tmp_path])))}
-    figure = found["heatmap-babilong"]
-    panels, titles = figure.axes[:2], [axes.get_title(loc="left") for axes in figure.axes[:2]]
-    assert ["".join(title.split()) for title in titles] == ["".join(name.split()) for name in names]
-    assert {axes.get_xlabel() for axes in panels} == {"length (tokens)"}
-    figure.draw_without_rendering()
-    first, second = (axes._left_title.get_window_extent() for axes in panels)  # no public way to it
-    assert first.x1 < second.x0
+    for name in ("heatmap-babilong", "depth-babilong"):
+        panels = found[name].axes[:2]
+        first, second = (axes.get_title(loc="left") for axes in panels)
+        assert first != second
+        assert all(title.startswith("organisation/") and title.count("\n") <= 2 for title in (first, second))
+        assert {axes.get_xlabel() for axes in panels} == {"length (tokens)"}
+        found[name].draw_without_rendering()
+        assert panels[0]._left_title.get_window_extent().x1 < panels[1]._left_title.get_window_extent().x0
 
 
 def test_positions_of_a_control_are_those_of_its_arm_and_not_drawn_again(tmp_path: Path) -> None:
@@ -203,6 +205,85 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analyse(load_runs([root]))
 
 
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    """As many arms as are told apart, with names that have no room anywhere."""
+    root = tmp_path_factory.mktemp("long")
+    for i in range(12):
+        name = f"{'W' * 40}_{'and'.join(str(k) for k in range(20))} an/arm of many words, number-{i}, " + "as it is" * 4
+        for task, subsets in (("babilong", ("qa1", "qa2")), ("mrcr", ("2needle",))):
+            write_run(
+                root / f"{task}-{i}", arm=name, accuracy=holds_to(8 * K), task=task, subsets=subsets, samples=3,
+                lengths=("8k", "32k"), training=training("plain", seed=i) if i % 2 else None,
+            )  # fmt: skip
+    return analyse(load_runs([root]))
+
+
+BESIDE = {"positions": 1.7, "prefix-mrcr": 2.7}
+"""Inches that names take beside a figure."""
+
+
+@pytest.mark.parametrize("arms", ["many", "long_names"])
+def test_no_text_makes_a_figure_wider_than_its_lines_and_cells_do(arms: str, request: pytest.FixtureRequest) -> None:
+    drawings = all_drawings(request.getfixturevalue(arms))
+    assert len(drawings) == (4 if arms == "many" else 9)
+    for drawing in drawings:
+        figure = drawing.figure()
+        figure.draw_without_rendering()
+        meant = max(figure.get_figwidth(), 3.25) + BESIDE.get(drawing.name, 0.2)
+        assert figure.get_tightbbox().width <= meant <= 10.2, drawing.name
+        assert all(place.get_window_extent().height > 0.5 * figure.dpi for place in figure.axes), drawing.name
+
+
+@pytest.mark.parametrize("arms", ["many", "long_names"])
+def test_no_title_of_a_panel_lies_on_another(arms: str, request: pytest.FixtureRequest) -> None:
+    analysis = request.getfixturevalue(arms)
+    for drawing in (depth_heatmap(analysis, "babilong", "official"), heatmap(analysis, "babilong", "official")):
+        figure = drawing.figure()
+        figure.draw_without_rendering()
+        titled = [axes for axes in figure.axes if axes.get_title(loc="left")]
+        assert len(titled) == (0 if arms == "many" and drawing.name.startswith("heatmap") else 12)
+        assert not overlaps([axes._left_title.get_window_extent() for axes in titled])  # no public way to it
+        assert len({axes.get_title(loc="left") for axes in titled}) == len(titled)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_map_of_few_lengths_is_no_wider_than_its_title(tmp_path: Path, columns: int) -> None:
+    for i in range(columns):
+        write_run(tmp_path / f"{i}", arm=f"{i}", accuracy=holds_to(8 * K), lengths=("4k",), subsets=("qa1",), samples=4)
+    analysis = analyse(load_runs([tmp_path]))
+    for drawing in (heatmap(analysis, "babilong", "official"), depth_heatmap(analysis, "babilong", "official")):
+        figure = drawing.figure()
+        figure.draw_without_rendering()
+        assert figure.get_tightbbox().width <= max(3.25, figure.get_figwidth()) <= 4.2
+
+
+def test_a_title_of_many_arms_says_over_how_many_subsets_and_its_caption_of_which_arms(many: Analysis) -> None:
+    drawing = heatmap(many, "babilong", "official")
+    assert " ".join(drawing.figure().get_suptitle().split()) == (
+        "BABILong, official score, averaged over 2 to 3 subsets"
+    )
+    assert "averaged over 3 subsets (over 2 for organisation-0/Model-0B-128k-instruct" in drawing.description
+
+
+@given(st.text("abWé -/_.", max_size=60), st.integers(20, 200))
+def test_a_text_is_broken_where_it_may_be_and_loses_nothing(text: str, room: int) -> None:
+    lines = wrapped(text, room, 9).split("\n")
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    for line, after in pairwise(lines):
+        whole = len(line) > 1 and line[-1] not in "-/_" and after and f"{line} " not in text
+        assert not whole or wrapped(line + after[0], room, 9) != line + after[0], "only a word without room is cut"
+
+
+def test_names_that_fit_stay_whole_and_others_still_differ() -> None:
+    names = ["short", *(f"organisation/Model-{size}B-instruct-of-many-words" for size in (7, 70))]
+    found = fitted_names(names, 80, 9, lines=2)
+    assert found["short"] == "short"
+    assert len(set(found.values())) == 3
+    assert max(text.count("\n") for text in found.values()) == 1
+    assert fitted_names(names, 2000, 9, lines=1) == {name: name for name in names}
+
+
 def overlaps(boxes: list[Bbox]) -> bool:
     return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
 
@@ -244,6 +325,41 @@ def test_a_caption_says_over_how_many_subsets_each_arm_is_averaged(many: Analysi
     said = curve(many, "babilong", "official").description
     assert f"averaged over 3 subsets (over 2 for {first}" in said
     assert "averaged over 2 subsets;" in curve(analysis, "babilong", "official").description
+
+
+def test_the_baseline_of_differences_is_named_in_whole_words(many: Analysis) -> None:
+    _, below = curve(many, "babilong", "official").figure().axes
+    assert below.get_ylabel() == "minus organisation-0/\nModel-0B-128k-instruct"
+
+
+def test_a_caption_says_of_lines_and_shades_only_what_is_drawn(
+    many: Analysis, analysis: Analysis, tmp_path: Path
+) -> None:
+    said = curve(many, "babilong", "official").description
+    assert not any(word in said.lower() for word in ("dashed", "dotted", "shaded", "chance"))
+    said = curve(analysis, "babilong", "official").description
+    assert "Dashed: the trained length; shaded: within the trained length; dotted across: chance." in said
+    for name, record, window in (
+        ("beyond", 128 * K, 0),
+        ("below", K, 0),
+        ("window", None, 8 * K),
+        ("both", 8 * K, 16 * K),
+    ):
+        write_run(
+            tmp_path / name / "a", arm="a", accuracy=holds_to(K), lengths=("4k", "32k"), subsets=("qa1",), samples=4,
+            training=training("plain", trained_length=record) if record else None, config={"window": window or None},
+        )  # fmt: skip
+    captions = {
+        folder.name: curve(analyse(load_runs([folder])), "babilong", "official").description
+        for folder in tmp_path.iterdir()
+    }
+    assert ". Shaded: within the trained length; dotted across: chance." in captions["beyond"]
+    assert ". Dotted across: chance." in captions["below"]
+    assert ". Dotted upwards: the base's own window; shaded: within the base's own window; dotted" in captions["window"]
+    assert (
+        ". Dashed: the trained length; dotted upwards: the base's own window; shaded: within the trained length, paler "
+        "within the base's own window; dotted across: chance."
+    ) in captions["both"]
 
 
 def test_many_arms_are_one_heat_map_with_arms_down(many: Analysis) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -413,6 +414,54 @@ def test_beside_a_run_stands_one_that_was_asked_the_same_questions(page: Any, tm
     listed(other, "20 of 20 samples of qa1 at 8K")
     other.close()
     assert chosen == "plain and yarn"
+
+
+@pytest.mark.browser
+def test_beside_a_run_stands_one_of_the_same_training_seed(page: Any, tmp_path: Path) -> None:
+    for arm, seeds in (("plain", (0, 1, 2)), ("yarn", (1, 3)), ("zero-shot", (None,))):
+        for seed in seeds:
+            write_run(
+                tmp_path / "runs" / f"seed-{seed}" / arm, arm=arm, accuracy=holds_to(8 * K), samples=4, lengths=("8k",),
+                subsets=("qa1",), training=None if seed is None else training("plain", seed=seed),
+            )  # fmt: skip
+    build([tmp_path / "runs"], tmp_path / "plots")
+    other = page.context.new_page()
+    address = (tmp_path / "plots" / "report.html").as_uri()
+    for asked in ("", "#samples?task=babilong&subset=qa1&length=8k&arm=yarn"):
+        other.goto("about:blank")
+        other.goto(address + asked)
+        assert other.locator("#chosen").inner_text() == "plain (seed-1/plain) and yarn (seed-1/yarn)"
+    other.goto("about:blank")
+    other.goto(f"{address}#samples?task=babilong&subset=qa1&length=8k&arm=zero-shot")
+    assert other.locator("#chosen").inner_text() == "zero-shot and yarn (seed-3/yarn)"
+    other.close()
+
+
+@pytest.mark.browser
+def test_the_page_of_many_arms_opens_and_scrolls_and_its_pictures_fit(page: Any, tmp_path: Path) -> None:
+    for i in range(58):
+        write_run(
+            tmp_path / "runs" / str(i), arm=f"organisation-{i % 6}/Model-{i}B-128k-instruct", samples=4,
+            lengths=("4k", "16k"), subsets=[f"qa{k}" for k in range(1, (21, 6, 16, 6)[i % 4])],
+            accuracy=holds_to(2 * K * (1 + i)),
+        )  # fmt: skip
+    build([tmp_path / "runs"], tmp_path / "plots")
+    other = page.context.new_page()
+    began = time.monotonic()
+    other.goto((tmp_path / "plots" / "report.html").as_uri())
+    opened = time.monotonic()
+    column = other.locator("#figures").bounding_box()["width"]
+    for figure in other.locator("figure").all():
+        figure.scroll_into_view_if_needed()
+        picture = figure.locator("img, svg").first
+        assert picture.bounding_box()["width"] <= column
+        own = picture.evaluate("image => image.decode ? image.decode().then(() => image.naturalWidth) : 0")
+        assert own <= column, "what is larger is shown too small to be read"
+    other.evaluate("scrollTo(0, document.body.scrollHeight)")
+    other.locator("#origin").wait_for()
+    assert other.evaluate("scrollY") > 1000
+    print(f"58 arms: opened in {opened - began:.1f} s, scrolled to the end in {time.monotonic() - opened:.1f} s")
+    other.close()
 
 
 @pytest.mark.browser

@@ -1,5 +1,6 @@
 """Figures for papers: their size, what has a colour, what is cut, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from matplotlib.text import Annotation, Text
 
 from evalkit.cli.commands import main
 from evalkit.report.analysis import Analysis, analyse
+from evalkit.report.drawing import Drawing
 from evalkit.report.load import load_runs
 from evalkit.report.plot import SIZES, Shown, of_subset, paper_curve, paper_heatmap
 from evalkit.report.published import read_published
@@ -65,6 +67,20 @@ def test_names_stand_within_the_figure_and_not_on_each_other(analysis: Analysis,
     assert axes.get_title(loc="left") == ""
     assert axes.get_legend() is None
     assert SIZES[width].names / SIZES[width].width < 0.3
+
+
+@pytest.mark.parametrize("draw", [paper_curve, paper_heatmap])
+def test_a_long_title_is_broken_and_stands_within_the_figure(analysis: Analysis, draw: Callable[..., Drawing]) -> None:
+    title = "What holds beyond the trained length, by arm and by the number of tokens asked"
+    figure = draw(analysis, "babilong", Shown(title=title)).figure()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    text = axes._left_title if draw is paper_curve else figure._suptitle  # no public way to them
+    assert " ".join(text.get_text().split()) == title
+    box = text.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert axes.get_window_extent().y1 < box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_five_arms_have_a_colour_of_their_own_and_the_others_are_grey(analysis: Analysis) -> None:

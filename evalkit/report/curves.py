@@ -1,6 +1,5 @@
 """Scores over length as lines: apart where they coincide, and named at their ends."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from evalkit.report.analysis import Analysis
 from evalkit.report.arms import Arm
 from evalkit.report.cells import percent
-from evalkit.report.drawing import part_id
+from evalkit.report.drawing import fitted_names, part_id
 from evalkit.report.estimates import CellScore
 from evalkit.report.naming import short_names
 from evalkit.report.style import FAINT, Look, few_in_colour, looks
@@ -150,7 +149,9 @@ def name_at_ends(axes: "Axes", lines: Sequence[Line], style: Mapping[str, Look],
     width, height = (72 * pixels / axes.figure.dpi for pixels in (box.width, box.height))
     low, high = axes.get_ylim()
     off = {line.arm: " ↓" if line.mean[-1] < low else " ↑" if line.mean[-1] > high else "" for line in lines}
-    texts = {line.arm: wrapped_name(style[line.arm].label + off[line.arm], room - 12, size) for line in lines}
+    arrows = 1.5 * size * any(off.values())
+    names = fitted_names((style[line.arm].label for line in lines), room - 12 - arrows, size, lines=3)
+    texts = {line.arm: names[style[line.arm].label] + off[line.arm] for line in lines}
     tall = {arm: (text.count("\n") + 1) * size * 1.12 + 0.5 for arm, text in texts.items()}
     named = sorted(lines, key=lambda line: line.mean[-1])
     if sum(tall.values()) > height + size:
@@ -172,17 +173,6 @@ def name_at_ends(axes: "Axes", lines: Sequence[Line], style: Mapping[str, Look],
             arrowprops=None if off[line.arm] else leader | {"color": look.colour, "gid": part_id(axes, look, "leader")},
             gid=part_id(axes, look, "name"),
         )
-
-
-def wrapped_name(name: str, room: float, size: float) -> str:
-    """Return a name in as few lines as fit ``room`` points, broken after spaces, slashes and hyphens."""
-    letters = max(6, int(room / (0.56 * size)))
-    lines = [""]
-    for word in re.findall(r"[^\s/-]+[\s/-]*|[\s/-]+", name):
-        if lines[-1] and len(lines[-1] + word.rstrip()) > letters:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(line.strip() for line in lines)
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float], top: float) -> list[float]:
@@ -225,10 +215,8 @@ def score_axis(axes: "Axes", ylim: tuple[float, float] = (0.0, 100.0), *, label:
 
 
 def draw_chance(axes: "Axes", cells: Sequence[CellScore], *, label: bool = True) -> None:
-    """Draw the chance level, where all arms have the same."""
-    levels = {c.chance for c in cells if c.chance is not None}
-    low, high = axes.get_ylim()
-    if len(levels) == 1 and low < (level := 100 * levels.pop()) < high:
+    """Draw the chance level, if it is inside the axis."""
+    if (level := chance_level(cells, axes.get_ylim())) is not None:
         axes.axhline(level, color="#777777", linestyle=":", linewidth=1, zorder=1)
         if label:
             axes.annotate(
@@ -236,6 +224,13 @@ def draw_chance(axes: "Axes", cells: Sequence[CellScore], *, label: bool = True)
                 textcoords="offset points", fontsize=6.5, color="#555555", va="bottom", zorder=4,
                 bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 0.5},
             )  # fmt: skip
+
+
+def chance_level(cells: Sequence[CellScore], ylim: tuple[float, float] = (0.0, 100.0)) -> float | None:
+    """Return the chance level that a figure shows; None where arms differ in it or the axis leaves it out."""
+    levels = {c.chance for c in cells if c.chance is not None}
+    low, high = ylim
+    return level if len(levels) == 1 and low < (level := 100 * levels.pop()) < high else None
 
 
 def lengths_to_mark(arms: Sequence[Arm], trained: Sequence[int]) -> tuple[list[int], list[int]]:

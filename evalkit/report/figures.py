@@ -1,6 +1,5 @@
 """The figures: how scores hold over length, where in the prompt they break, and what each arm was trained on."""
 
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from evalkit.report.coverage import coverage
 from evalkit.report.curves import (
     Line,
     arm_looks,
+    chance_level,
     draw_chance,
     draw_lines,
     grey_note,
@@ -24,11 +24,11 @@ from evalkit.report.curves import (
     score_lines,
     score_points,
 )
-from evalkit.report.drawing import Drawing, empty_figure, panels, part_id, set_title
+from evalkit.report.drawing import Drawing, empty_figure, fitted_names, panels, part_id, write_title
 from evalkit.report.estimates import AVERAGE
 from evalkit.report.heatmaps import depth_heatmap, heatmap
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
-from evalkit.report.style import FAINT, Look, length_axis, looks, mark_lengths
+from evalkit.report.style import FAINT, Look, length_axis, looks, mark_lengths, marks_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,16 +96,16 @@ def curve(analysis: Analysis, task: str, scorer: str) -> Drawing:
             below.axhline(0, color=style[compared[0].baseline].colour, linewidth=1)
             length_axis(below, lengths)
             mark_lengths(below, *marks, label=False)
-            minus = f"minus {style[compared[0].baseline].label}"
-            below.set_ylabel(textwrap.fill(minus, 22, break_on_hyphens=False, max_lines=2, placeholder=" …"))
+            minus = {name: f"minus {look.label}" for name, look in style.items()}
+            below.set_ylabel(fitted_names(minus.values(), 112, 9, lines=2)[minus[compared[0].baseline]])
         name_at_ends(top, drawn, style, room=72 * _NAMES, size=7.5)
         return figure
 
     sentences = [
         f"{_words(scorer).capitalize()} score (0 to 100) of each arm over context length"
-        f"{over_subsets(analysis, task, shown)}; bands are 95 % intervals; n = {counts_text(c.n for c in shown)} per "
-        "point. The dashed line is the trained length, the dotted one the base's own window where that is another; the "
-        "shaded parts are within them. The dotted level is chance.",
+        f"{over_subsets(analysis, task, shown)}; {'bands' if len(lengths) > 1 else 'bars'} are 95 % intervals; n = "
+        f"{counts_text(c.n for c in shown)} per point.",
+        marks_note(lengths, *marks, has_chance=chance_level(shown) is not None),
         f"Below: the paired difference from {compared[0].baseline}." if compared else "",
         grey_note(style, len({c.arm for c in shown})),
         other_questions_note(analysis, task),
@@ -150,7 +150,7 @@ def curves_by_subset(analysis: Analysis, task: str, scorer: str) -> Drawing:
     def draw() -> "Figure":
         across = min(len(panel.subsets), 3 if len(panel.subsets) < 10 else 4)
         figure, axes = panels(len(panel.subsets), across, 2.3, 1.9)
-        set_title(figure, f"{task_title(task)}, {_words(scorer)} score")
+        write_title(figure, f"{task_title(task)}, {_words(scorer)} score")
         for i, (place, subset) in enumerate(zip(axes, panel.subsets, strict=True)):
             own = [c for c in cells if c.subset == subset]
             place.set_gid(subset)
@@ -256,7 +256,8 @@ def positions(analysis: Analysis) -> Drawing:
         for i, (arm, seen) in enumerate(reversed(arms)):
             x = np.log2(np.maximum(seen.positions, shortest))
             axes.fill_between(x, i, i + 0.8 * seen.share, color=style[arm.name].colour, linewidth=0)
-        axes.set_yticks(np.arange(len(arms)) + 0.4, [style[arm.name].label for arm, _ in reversed(arms)])
+        names = fitted_names((style[arm.name].label for arm, _ in reversed(arms)), 168, 9, lines=2)
+        axes.set_yticks(np.arange(len(arms)) + 0.4, list(names.values()))
         axes.tick_params(axis="y", length=0)
         for n in lengths:
             axes.axvline(np.log2(n), color="#999999", linewidth=0.6, linestyle=":", zorder=0)
@@ -293,10 +294,11 @@ def _legend_below(figure: "Figure", named: Mapping[str, Any], style: Mapping[str
     entries = {label: handle for label, handle in named.items() if label in coloured}
     if grey := [label for label in named if label not in coloured]:
         entries[f"{len(grey)} other arms"] = named[grey[0]]
-    columns = max(1, min(len(entries), 160 // (8 + max(map(len, entries)))))
-    legend = figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, 5), fontsize=8
-    )
+    width = figure.get_figwidth()
+    names = fitted_names(entries, 72 * width - 60, 8, lines=1)
+    columns = max(1, min(len(entries), int(16 * width) // (8 + max(map(len, names.values()))), 5))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(entries) // columns) - 1))  # the panels keep theirs
+    legend = figure.legend(entries.values(), names.values(), loc="outside lower center", ncols=columns, fontsize=8)
     _mark_names(legend, entries, style)
 
 
@@ -304,8 +306,8 @@ def _legend_beside(axes: "Axes", style: Mapping[str, Look]) -> None:
     """Name what has a colour of its own, to the right of the axes."""
     coloured = {look.label for look in style.values() if look.colour != FAINT}
     entries = {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True) if label in coloured}
-    wrapped = [textwrap.fill(label, 34, break_long_words=False) for label in entries]
-    legend = axes.legend(entries.values(), wrapped, loc="upper left", bbox_to_anchor=(1.05, 1.0), fontsize=8)
+    names = fitted_names(entries, 155, 8, lines=2)
+    legend = axes.legend(entries.values(), names.values(), loc="upper left", bbox_to_anchor=(1.05, 1.0), fontsize=8)
     _mark_names(legend, entries, style)
 
 

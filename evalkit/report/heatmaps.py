@@ -1,6 +1,5 @@
 """Scores as heat maps: by subset or arm and length, and by where in the prompt the needed fact stands."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,10 +11,9 @@ from evalkit.report.analysis import Analysis
 from evalkit.report.arms import length_name
 from evalkit.report.cells import task_title
 from evalkit.report.curves import arm_looks
-from evalkit.report.drawing import Drawing, empty_figure, panels, set_title
+from evalkit.report.drawing import Drawing, empty_figure, fitted_names, panels, write_title
 from evalkit.report.estimates import AVERAGE
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
-from evalkit.report.naming import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,11 +82,12 @@ def arms_heatmap(
     columns = [n for n in analysis.panel(task, scorer).lengths if any((name, n) in found for name in shown)]
     grid = np.array([[_percent(found.get((name, n))) for n in columns] for name in shown])
     style = arm_looks(analysis, task)
-    letters = 30 if width is None else round((width - 0.27 * len(columns)) * 72 / (0.56 * 6.5))
-    short = short_names((style[name].label for name in shown), 2 * letters)
-    labels = [textwrap.fill(short[style[name].label], max(letters, 10)) for name in shown]
-    over = over_subsets(analysis, task, [c for c in cells if c.arm in shown])
-    own_title = f"{task_title(task)}, {_words(scorer)} score{over}" if title is None else title
+    room, size = (140.0, 7.5) if width is None else (max(72 * (width - 0.27 * len(columns)), 36.0), 6.5)
+    labels = list(fitted_names((style[name].label for name in shown), room, size, lines=2).values())
+    drawn = [c for c in cells if c.arm in shown]
+    over = over_subsets(analysis, task, drawn)
+    in_title = over_subsets(analysis, task, drawn, by_arm=False)
+    own_title = f"{task_title(task)}, {_words(scorer)} score{in_title}" if title is None else title
 
     def draw() -> "Figure":
         from matplotlib.cm import ScalarMappable
@@ -110,7 +109,7 @@ def arms_heatmap(
         else:
             axes.tick_params(labelsize=6.5)
         if own_title:
-            set_title(figure, own_title)
+            write_title(figure, own_title)
         return figure
 
     left_out = len(arms or known) - len(shown)
@@ -185,18 +184,26 @@ def _by_arm(
     """One panel per arm, at most twelve. ``numbers``: samples to a cell, shown below the value."""
     style = arm_looks(analysis, task)
     shown = list(values)[:_MAX_PANELS]
+    labels = [style[arm].label for arm in shown]
     left_out = f"Only the first {_MAX_PANELS} of {len(values)} arms are drawn." if len(values) > len(shown) else ""
 
     def draw() -> "Figure":
+        plain = drawn([""] * len(shown))  # how wide the panels become is known only when they are placed
+        plain.draw_without_rendering()
+        room = min(72 / plain.dpi * place.get_window_extent().width for place in plain.axes[: len(shown)])
+        return drawn(list(fitted_names(labels, room, 9, lines=3, bold=True).values()))
+
+    def drawn(names: Sequence[str]) -> "Figure":
         from matplotlib.cm import ScalarMappable
 
         across = min(len(shown), 3)
-        width = 0.42 * len(columns) + 0.3
-        figure, axes = panels(len(shown), across, width, (0.32 if numbers else 0.24) * len(rows) + 0.5)
-        set_title(figure, title)
-        for i, (place, arm) in enumerate(zip(axes, shown, strict=True)):
+        width = max(0.42 * len(columns) + 0.3, 1.6)  # of few lengths, so that names have room
+        height = (0.32 if numbers else 0.24) * len(rows) + 0.5 + 0.15 * max(name.count("\n") for name in names)
+        figure, axes = panels(len(shown), across, width, height)
+        write_title(figure, title)
+        for i, (place, arm, name) in enumerate(zip(axes, shown, names, strict=True)):
             image = _fill(place, values[arm], rows, columns, numbers[arm] if numbers else None)
-            place.set_title(textwrap.fill(style[arm].label, round(11 * width)), fontsize=9)  # 11 letters to an inch
+            place.set_title(name, fontsize=9)
             place.set_ylabel(row_label if i % across == 0 else "")
         figure.colorbar(ScalarMappable(image.norm, image.cmap), ax=axes, shrink=0.6, aspect=35, label="score")
         return figure
@@ -227,10 +234,10 @@ def _fill(
             continue
         colour = "#111111" if value > 55 or opacity[row, column] < 0.6 else "white"
         middle = row if numbers is None else row - 0.12
-        axes.text(column, middle, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.text(column, middle, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour, in_layout=False)
         if numbers is not None:
             n = f"{numbers[row, column]:.0f}"
-            axes.text(column, row + 0.28, n, ha="center", va="center", fontsize=4.5, color=colour)
+            axes.text(column, row + 0.28, n, ha="center", va="center", fontsize=4.5, color=colour, in_layout=False)
     axes.set_xticks(range(len(columns)), columns, rotation=45, fontsize=7.5)
     axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
     axes.tick_params(length=0)

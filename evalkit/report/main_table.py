@@ -130,8 +130,11 @@ def whole_cells(analysis: Analysis, task: str, scorer: str) -> list[CellScore]:
     return [c for c in cells if c.subset == whole]
 
 
-def over_subsets(analysis: Analysis, task: str, cells: Sequence[CellScore]) -> str:
-    """Return ", qa1", ", averaged over 5 subsets", or over how many each arm is averaged where they differ."""
+def over_subsets(analysis: Analysis, task: str, cells: Sequence[CellScore], *, by_arm: bool = True) -> str:
+    """Return ", qa1", ", averaged over 5 subsets", or over how many each arm is averaged where they differ.
+
+    ``by_arm``: else only the fewest and the most, as a title has no room for names.
+    """
     if not cells or cells[0].subset != AVERAGE:
         return f", {cells[0].subset}" if cells else ""
     arms: dict[int, list[str]] = {}
@@ -139,6 +142,8 @@ def over_subsets(analysis: Analysis, task: str, cells: Sequence[CellScore]) -> s
         if (s.task, s.scorer) == (task, cells[0].scorer) and any(c.arm == s.arm for c in cells):
             arms.setdefault(len(s.subsets), []).append(s.arm)
     most, *others = sorted(arms, key=lambda n: -len(arms[n]))
+    if others and not by_arm:
+        return f", averaged over {min(arms)} to {max(arms)} subsets"
     named = [f"over {n} for {', '.join(arms[n][:3])}{' and others' if len(arms[n]) > 3 else ''}" for n in others]
     more = f" ({'; '.join(named)})" if named else ""
     return f", averaged over {most} subsets{more}"

@@ -13,6 +13,7 @@ from evalkit.report.cells import counts_text, task_title
 from evalkit.report.curves import (
     FEW,
     arm_looks,
+    chance_level,
     draw_chance,
     draw_lines,
     grey_note,
@@ -21,14 +22,14 @@ from evalkit.report.curves import (
     score_axis,
     score_lines,
 )
-from evalkit.report.drawing import Drawing, empty_figure
+from evalkit.report.drawing import Drawing, empty_figure, wrapped
 from evalkit.report.estimates import CellScore
 from evalkit.report.heatmaps import arms_heatmap
 from evalkit.report.load import Loaded, load_runs
 from evalkit.report.main_table import other_questions_note, over_subsets, whole_cells
 from evalkit.report.provenance import provenance, stamp
 from evalkit.report.published import read_published
-from evalkit.report.style import length_axis, mark_lengths, save
+from evalkit.report.style import length_axis, mark_lengths, marks_note, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,14 +198,15 @@ def paper_curve(analysis: Analysis, task: str, shown: Shown) -> Drawing:
     size = SIZES[shown.width]
     trained = [s.trained_length for s in analysis.summaries if s.task == task and s.arm in names and s.trained_length]
     marks = lengths_to_mark([arm for arm in analysis.arms if arm.name in names], trained)
+    lengths = sorted({c.length for c in cells}, key=parse_length)
 
     def draw() -> "Figure":
+        title = wrapped(shown.title, 72 * (size.width - 0.45), size.letters + 1.5, bold=True)
         figure = empty_figure(size.width, size.height)
         axes = figure.add_axes((
             0.42 / size.width, 0.38 / size.height, 1 - (0.42 + size.names) / size.width,
-            1 - (0.55 + (0.17 if shown.title else 0)) / size.height,
+            1 - (0.55 + 0.17 * len(title.splitlines())) / size.height,
         ))  # fmt: skip
-        lengths = sorted({c.length for c in cells}, key=parse_length)
         places = length_axis(axes, lengths)
         score_axis(axes, shown.ylim)
         axes.tick_params(labelsize=size.letters, length=2.5)
@@ -213,16 +215,15 @@ def paper_curve(analysis: Analysis, task: str, shown: Shown) -> Drawing:
         drawn = draw_lines(axes, score_lines(cells, places), style, bands=shown.bands, scale=size.letters / 8)
         draw_chance(axes, cells)
         mark_lengths(axes, *marks)
-        if shown.title:
-            axes.set_title(shown.title, fontsize=size.letters + 1.5, pad=11)
+        if title:
+            axes.set_title(title, fontsize=size.letters + 1.5, pad=11)
         name_at_ends(axes, drawn, style, room=72 * size.names, size=size.letters)
         return figure
 
     sentences = [
         f"{task_title(task)}: {scorer} score (0 to 100) over context length{over_subsets(analysis, task, cells)}; "
         f"n = {counts_text(c.n for c in cells)} per point{', bands are 95 % intervals' if shown.bands else ''}.",
-        "Dashed: the trained length." if marks[0] else "",
-        "Dotted line upwards: the base's own window." if set(marks[1]) - set(marks[0]) else "",
+        marks_note(lengths, *marks, has_chance=chance_level(cells, shown.ylim) is not None),
         grey_note(style, len(names)),
         other_questions_note(analysis, task),
         _published_note(cells),

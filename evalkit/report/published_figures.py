@@ -8,7 +8,7 @@ from evalkit.files import slug
 from evalkit.lengths import parse_length
 from evalkit.report.arms import Arm
 from evalkit.report.cells import task_title
-from evalkit.report.drawing import Drawing
+from evalkit.report.drawing import Drawing, wrapped, write_title
 from evalkit.report.published import ZONES, Count, Published, arm_names
 from evalkit.report.published_pairs import POOLED, PairedCounts
 from evalkit.report.stats import SIGNIFICANT, Interval
@@ -112,14 +112,14 @@ def _curves(counts: Sequence[Count], names: Mapping[str, str]) -> Drawing:
         for name, own in arms.items():
             _draw(axes[0], own, [c.interval for c in own], places, style[name])
         _score_axis(axes[0])
-        axes[0].set_title(f"{set_title(counts[0])} (published)")
+        axes[0].set_title(wrapped(f"{set_title(counts[0])} (published)", 420, 10, bold=True))
         if others:
             for name in others:
                 pairs = [(a, b) for a in arms[name] for b in arms[baseline] if a.length == b.length]
                 _draw(axes[1], [a for a, _ in pairs], [unpaired_difference(*p) for p in pairs], places, style[name])
             axes[1].axhline(0, color=style[baseline].colour, linewidth=1)
             length_axis(axes[1], lengths)
-            axes[1].set_ylabel(f"minus {baseline}")
+            axes[1].set_ylabel(wrapped(f"minus {baseline}", 112, 9))
             axes[1].grid(axis="y", color="#e6e6e6", linewidth=0.6)
         axes[0].legend(loc="lower left", fontsize=8)
         return figure
@@ -171,12 +171,13 @@ def _families(counts: Sequence[Count], names: Mapping[str, str]) -> Drawing:
                 look = Look(colour, "o" if colour == _BEST else "s", "-", label)
                 _draw(place, arms[name], [c.interval for c in arms[name]], places, look)
             _score_axis(place, label=i % across == 0)
-            place.set_title(f"{family} ({len(members)} setting{'s' * (len(members) > 1)})", fontsize=9)
+            heading = f"{family} ({len(members)} setting{'s' * (len(members) > 1)})"
+            place.set_title(wrapped(heading, 190, 9, bold=True), fontsize=9)
             place.tick_params(axis="x", labelsize=8)
             place.legend(loc="lower left", fontsize=6.5)
         for place in list(figure.axes)[len(families) :]:
             place.set_visible(False)
-        figure.suptitle(f"{set_title(counts[0])} (published)", x=0.01, ha="left", fontsize=10, fontweight="bold")
+        write_title(figure, f"{set_title(counts[0])} (published)")
         return figure
 
     return Drawing(
@@ -227,8 +228,7 @@ def _zones(counts: Sequence[Count], names: Mapping[str, str], paired: Sequence[P
             axes[1, 0].set_ylabel("paired difference (points)")
             handles, labels = axes[1, 0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=len(couples), fontsize=8)
-        title = f"{set_title(counts[0])}: where the facts stand (published)"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        write_title(figure, f"{set_title(counts[0])}: where the facts stand (published)")
         return figure
 
     return Drawing(

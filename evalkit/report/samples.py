@@ -38,9 +38,9 @@ class Samples:
     """What the page's browser shows."""
 
     index: dict[str, Any]
-    """``runs``: name, folders (for a shell; several where it was asked in shards), arm, data (a number that runs of the
-    same data share), published, tasks. ``arms`` in order. ``scorers`` by task. ``cells``: task, subset, length, number
-    of samples, their slices."""
+    """``runs``: name, folders (for a shell; several where it was asked in shards), arm, seed (of training; null where
+    none is known), data (a number that runs of the same data share), published, tasks. ``arms`` in order. ``scorers``
+    by task. ``cells``: task, subset, length, number of samples, their slices."""
     slices: tuple[str, ...]
     """Base64 of gzipped JSON: {"samples": [[id, story, question, target, facts]], "runs": {run: [row or null]}}; a row
     is [reply, error, finish_reason, prompt_tokens, output_tokens, positions, needed, [score, ...], folder]; the folder
@@ -77,6 +77,7 @@ def collect_samples(analysis: Analysis) -> Samples:
                 "name": run.name,
                 "folders": [shlex.quote(path.as_posix()) for path in run.paths],
                 "arm": run.arm,
+                "seed": run.training.seed if run.training else None,
                 "data": data.index(run.data),
                 "published": run.published,
                 "tasks": _tasks(analysis, run),

@@ -1,7 +1,7 @@
 """How figures look: one colour and marker per arm everywhere, and files that are byte-identical for the same input."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import cycle
@@ -37,8 +37,9 @@ _GREY = "#777777"
 FAINT = "#b5b5b5"
 """Of arms that are drawn but not told apart."""
 
+FONT = "DejaVu Sans"
 RC = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "text.parse_math": False,  # a name may hold dollar signs
     "axes.spines.top": False,
@@ -108,14 +109,22 @@ def few_in_colour(arms: Sequence[Arm], chosen: Sequence[str]) -> dict[str, Look]
 
 def length_axis(axes: "Axes", lengths: Sequence[str], *, label: bool = True) -> dict[str, float]:
     """Set up the x axis as log2 of the length and return where each length stands; "0k" stands one step to the left."""
-    tokens = {length: parse_length(length) for length in lengths}
-    first = min((n for n in tokens.values() if n), default=1)
-    places = {length: float(np.log2(n or first / 2)) for length, n in tokens.items()}
-    axes.set_xticks(list(places.values()), [length_name(n) for n in tokens.values()])
-    axes.set_xlim(min(places.values()) - 0.35, max(places.values()) + 0.35)
+    places = _places(lengths)
+    axes.set_xticks(list(places.values()), [length_name(parse_length(n)) for n in places])
+    axes.set_xlim(*_ends(places))
     if label:
         axes.set_xlabel("context length (tokens, log scale)")
     return places
+
+
+def _places(lengths: Sequence[str]) -> dict[str, float]:
+    tokens = {length: parse_length(length) for length in lengths}
+    first = min((n for n in tokens.values() if n), default=1)
+    return {length: float(np.log2(n or first / 2)) for length, n in tokens.items()}
+
+
+def _ends(places: Mapping[str, float]) -> tuple[float, float]:
+    return min(places.values()) - 0.35, max(places.values()) + 0.35
 
 
 def mark_lengths(axes: "Axes", trained: Sequence[int], windows: Sequence[int], *, label: bool = True) -> None:
@@ -144,6 +153,23 @@ def mark_lengths(axes: "Axes", trained: Sequence[int], windows: Sequence[int], *
     if label and trained and np.log2(min(trained)) >= high:
         _above(axes, low, f"all within the trained {length_name(min(trained))}", "left")
     axes.set_xlim(low, high)
+
+
+def marks_note(lengths: Sequence[str], trained: Sequence[int], windows: Sequence[int], *, has_chance: bool) -> str:
+    """Return the sentence on what ``mark_lengths`` draws over these lengths, and on the chance level where drawn."""
+    low, high = _ends(_places(lengths))
+    said, within = [], []
+    for tokens, line, name in (
+        (trained, "dashed", "the trained length"),
+        ([n for n in windows if n not in trained], "dotted upwards", "the base's own window"),
+    ):
+        if any(low < np.log2(n) < high for n in tokens):
+            said.append(f"{line}: {name}")
+        if tokens and np.log2(min(tokens)) > low:
+            within.append(name)
+    said += [f"shaded: within {', paler within '.join(within)}"] if within else []
+    said += ["dotted across: chance"] if has_chance else []
+    return f"{'; '.join(said).capitalize()}." if said else ""
 
 
 def _above(axes: "Axes", place: float, words: str, side: str) -> None:

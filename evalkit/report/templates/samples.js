@@ -55,12 +55,12 @@ const runName = (n) => {
   return run.arm + (same.length > 1 ? ` (${run.name})` : "") + (run.published ? " (published)" : "");
 };
 
-// Offer the runs of the task; where none of those chosen is left: the first, and one of another arm with the same questions.
+// Offer the runs of the task; where none of those chosen is left: one of the first arm, and one beside it.
 function offer(wanted) {
   const own = index.runs.flatMap((run, i) => (run.tasks.includes(task()) ? [i] : []));
   own.sort((i, j) => index.arms.indexOf(index.runs[i].arm) - index.arms.indexOf(index.runs[j].arm));
   let ticked = wanted.filter((i) => own.includes(i));
-  if (!ticked.length) ticked = withAnother(own[0], own);
+  if (!ticked.length) ticked = withAnother(index.runs[own[0]].arm, own);
   at("run-list").replaceChildren(...own.map((i) => {
     const label = make("label"), box = Object.assign(make("input"), { type: "checkbox", value: i, checked: ticked.includes(i) });
     label.append(box, ` ${runName(i)}`);
@@ -68,9 +68,13 @@ function offer(wanted) {
   }));
 }
 
-function withAnother(run, own) {
-  const { arm, data } = index.runs[run];
-  return [run, ...[own.findLast((i) => index.runs[i].arm !== arm && index.runs[i].data === data) ?? []].flat()];
+// A run of an arm and one of another that was asked the same questions: of the same training seed, where there are such.
+function withAnother(arm, own) {
+  const { runs } = index, first = own.filter((i) => runs[i].arm === arm);
+  const others = (run) => own.filter((i) => runs[i].arm !== arm && runs[i].data === runs[run].data);
+  const twin = (run) => others(run).findLast((i) => runs[i].seed !== null && runs[i].seed === runs[run].seed);
+  const run = first.find((i) => twin(i) !== undefined);
+  return run === undefined ? [first[0], ...others(first[0]).slice(-1)] : [run, twin(run)];
 }
 
 function nameChosen() {
@@ -257,8 +261,8 @@ async function follow() {
   at("which").value = [...at("which").options].some((option) => option.value === which) ? which : "all";
   at("words").value = asked.get("words") ?? "";
   offer(index.runs.flatMap((run, i) => (asked.getAll("run").includes(run.name) ? [i] : [])));
-  const arm = asked.get("arm"), own = boxes().map((box) => Number(box.value)), run = own.find((i) => index.runs[i].arm === arm);
-  if (run !== undefined) choose(withAnother(run, own));
+  const arm = asked.get("arm"), own = boxes().map((box) => Number(box.value));
+  if (own.some((i) => index.runs[i].arm === arm)) choose(withAnother(arm, own));
   at("samples").scrollIntoView();
   await list();
   const place = shown.findIndex(({ sample }) => sample[0] === asked.get("sample"));
