@@ -109,6 +109,8 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.finish_reason = "stop"
         self.logprobs: dict[str, float | None] = {}
         """Of each token, by the model that is asked: -0.5 unless it is named here; None gives none."""
+        self.written: int | None = None
+        """Tokens of an answer, by its own count; None says nothing of them."""
         self.hangs = False
         """Whether it takes requests of any kind and answers none."""
         self.longer = 0
@@ -276,8 +278,9 @@ class _Handler(BaseHTTPRequestHandler):
             choice = {"text": "unused", "finish_reason": self.server.finish_reason, "token_ids": [*said, *stop_ids]}
             if "logprobs" in body and logprob is not None:
                 choice["logprobs"] = {"token_logprobs": [logprob] * len(choice["token_ids"])}
-        usage = {
+        usage: dict[str, Any] = {
             "prompt_tokens": min(read, self.server.cuts_prompts_to),
+            **({} if self.server.written is None else {"completion_tokens": self.server.written}),
             "prompt_tokens_details": {"cached_tokens": 3},
         }
         return {"choices": [choice], **({"usage": usage} if self.server.counts else {})}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalkit.benchmarks.reasoning import is_unfinished
 from evalkit.errors import BadInput, EngineError
 from evalkit.models.adapter import Adapter
 from evalkit.models.backends.in_flight import failed
@@ -289,8 +290,9 @@ class Client:
     def _completion(self, answer: "Answer", prompt: Prompt) -> Completion:
         """Return an answer, or why what came is none: a prompt that was cut, reasoning without an answer.
 
-        Reasoning that was cut off is the answer as far as it came, opened and never closed. The ids are the server's;
-        where it gives none, those of its text.
+        Reasoning that was cut off is the answer as far as it came, opened and never closed. It has no score, whatever a
+        chat's server counts (often by another tokenizer than ours), so that its counts are not asked for. The ids are
+        the server's; where it gives none, those of its text.
 
         Raises:
             Trouble: another attempt may bring an answer.
@@ -300,7 +302,7 @@ class Client:
             raise Trouble(f"finish_reason {self.connection.first_line(repr(reason))}")
         if reason == "length" and answer.reasoning and not answer.text:
             answer = replace(answer, text=f"<think>{answer.reasoning}", token_ids=())
-        if wrong := _only_reasoning(answer) or self._misread(answer, prompt) or _miscut(answer, prompt.max_new_tokens):
+        if not (form.chat and is_unfinished(answer.text or "")) and (wrong := self._wrong(answer, prompt)):
             return failed(wrong)
         if answer.text is None:
             raise Trouble("an answer without content")
@@ -318,6 +320,10 @@ class Client:
             num_cached_tokens=answer.num_cached,
             logprobs=answer.logprobs[: len(ids)] if form.logprobs and aligned else (),
         )
+
+    def _wrong(self, answer: "Answer", prompt: Prompt) -> str | None:
+        """Return why what came is no answer to the whole prompt, None where nothing shows it."""
+        return _only_reasoning(answer) or self._misread(answer, prompt) or _miscut(answer, prompt.max_new_tokens)
 
     def _misread(self, answer: "Answer", prompt: Prompt) -> str | None:
         """Return why the server's own count of the prompt is not that of what was sent; None where it may be.
