@@ -170,7 +170,7 @@ def test_only_what_is_needed_is_downloaded_and_found_in_the_cache_from_then_on(
 
 
 def sharded(checkpoint: Path, *shards: str) -> dict[str, bytes]:
-    """What a repository has whose tensors lie in the first of these files, and by its index one in each of the others."""
+    """A repository whose tensors lie in the first of these files; its index names one in each of the others too."""
     files = contents(checkpoint)
     weights = files.pop("model.safetensors")
     names = dict.fromkeys(Checkpoint.open(checkpoint).tensors, shards[0]) | {shard: shard for shard in shards[1:]}

@@ -505,7 +505,7 @@ def test_an_adapter_that_changes_nothing_at_the_server_is_refused(chat, opened, 
 def test_the_base_alone_is_not_asked_in_place_of_the_adapter(told_by, opened, server, adapted):
     if told_by == "root":
         server.models = [server.models[0] | {"root": str(adapted.path)}]
-    with pytest.raises(BadInput, match="serves base as a base, without the adapter .*with --served-model, or leave"):
+    with pytest.raises(BadInput, match=r"serves base as a base, without the adapter .*with --served-model, or leave"):
         opened(checkpoint=adapted, model="base")
 
 

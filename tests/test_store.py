@@ -78,9 +78,10 @@ def scores_of(p: Prediction) -> list[Score]:
 
 @pytest.mark.parametrize("error", [BadInput, EngineError])
 def test_a_run_that_is_refused_before_its_first_answer_takes_its_folder_away(tmp_path: Path, error: type) -> None:
-    with pytest.raises(error), start(tmp_path / "r") as folder:
-        folder.identify({"name": "hf"})
-        folder.save_prompt("qa1@1k", "Where is Mary?")
+    folder = start(tmp_path / "r")
+    folder.identify({"name": "hf"})
+    folder.save_prompt("qa1@1k", "Where is Mary?")
+    with pytest.raises(error), folder:
         raise error
     assert list(tmp_path.iterdir()) == []
 
@@ -92,8 +93,9 @@ def test_a_folder_that_was_there_or_holds_an_answer_stays_when_its_run_is_refuse
     for name in ("empty", "killed"):
         with pytest.raises(error), start(tmp_path / name):
             raise error
-    with pytest.raises(error), start(tmp_path / "answered") as folder:
-        folder.append(failed())
+    folder = start(tmp_path / "answered")
+    folder.append(failed())
+    with pytest.raises(error), folder:
         raise error
     assert find_run_folders(tmp_path) == [tmp_path / name for name in ("answered", "empty", "killed")]
 

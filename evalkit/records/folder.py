@@ -7,8 +7,8 @@
 
 One process writes a folder at a time. Repeating a command resumes it: what is recorded is not asked again, unless it
 failed for a reason that may have passed. A folder holds one run, so other settings (another fingerprint) are refused;
-more lengths, subsets or samples of the same run (its scope) are not. A run that is refused before its first answer (by an
-engine that cannot serve it) takes the folder that it made away again.
+more lengths, subsets or samples of the same run (its scope) are not. A run that is refused before its first answer (by
+an engine that cannot serve it) takes the folder that it made away again.
 """
 
 import json

@@ -22,7 +22,7 @@ _REST_SECONDS = 30.0
 """How long a server that did not answer is left alone while others of the same length do."""
 _SPEAK_VLLM = ("vllm", "sglang")  # servers that take stop_token_ids and repetition_penalty
 _PROBE_ANSWER_TOKENS = 16
-"""Of which the log-probabilities tell an adapter from its base: every server that tells any tells those of an answer."""
+"""Of an answer whose log-probabilities tell an adapter from its base: a server that tells any tells an answer's."""
 _SEAM_TOKENS = 2
 """By so many a text in a chat template may be shorter than text and template apart: one token joined at each end."""
 
@@ -102,8 +102,8 @@ class Client:
         """Find out what it serves, and whether that suffices for requests of so many tokens.
 
         Raises:
-            BadInput: it lacks the model, its window is too small, it takes no ids, it answers without the run's adapter,
-                or it wants another key.
+            BadInput: it lacks the model, its window is too small, it takes no ids, it answers without the
+                run's adapter, or it wants another key.
             EngineError: there is no server, or something else answers there.
         """
         try:
