@@ -107,6 +107,10 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.message: dict[str, Any] = {}
         """What stands in a chat's message besides, or instead of, its content."""
         self.finish_reason = "stop"
+        self.logprobs: dict[str, float | None] = {}
+        """Of each token, by the model that is asked: -0.5 unless it is named here; None gives none."""
+        self.written: int | None = None
+        """Tokens of an answer, by its own count; None says nothing of them."""
         self.hangs = False
         """Whether it takes requests of any kind and answers none."""
         self.longer = 0
@@ -256,10 +260,13 @@ class _Handler(BaseHTTPRequestHandler):
         def tokens(text: str) -> list[int]:
             return list(self.server.tokenizer(text, add_special_tokens=False).input_ids)
 
+        logprob = self.server.logprobs.get(body["model"], -0.5)
         if "messages" in body:
             text = body["messages"][-1]["content"]
             message = {"content": f"echo {text[-7:]}", **self.server.message}
             choice: dict[str, Any] = {"message": message, "finish_reason": self.server.finish_reason}
+            if body.get("logprobs") and logprob is not None:
+                choice["logprobs"] = {"content": [{"logprob": logprob}] * len(tokens(message["content"] or ""))}
             read = len(tokens(text)) + self.server.template_tokens
         elif not self.server.takes_ids:
             return {"error": {"message": "prompt must be a string"}}
@@ -269,10 +276,11 @@ class _Handler(BaseHTTPRequestHandler):
             said = tokens(f"echo {ids[-1]}")[: body["max_tokens"]] + [1] * self.server.longer
             stop_ids = body.get("stop_token_ids", [])[:1]
             choice = {"text": "unused", "finish_reason": self.server.finish_reason, "token_ids": [*said, *stop_ids]}
-            if "logprobs" in body:
-                choice["logprobs"] = {"token_logprobs": [-0.5] * len(choice["token_ids"])}
-        usage = {
+            if "logprobs" in body and logprob is not None:
+                choice["logprobs"] = {"token_logprobs": [logprob] * len(choice["token_ids"])}
+        usage: dict[str, Any] = {
             "prompt_tokens": min(read, self.server.cuts_prompts_to),
+            **({} if self.server.written is None else {"completion_tokens": self.server.written}),
             "prompt_tokens_details": {"cached_tokens": 3},
         }
         return {"choices": [choice], **({"usage": usage} if self.server.counts else {})}

@@ -169,13 +169,58 @@ def test_only_what_is_needed_is_downloaded_and_found_in_the_cache_from_then_on(
     assert resolve(NAME) == resolve(NAME, COMMIT) == source
 
 
-def test_shards_are_downloaded_with_their_index(hub: Hub, cache: Path, checkpoint: Path):
+def sharded(checkpoint: Path, *shards: str) -> dict[str, bytes]:
+    """A repository whose tensors lie in the first of these files; its index names one in each of the others too."""
     files = contents(checkpoint)
     weights = files.pop("model.safetensors")
-    shard = "model-00001-of-00001.safetensors"
-    index = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(Checkpoint.open(checkpoint).tensors, shard)})
-    hub.repositories[NAME] = files | {shard: weights, "model.safetensors.index.json": index.encode()}
+    names = dict.fromkeys(Checkpoint.open(checkpoint).tensors, shards[0]) | {shard: shard for shard in shards[1:]}
+    index = json.dumps({"metadata": {}, "weight_map": names}).encode()
+    return files | dict.fromkeys(shards, weights) | {"model.safetensors.index.json": index}
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "model-00001-of-00001.safetensors",
+        "model.safetensors-00001-of-00001.safetensors",  # of Qwen3.5
+        "pytorch_model-00001-of-00001.safetensors",
+        "weights.safetensors",
+    ],
+)
+def test_shards_are_those_that_the_index_names_whatever_they_are_called(
+    hub: Hub, cache: Path, checkpoint: Path, shard: str, monkeypatch: pytest.MonkeyPatch
+):
+    useless = {"model-00001-of-00002.safetensors": b"x", "model.fp16.safetensors": b"x"}
+    hub.repositories[NAME] = sharded(checkpoint, shard) | useless
+    usage = shutil.disk_usage(checkpoint)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=500_000))
+    with pytest.raises(BadInput, match=r"needs [1-9]\.\d MB more"):
+        resolve(NAME)
+    assert not cache.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     assert Checkpoint.open(resolve(NAME).path).num_parameters == Checkpoint.open(checkpoint).num_parameters
+    assert not set(useless) & set(hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"a.safetensors": None}, r"lacks 1 of the 2 weight files that its model.*json names \(a.safetensors\)"),
+        (
+            {"model.safetensors.index.json": b'{"weight_map": {"a": "../a"}}'},
+            rf"{NAME} on the hub/.*index.json: weight_map names '../a', which is no file",
+        ),
+        ({"model.safetensors.index.json": b"{"}, rf"{NAME} on the hub/.*index.json"),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_refused_before_weights_are_downloaded(
+    hub: Hub, cache: Path, checkpoint: Path, change: dict[str, bytes | None], said: str
+):
+    files = sharded(checkpoint, "b.safetensors", "a.safetensors") | change
+    hub.repositories[NAME] = {name: content for name, content in files.items() if content is not None}
+    with pytest.raises(BadInput, match=said):
+        resolve(NAME)
+    assert not cache.exists()
 
 
 def test_an_adapter_is_downloaded_without_its_checkpoints(hub: Hub, cache: Path):

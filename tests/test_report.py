@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -502,6 +503,25 @@ def test_failures_are_counted_and_left_out_of_the_mean(tmp_path: Path) -> None:
         run.append(failed)
     cell = next(c for c in analyse(load_runs([folder])).cells if c.scorer == "official")
     assert (cell.n, cell.n_unscored, cell.interval.mean) == (10, 1, 1.0)
+
+
+def test_answers_cut_off_in_their_reasoning_are_counted_apart_from_failures_and_once_for_all_seeds(
+    tmp_path: Path,
+) -> None:
+    cut = {"finish_reason": "unfinished_reasoning", "output": "<think>Mary"}
+    failed = {"finish_reason": "error", "output": None, "error": "engine: lost"}
+    shape: dict[str, Any] = {"samples": 10, "lengths": ("4k",), "subsets": ("qa1",)}
+    folders = [
+        write_run(tmp_path / f"a{n}", arm="a", accuracy=lambda *_: 2.0, training=training("plain", seed=n), **shape)
+        for n in (0, 1)
+    ]
+    for folder in folders:
+        with RunFolder.start(folder, **reopened(folder)) as run:
+            first, second, *_ = run.recorded().values()
+            run.extend([replace(first, attempt=2, **cut), replace(second, attempt=2, **failed)])
+    found = analyse(load_runs(folders))
+    for cell in (*found.cells, *found.run_cells):
+        assert (cell.n, cell.n_unscored, cell.n_unfinished) == (8, 2, 1)
 
 
 def test_runs_on_different_data_are_shown_but_not_compared(tmp_path: Path) -> None:

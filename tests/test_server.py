@@ -23,6 +23,7 @@ from evalkit.types import Prompt, Sample
 from tests.backends import server as serving
 from tests.misbehaving_server import EVERY_TROUBLE, ODD_BODIES, WINDOW, stop
 from tests.misbehaving_server import serving as misbehaving
+from tests.test_checkpoint import write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,10 @@ def _no_keys_no_waiting(monkeypatch):
 def opened(server, served, encoder):
     backends = []
 
-    def open_(*, max_model_len=WINDOW, url=None, logprobs=False, encoder=encoder, **options) -> ServerBackend:
-        backends.append(serving(served, encoder, url or server.url, max_model_len, logprobs=logprobs, **options))
+    def open_(
+        *, max_model_len=WINDOW, url=None, logprobs=False, encoder=encoder, checkpoint=served, **options
+    ) -> ServerBackend:
+        backends.append(serving(checkpoint, encoder, url or server.url, max_model_len, logprobs=logprobs, **options))
         return backends[-1]
 
     yield open_
@@ -464,6 +467,64 @@ def test_bare_addresses_serve_every_length_and_labelled_ones_their_own():
     assert [one.root for one in options.addresses_of(["32k"], 1)] == ["http://c/v1"]
     with pytest.raises(BadInput, match="need the same servers"):
         options.addresses_of(["16k", "32k"], 1)
+
+
+# An adapter must be what answers.
+
+
+@pytest.fixture
+def adapted(checkpoint, server, tmp_path) -> Checkpoint:
+    """A checkpoint with an adapter, and both at the server as vLLM lists them."""
+    base = {"id": "base", "owned_by": "vllm", "root": "/elsewhere/base", "max_model_len": WINDOW}
+    server.models = [base, {"id": "lo", "owned_by": "vllm", "root": "/elsewhere/lo", "parent": "base"}]
+    return Checkpoint.open(checkpoint, adapter=write_adapter(tmp_path / "adapter"))
+
+
+FORMS = pytest.mark.parametrize("chat", [False, True])
+
+
+@FORMS
+def test_an_adapter_is_in_use_where_it_answers_the_probe_otherwise_than_its_base(
+    chat, opened, server, adapted, encoder, plain_encoder
+):
+    server.logprobs["lo"] = -0.25
+    backend = opened(checkpoint=adapted, encoder=plain_encoder if chat else encoder, model="lo", chat=chat)
+    assert {body["model"] for body in server.bodies} == {"base", "lo"}
+    assert backend.settings()["adapter_shown"] is True
+    assert not any("adapter" in warning for warning in backend.warnings)
+    assert backend.settings()["max_model_len"] == WINDOW, "of its base: vLLM tells no other"
+
+
+@FORMS
+def test_an_adapter_that_changes_nothing_at_the_server_is_refused(chat, opened, adapted, encoder, plain_encoder):
+    with pytest.raises(BadInput, match=r"changes nothing: .* at http://.*/v1 \(as lo and base\)"):
+        opened(checkpoint=adapted, encoder=plain_encoder if chat else encoder, model="lo", chat=chat)
+
+
+@pytest.mark.parametrize("told_by", ["parent", "root"])
+def test_the_base_alone_is_not_asked_in_place_of_the_adapter(told_by, opened, server, adapted):
+    if told_by == "root":
+        server.models = [server.models[0] | {"root": str(adapted.path)}]
+    with pytest.raises(BadInput, match=r"serves base as a base, without the adapter .*with --served-model, or leave"):
+        opened(checkpoint=adapted, model="base")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda server: server.models.pop(0), "does not say which of its models is the base of lo"),
+        (lambda server: server.models[1].pop("parent"), "does not say which of its models is the base of lo"),
+        (lambda server: server.logprobs.update(base=None), "gives no log-probabilities"),
+        (lambda server: server.trouble.append("400"), "answered the probe with HTTP 400: no 400"),
+    ],
+)
+def test_an_adapter_whose_use_a_server_does_not_show_earns_a_warning(change, said, opened, server, adapted):
+    change(server)
+    backend = opened(checkpoint=adapted, model="lo")
+    [warning] = [warning for warning in backend.warnings if "adapter" in warning]
+    assert "is in use could not be shown" in warning
+    assert said in warning
+    assert backend.settings()["adapter_shown"] is False
 
 
 # A prompt or an answer that is not what was ordered has no score.

@@ -103,8 +103,18 @@ def test_a_prompt_that_the_server_cuts_has_no_score(form, checkpoint, server, tm
     assert set(map(tuple, values(tmp_path / "r").values())) == {(None, None)}
 
 
-def test_reasoning_that_never_ended_is_not_scored_as_an_empty_answer(checkpoint, server, tmp_path):
-    server.message = {"content": None, "reasoning_content": "Mary went first to the garden, and then"}
+@pytest.mark.parametrize("counts", ["rightly", "wrongly"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": "Mary went first to the garden, and then"},
+        {"content": "<think>Mary went first to the garden, and then"},
+    ],
+)
+def test_reasoning_that_never_ended_is_not_scored_as_an_empty_answer(counts, message, checkpoint, server, tmp_path):
+    server.message = message
+    if counts == "wrongly":
+        server.cuts_prompts_to, server.written = 600, 2
     server.finish_reason = "length"
     given = ("--model", checkpoint, *RUN, "--base-url", server.url, "--server-chat", "--no-chat-template")
     shown = evalkit("run", *given, "--samples", 2, "--out", tmp_path / "r")

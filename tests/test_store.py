@@ -19,7 +19,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evalkit.errors import BadInput, RunFolderError
+from evalkit.errors import BadInput, EngineError, RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders, this_process
@@ -74,6 +74,36 @@ def scores_of(p: Prediction) -> list[Score]:
 
 
 # Recording and resuming
+
+
+@pytest.mark.parametrize("error", [BadInput, EngineError])
+def test_a_run_that_is_refused_before_its_first_answer_takes_its_folder_away(tmp_path: Path, error: type) -> None:
+    folder = start(tmp_path / "r")
+    folder.identify({"name": "hf"})
+    folder.save_prompt("qa1@1k", "Where is Mary?")
+    with pytest.raises(error), folder:
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [BadInput, EngineError])
+def test_a_folder_that_was_there_or_holds_an_answer_stays_when_its_run_is_refused(tmp_path: Path, error: type) -> None:
+    (tmp_path / "empty").mkdir()
+    start(tmp_path / "killed").close()
+    for name in ("empty", "killed"):
+        with pytest.raises(error), start(tmp_path / name):
+            raise error
+    folder = start(tmp_path / "answered")
+    folder.append(failed())
+    with pytest.raises(error), folder:
+        raise error
+    assert find_run_folders(tmp_path) == [tmp_path / name for name in ("answered", "empty", "killed")]
+
+
+def test_an_interrupted_run_leaves_its_folder_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), start(tmp_path / "r"):
+        raise KeyboardInterrupt
+    assert RunFolder.open(tmp_path / "r").is_closed
 
 
 def test_what_is_appended_reads_back_the_same_and_repeating_the_command_resumes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Models that think aloud: what their template is told, how much room they get, and what a cut-off thought counts."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -158,4 +159,11 @@ def test_the_report_counts_cut_off_thoughts_apart(model, tmp_path):
     run(model, POSSIBLE, tmp_path / "results" / "r")
     shown = evalkit("report", tmp_path / "results", "--out", tmp_path / "plots")
     assert shown.exit_code == 0, shown.output
-    assert "| qa1 | model | 0 | 2 (2 in reasoning) | unscored |" in (tmp_path / "plots" / "report.md").read_text()
+    plots = tmp_path / "plots"
+    assert "| qa1 | model | 0 | 2 (2 in reasoning) | unscored |" in (plots / "report.md").read_text()
+    assert "2 (2 in reasoning)" in shown.output
+    for name in ("tables.tex", "tables-wide.tex", "appendix.tex"):
+        assert "2 (2 in reasoning)" in (plots / name).read_text(), name
+    for name in ("summary.csv", "curves.csv"):
+        rows = list(csv.DictReader((plots / name).open()))
+        assert {(row["n_unscored"], row["n_unfinished"]) for row in rows} == {("2", "2")}, name

@@ -17,11 +17,10 @@ from pathlib import Path
 from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.models import tokenizer
-from evalkit.models.weights import INDEX, SINGLE, weight_files
+from evalkit.models.weights import INDEX, SINGLE, weight_files, weight_map
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -111,7 +110,7 @@ def _download(name: str, revision: str | None) -> Path:
     with _explained(name, revision):
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        wanted = _needed(name, set(sizes))
+        wanted = _needed(name, set(sizes), _indexed(name, info.sha) if INDEX in sizes else set())
         if ADAPTER_CONFIG not in wanted:
             _require_usable_config(name, info.sha)
         missing = [
@@ -121,11 +120,33 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
-def _needed(name: str, there: set[str]) -> list[str]:
-    """Return the files to download: small ones, and the safetensors of the model, or of the adapter."""
-    weights = [file for file in there if _SHARD.fullmatch(file)] if INDEX in there else []
-    if weights:
-        weights.append(INDEX)
+def _indexed(name: str, commit: str | None) -> set[str]:
+    """Return the weight files that a repository's index names: every family calls its shards as it likes."""
+    from huggingface_hub import hf_hub_download
+
+    with tempfile.TemporaryDirectory() as folder:  # of its own, as for the config below
+        hf_hub_download(name, INDEX, revision=commit, local_dir=folder)
+        try:
+            return set(weight_map(Path(folder)).values())
+        except BadInput as error:
+            raise BadInput(str(error).replace(folder, f"{name} on the hub")) from error
+
+
+def _needed(name: str, there: set[str], indexed: set[str]) -> list[str]:
+    """Return the files to download: small ones, and the safetensors of the model, or of the adapter.
+
+    Args:
+        name: of the repository.
+        there: all its files.
+        indexed: those that its index names; none where it has no index.
+    """
+    if indexed and (indexed <= there or SINGLE not in there):
+        if missing := sorted(indexed - there):
+            raise BadInput(
+                f"{name} on the hub lacks {len(missing)} of the {len(indexed)} weight files that its {INDEX} names "
+                f"({missing[0]}); give a revision that is whole, or another model."
+            )
+        weights = [INDEX, *indexed]
     elif SINGLE in there:
         weights = [SINGLE]
     elif ADAPTER_CONFIG in there and ADAPTER_WEIGHTS in there:

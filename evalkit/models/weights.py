@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         BadInput: there are none, a shard is missing, or the weights are pickles, which can run code when loaded.
     """
-    if shards := sorted(set(_weight_map(folder).values())):
+    if shards := sorted(set(weight_map(folder).values())):
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise BadInput(
@@ -72,7 +72,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, StoredTensor]:
         BadInput: as ``weight_files`` and ``stored_tensors``, or the index names a tensor that its file lacks.
     """
     tensors = stored_tensors(weight_files(folder))
-    for name, file in _weight_map(folder).items():
+    for name, file in weight_map(folder).items():
         if name not in tensors or tensors[name].file != folder / file:
             raise BadInput(
                 f"{folder / INDEX} says that {name} lies in {file}, which has no such tensor; copy both again."
@@ -126,7 +126,7 @@ def _blocks(stream: BinaryIO, length: int) -> Iterator[bytes]:
         yield block
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def weight_map(folder: Path) -> dict[str, str]:
     """Return which file of the folder holds which tensor, by its index; empty where it has none.
 
     Raises:

@@ -7,7 +7,8 @@
 
 One process writes a folder at a time. Repeating a command resumes it: what is recorded is not asked again, unless it
 failed for a reason that may have passed. A folder holds one run, so other settings (another fingerprint) are refused;
-more lengths, subsets or samples of the same run (its scope) are not.
+more lengths, subsets or samples of the same run (its scope) are not. A run that is refused before its first answer (by
+an engine that cannot serve it) takes the folder that it made away again.
 """
 
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from evalkit.errors import BadInput, RunFolderError
+from evalkit.errors import BadInput, EngineError, RunFolderError
 from evalkit.files import file_name, remove, write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
@@ -65,6 +66,7 @@ class RunFolder:
         self._size = 0  # bytes of predictions.jsonl that hold sound lines
         self._file: BinaryIO | None = None  # open exactly while this object may write
         self._lock: Any = None
+        self._is_new = False  # made by this object
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -106,7 +108,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             try:
-                return cls._start_locked(path, lock, arm, as_json(config), as_json(fingerprint), as_json(provenance))
+                folder = cls._start_locked(path, lock, arm, as_json(config), as_json(fingerprint), as_json(provenance))
+                folder._is_new = is_new
+                return folder
             except BaseException:
                 if is_new and not (path / RUN).exists():
                     remove(path)
@@ -205,6 +209,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_new and not self._size and isinstance(error, BadInput | EngineError):
+            remove(self.path)
         self.close()
 
     @property

@@ -71,6 +71,7 @@ def _cell(c: Count, arm: str) -> CellScore:
         scorer="official",
         n=c.n,
         n_unscored=0,
+        n_unfinished=0,
         num_models=1,
         interval=c.interval,
         chance=None,

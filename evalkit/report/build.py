@@ -50,6 +50,7 @@ SUMMARY_COLUMNS = (
     "length_tokens",
     "interval",
     "chance",
+    "n_unfinished",
     "trained_length",
     "published",
 )
@@ -257,6 +258,7 @@ def _cell_row(cell: CellScore) -> dict[str, Any]:
         "length_tokens": parse_length(cell.length),
         "interval": cell.interval.method,
         "chance": percent(cell.chance),
+        "n_unfinished": cell.n_unfinished,
     }
 
 

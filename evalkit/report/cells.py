@@ -132,8 +132,10 @@ def effective_entry(length: EffectiveLength | None) -> Entry:
     return Entry(effective_text(length), number=order)
 
 
-def unscored_entry(number: int, in_reasoning: int) -> Entry:
-    """Return the entry of how many samples have no score."""
+def unscored_entry(cells: Iterable[CellScore]) -> Entry:
+    """Return the entry of how many samples of cells have no score."""
+    known = tuple(cells)
+    number, in_reasoning = sum(cell.n_unscored for cell in known), sum(cell.n_unfinished for cell in known)
     return Entry(f"{number} ({in_reasoning} in reasoning)" if in_reasoning else str(number), number=number)
 
 

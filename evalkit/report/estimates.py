@@ -33,6 +33,8 @@ class CellScore:
     scorer: str
     n: int
     n_unscored: int
+    n_unfinished: int
+    """Of the unscored: cut off inside their reasoning."""
     num_models: int
     interval: Interval
     """0 to 1."""
@@ -86,6 +88,7 @@ def cell_scores(panel: Panel, arm: str, models: Models, measure: Measure, run: s
             scorer=panel.scorer,
             n=mean.n,
             n_unscored=mean.n_unscored,
+            n_unfinished=mean.n_unfinished,
             num_models=mean.num_models,
             interval=mean.interval,
             chance=float(np.mean([g for g in guesses if g is not None])) if None not in guesses else None,

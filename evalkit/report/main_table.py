@@ -20,6 +20,7 @@ from evalkit.report.cells import (
     row_kind,
     score_entry,
     task_title,
+    unscored_entry,
 )
 from evalkit.report.estimates import AVERAGE, CellScore
 from evalkit.report.tables import endpoint
@@ -61,7 +62,7 @@ def main_table(
     )
     columns += _extra_columns(analysis, task, scorer, extras, with_interval=intervals != "none")
     if any(c.n_unscored for c in cells):
-        columns.append(("Unscored", lambda name: _count(sum(c.n_unscored for c in cells if c.arm == name))))
+        columns.append(("Unscored", lambda name: unscored_entry(c for c in cells if c.arm == name)))
     labels = analysis.labels(task)
     rows = [
         Row(
@@ -172,10 +173,6 @@ def other_questions_note(analysis: Analysis, task: str) -> str:
     """Return the sentence that explains the mark of arms that were asked other questions; "" where none were."""
     reasons = dict.fromkeys(analysis.other_questions(task).values())
     return f"† Asked other questions, which nothing pairs: {'; '.join(reasons)}." if reasons else ""
-
-
-def _count(number: int) -> Entry:
-    return Entry(str(number), number=number)
 
 
 def _mean(cell: CellScore | None) -> float:

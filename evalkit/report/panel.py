@@ -31,6 +31,8 @@ class Observed(NamedTuple):
     observations: Observations
     num_unscored: int
     """Samples asked there that have no score under some of the models."""
+    num_unfinished: int = 0
+    """Those of them with an answer that was cut off inside its reasoning."""
 
 
 class Both(NamedTuple):
@@ -68,6 +70,8 @@ class Panel:
     """Shape (runs, samples): NaN where there is no score."""
     asked: NDArray[np.bool_]
     """Shape (runs, samples)."""
+    unfinished: NDArray[np.bool_]
+    """Shape (runs, samples): answers that were cut off inside their reasoning."""
     tags: NDArray[np.object_] | None = None
     """Shape (samples,): value of the tag that was loaded, as text, "" for none."""
 
@@ -81,6 +85,7 @@ class Panel:
             data=self.data[samples],
             values=self.values[:, samples],
             asked=self.asked[:, samples],
+            unfinished=self.unfinished[:, samples],
             tags=None if self.tags is None else self.tags[samples],
         )
 
@@ -150,12 +155,14 @@ class Panel:
             return None
         place = self._samples(weights)
         scores = self._scores(full, place)
-        asked = np.any([self.asked[rows][:, place].any(axis=0) for rows in full.values()], axis=0)
+        rows = [row for own in full.values() for row in own]
+        unscored = np.isnan(scores).any(axis=0) & self.asked[rows][:, place].any(axis=0)
+        unfinished = unscored & self.unfinished[rows][:, place].any(axis=0)
         scored = ~np.isnan(scores).any(axis=0)
         observations = Observations(
             parts=(scores[:, scored],), cell=self.cell[place][scored], cluster=self.cluster[place][scored]
         )
-        return Observed(observations, int((asked & ~scored).sum()))
+        return Observed(observations, int(unscored.sum()), int(unfinished.sum()))
 
     def paired_differences(self, first: Models, second: Models, weights: Floats) -> Observed | None:
         """Return the differences of two arms on the samples that both have a score for; None as in ``observations``.
@@ -200,6 +207,7 @@ class Mean(NamedTuple):
     interval: Interval
     n: int
     n_unscored: int
+    n_unfinished: int
     num_models: int
 
 
@@ -228,7 +236,7 @@ class Measure:
         interval = Interval(None, None, None, "none")
         if _is_whole(observed, weights):
             interval = stats.mean_interval(obs, weights, draws=self._shared_draws(weights))
-        return Mean(interval, len(obs.cell), observed.num_unscored, obs.num_seeds)
+        return Mean(interval, len(obs.cell), observed.num_unscored, observed.num_unfinished, obs.num_seeds)
 
     def ratio(self, above: Floats, below: Floats) -> Interval:
         """Return the ratio of two weighted means."""
@@ -334,6 +342,9 @@ def _panel(part: "pd.DataFrame", task: str, scorer: str, runs: Sequence[Run]) ->
     row = part["run"].cat.codes.to_numpy()
     values, asked = np.full((len(own), len(items)), np.nan), np.zeros((len(own), len(items)), dtype=bool)
     values[row, column], asked[row, column] = part["value"].to_numpy(), True
+    unfinished = np.zeros_like(asked)
+    if "finish_reason" in part:  # log-probabilities have none
+        unfinished[row, column] = part["finish_reason"] == "unfinished_reasoning"
     return Panel(
         task=task,
         scorer=scorer,
@@ -346,6 +357,7 @@ def _panel(part: "pd.DataFrame", task: str, scorer: str, runs: Sequence[Run]) ->
         data_of_run=data_of_run,
         values=values,
         asked=asked,
+        unfinished=unfinished,
         tags=part["tag"].to_numpy(dtype=object)[first] if "tag" in part else None,
     )
 

@@ -1,6 +1,6 @@
 """The tables of a report, once, for every form they are printed in (see ``render.py``)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from evalkit.lengths import parse_length
 from evalkit.report.analysis import Analysis
@@ -53,7 +53,6 @@ def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
     lengths = analysis.panel(task, scorer).lengths
     subsets = (AVERAGE, *analysis.panel(task, scorer).subsets)
     by_subset = [[cell for cell in cells if cell.subset == subset] for subset in subsets]
-    thoughts = _cut_off_thoughts(analysis, task, scorer)
     intervals = "; ".join(sorted({cell.interval.method for cell in cells} - {"none"}))
     return Table(
         name=f"scores-{task}-{scorer}",
@@ -76,13 +75,11 @@ def score_table(analysis: Analysis, task: str, scorer: str) -> Table:
             "Effective",
         ),
         num_labels=2,
-        rows=tuple(row for own in by_subset if own for row in _score_rows(analysis, own, lengths, thoughts)),
+        rows=tuple(row for own in by_subset if own for row in _score_rows(analysis, own, lengths)),
     )
 
 
-def _score_rows(
-    analysis: Analysis, cells: Sequence[CellScore], lengths: Sequence[str], thoughts: Mapping[tuple[str, str], int]
-) -> list[Row]:
+def _score_rows(analysis: Analysis, cells: Sequence[CellScore], lengths: Sequence[str]) -> list[Row]:
     """The lines of one subset: every arm that was asked it, the best one of each column marked, then chance."""
     found = {(cell.arm, cell.length): cell for cell in cells}
     arms = [arm for arm in analysis.arms if any(cell.arm == arm.name for cell in cells)]
@@ -97,13 +94,12 @@ def _score_rows(
     for arm in arms:
         line, mean = lines[arm.name], _plain_mean(lines[arm.name])
         known = [cell for cell in line if cell]
-        unscored = sum(cell.n_unscored for cell in known)
         is_ranked = arm.name in ranked
         entries = [
             Entry(_group_name(analysis, known[0])),
             Entry(arm.label),
             Entry(counts_text(cell.n for cell in known), number=max(cell.n for cell in known)),
-            unscored_entry(unscored, thoughts.get((arm.name, known[0].subset), 0)),
+            unscored_entry(known),
             *(
                 score_entry(cell, is_ranked and _mean(cell) == top is not None)
                 for cell, top in zip(line, best, strict=True)
@@ -288,18 +284,6 @@ def endpoint(compared: Sequence[Comparison]) -> str:
     trained, lengths = found[-1]
     where = f"mean over {span(parse_length(n) for n in lengths)}, every octave weighing the same"
     return where + (f" (trained length {length_name(trained)})" if trained else " (no trained length is recorded)")
-
-
-def _cut_off_thoughts(analysis: Analysis, task: str, scorer: str) -> dict[tuple[str, str], int]:
-    """Return how many answers were cut off inside their reasoning, at all lengths, by arm and subset (AVERAGE: all)."""
-    frame = analysis.loaded.frame
-    wanted = {"finish_reason": "unfinished_reasoning", "task": task, "scorer": scorer}
-    own = frame[frame[[*wanted]].eq(list(wanted.values())).all(axis=1)]
-    found: dict[tuple[str, str], int] = {}
-    for arm, subset in zip(own["arm"], own["subset"], strict=True):
-        for place in (subset, AVERAGE):
-            found[arm, place] = found.get((arm, place), 0) + 1
-    return found
 
 
 def _mean(cell: CellScore | None) -> float | None:

@@ -215,7 +215,7 @@ class HFBackend:
             return
         before = self._probe()
         self.model = with_adapter(self.model, adapter.path).eval()
-        require_adapter_in_use(adapter, before, self._probe(), self._loaded_dtype)
+        require_adapter_in_use(adapter, before, self._probe(), f"in {self._loaded_dtype}")
 
     def _probe(self) -> list[float]:
         """Return the log-probabilities of the probe's tokens, all but the first."""

@@ -31,14 +31,14 @@ def require_finite(logprobs: Sequence[float], model: object, dtype: str, num_tok
         raise not_finite(model, dtype, num_tokens)
 
 
-def require_adapter_in_use(adapter: Adapter, base: Sequence[float], adapted: Sequence[float], dtype: str) -> None:
+def require_adapter_in_use(adapter: Adapter, base: Sequence[float], adapted: Sequence[float], where: str) -> None:
     """Refuse an adapter under which the model computes what it computes without.
 
     Args:
         adapter: that was put on.
         base: log-probabilities of the probe's tokens without it.
         adapted: those with it.
-        dtype: of weights and arithmetic.
+        where: they were computed, such as "in float32".
 
     Raises:
         BadInput: they are equal, in every digit.
@@ -46,6 +46,6 @@ def require_adapter_in_use(adapter: Adapter, base: Sequence[float], adapted: Seq
     if list(base) == list(adapted):
         raise BadInput(
             f"The adapter {adapter.path} changes nothing: with and without it the model gives the same "
-            f"log-probabilities in {dtype}, so its factors multiply to nothing or are lost in rounding; give a trained "
+            f"log-probabilities {where}, so its factors multiply to nothing or are lost in rounding; give a trained "
             "adapter, or leave out --adapter."
         )

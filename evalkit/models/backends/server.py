@@ -203,6 +203,8 @@ class ServerBackend:
             tokenizer=encoder.tokenizer,
             vocab_size=checkpoint.vocab_size,
             stop_ids=stop_token_ids(checkpoint.path, encoder.tokenizer),
+            base=checkpoint.path,
+            adapter=checkpoint.adapter,
             model=options.model,
             chat=options.chat,
             logprobs=logprobs,
@@ -264,7 +266,9 @@ class ServerBackend:
 
     def settings(self) -> dict[str, Any]:
         """Return what cannot change an answer; see ``backends.Backend``."""
+        shown = {"adapter_shown": all(server.shows_adapter for server in self._servers)} if self._form.adapter else {}
         return {
+            **shown,
             "base_url": [server.name for server in self._servers],
             "max_model_len": self._window,
             "root": self._found.model.root,

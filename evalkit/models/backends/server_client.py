@@ -3,10 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalkit.benchmarks.reasoning import is_unfinished
 from evalkit.errors import BadInput, EngineError
+from evalkit.models.adapter import Adapter
 from evalkit.models.backends.in_flight import failed
+from evalkit.models.backends.probe import PROBE, require_adapter_in_use
 from evalkit.models.backends.server_connection import KEY_VARIABLES, Connection, Trouble
 from evalkit.models.tokenizer import decode_answer
 from evalkit.types import Completion, Prompt
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
 _REST_SECONDS = 30.0
 """How long a server that did not answer is left alone while others of the same length do."""
 _SPEAK_VLLM = ("vllm", "sglang")  # servers that take stop_token_ids and repetition_penalty
-_PROBE = "Mary went to the kitchen. Where is Mary? 12,345"
+_PROBE_ANSWER_TOKENS = 16
+"""Of an answer whose log-probabilities tell an adapter from its base: a server that tells any tells an answer's."""
 _SEAM_TOKENS = 2
 """By so many a text in a chat template may be shorter than text and template apart: one token joined at each end."""
 
@@ -29,6 +34,9 @@ class Form:
     tokenizer: Any
     vocab_size: int
     stop_ids: tuple[int, ...]
+    base: Path
+    """The checkpoint's folder."""
+    adapter: Adapter | None
     model: str | None
     """Its name at the server; None where there is only one."""
     chat: bool
@@ -50,6 +58,8 @@ class Found(NamedTuple):
 
     model: "ServedModel"
     version: str | None
+    base: "ServedModel | None"
+    """What the model is an adapter of, or the model itself where it is none; None where the server does not say."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -69,6 +79,8 @@ class Client:
         self.connection, self._form = connection, form
         self.template_tokens = 0
         """What its chat template adds to a text, as its own count of a probe shows."""
+        self.shows_adapter = False
+        """Whether its model was seen to compute something else than the base."""
         self.warnings: list[str] = []
         """What a person should know before trusting its answers."""
         self._resting_until = 0.0
@@ -90,7 +102,8 @@ class Client:
         """Find out what it serves, and whether that suffices for requests of so many tokens.
 
         Raises:
-            BadInput: it lacks the model, its window is too small, it takes no ids, or it wants another key.
+            BadInput: it lacks the model, its window is too small, it takes no ids, it answers without the
+                run's adapter, or it wants another key.
             EngineError: there is no server, or something else answers there.
         """
         try:
@@ -101,6 +114,8 @@ class Client:
         if self._speaks_vllm:
             await self._check_tokenizer()
         await self._probe()
+        if self._form.adapter is not None:
+            await self._check_adapter(self._form.adapter)
 
     async def _ask_what_is_served(self) -> Found:
         """Return what it says of the model that is asked.
@@ -121,7 +136,15 @@ class Client:
             version = read_version(await self.connection.ask(self._beside("/version")))
         except Trouble:  # only vLLM's servers have this
             version = None
-        return Found(models[0 if wanted is None else names.index(wanted)], version)
+        model = models[0 if wanted is None else names.index(wanted)]
+        if model.parent is not None:
+            base = next((one for one in models if one.id == model.parent), None)
+        else:
+            is_base = model.root == str(self._form.base.resolve()) or any(one.parent == model.id for one in models)
+            base = model if is_base else None
+        if base is not None and model.max_model_len is None:  # vLLM says it of bases alone
+            model = model.model_copy(update={"max_model_len": base.max_model_len})
+        return Found(model, version, base)
 
     def _check_window(self, positions: int) -> None:
         window = self.found.model.max_model_len
@@ -139,8 +162,8 @@ class Client:
         """Warn where the server cuts a text into other tokens. Only vLLM's servers tell."""
         from evalkit.models.backends.server_replies import read_tokens
 
-        ours = self._form.ids(_PROBE)
-        request = {"model": self.found.model.id, "prompt": _PROBE, "add_special_tokens": False}
+        ours = self._form.ids(PROBE)
+        request = {"model": self.found.model.id, "prompt": PROBE, "add_special_tokens": False}
         try:
             theirs = list(read_tokens(await self.connection.ask(self._beside("/tokenize"), request)))
         except Trouble as trouble:
@@ -150,13 +173,13 @@ class Client:
             return
         if theirs != ours:
             self.warnings.append(
-                f"The server's tokenizer differs from the checkpoint's: it makes {len(theirs)} tokens of {_PROBE!r} "
+                f"The server's tokenizer differs from the checkpoint's: it makes {len(theirs)} tokens of {PROBE!r} "
                 f"({theirs[:4]} ...), the checkpoint {len(ours)} ({ours[:4]} ...)."
             )
 
     async def _probe(self) -> None:
         """Ask for one token, so that a server that takes no such requests is known before any work."""
-        ids = self._form.ids(_PROBE)
+        ids = self._form.ids(PROBE)
         path, body = self._request(ids, 1)
         try:
             counted = self._read(await self.connection.ask(path, body)).num_read
@@ -175,6 +198,39 @@ class Client:
                 f"{self.name} counts {counted} tokens where {len(ids)} ids were sent: it adds some or tokenizes them "
                 "again; use a server that takes ids as they are, or --server-chat."
             )
+
+    async def _check_adapter(self, adapter: Adapter) -> None:
+        """Ask the probe of the model and of its base; warn where that shows nothing.
+
+        Raises:
+            BadInput: the model is the base, or both answer with the same log-probabilities.
+        """
+        model, base = self.found.model, self.found.base
+        if base is not None and base.id == model.id:
+            raise BadInput(
+                f"{self.name} serves {model.id} as a base, without the adapter {adapter.path}; name what it serves the "
+                "adapter as with --served-model, or leave out --adapter."
+            )
+        if base is None:
+            why = f"{self.name} does not say which of its models is the base of {model.id}"
+        else:
+            try:
+                with_it, without = [await self._probe_logprobs(name) for name in (model.id, base.id)]
+            except Trouble as trouble:
+                why = f"{self.name} answered the probe with {trouble}"
+            else:
+                if with_it and without:
+                    require_adapter_in_use(adapter, without, with_it, f"at {self.name} (as {model.id} and {base.id})")
+                    self.shows_adapter = True
+                    return
+                why = f"{self.name} gives no log-probabilities"
+        self.warnings.append(f"Whether the adapter {adapter.path} is in use could not be shown: {why}.")
+
+    async def _probe_logprobs(self, model: str) -> tuple[float, ...]:
+        """Return the log-probabilities of a model's answer to the probe; none where the server gives none."""
+        path, body = self._request(self._form.ids(PROBE), _PROBE_ANSWER_TOKENS)
+        body |= {"model": model, "logprobs": True if self._form.chat else 1}
+        return self._read(await self.connection.ask(path, body)).logprobs
 
     # What is asked for each prompt.
 
@@ -234,8 +290,9 @@ class Client:
     def _completion(self, answer: "Answer", prompt: Prompt) -> Completion:
         """Return an answer, or why what came is none: a prompt that was cut, reasoning without an answer.
 
-        Reasoning that was cut off is the answer as far as it came, opened and never closed. The ids are the server's;
-        where it gives none, those of its text.
+        Reasoning that was cut off is the answer as far as it came, opened and never closed. It has no score, whatever a
+        chat's server counts (often by another tokenizer than ours), so that its counts are not asked for. The ids are
+        the server's; where it gives none, those of its text.
 
         Raises:
             Trouble: another attempt may bring an answer.
@@ -245,7 +302,7 @@ class Client:
             raise Trouble(f"finish_reason {self.connection.first_line(repr(reason))}")
         if reason == "length" and answer.reasoning and not answer.text:
             answer = replace(answer, text=f"<think>{answer.reasoning}", token_ids=())
-        if wrong := _only_reasoning(answer) or self._misread(answer, prompt) or _miscut(answer, prompt.max_new_tokens):
+        if not (form.chat and is_unfinished(answer.text or "")) and (wrong := self._wrong(answer, prompt)):
             return failed(wrong)
         if answer.text is None:
             raise Trouble("an answer without content")
@@ -263,6 +320,10 @@ class Client:
             num_cached_tokens=answer.num_cached,
             logprobs=answer.logprobs[: len(ids)] if form.logprobs and aligned else (),
         )
+
+    def _wrong(self, answer: "Answer", prompt: Prompt) -> str | None:
+        """Return why what came is no answer to the whole prompt, None where nothing shows it."""
+        return _only_reasoning(answer) or self._misread(answer, prompt) or _miscut(answer, prompt.max_new_tokens)
 
     def _misread(self, answer: "Answer", prompt: Prompt) -> str | None:
         """Return why the server's own count of the prompt is not that of what was sent; None where it may be.

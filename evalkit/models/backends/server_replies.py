@@ -37,6 +37,8 @@ class ServedModel(_Reply):
     """Tokens that it takes, answer included. Only vLLM's and SGLang's servers say."""
     root: Name | None = None
     """What the model was loaded from."""
+    parent: Name | None = None
+    """Of a LoRA adapter: the model that it is put on. Only vLLM's and SGLang's servers say."""
 
 
 class _Models(_Reply):

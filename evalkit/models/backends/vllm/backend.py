@@ -350,7 +350,7 @@ class VLLMBackend:
             logprobs = engine.probe(ids, adapted=True)
             require_finite(logprobs, self.checkpoint.path, self._dtype, len(ids))
             if adapter is not None:
-                require_adapter_in_use(adapter, engine.probe(ids, adapted=False), logprobs, self._dtype)
+                require_adapter_in_use(adapter, engine.probe(ids, adapted=False), logprobs, f"in {self._dtype}")
             self._attention = sorted({name for worker in engine.call("evalkit_attention") for name in worker})
         except EngineDied as error:
             reason = self._last_words()
