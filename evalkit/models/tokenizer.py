@@ -74,7 +74,7 @@ def chat_template(folder: Path) -> str | None:
     Raises:
         BadInput: a file is not what its name says, or none of several templates is the default.
     """
-    if (file := folder / "chat_template.jinja").is_file():
+    if (file := folder / "chat_template.jinja").exists():  # a pipe or a folder is refused, and not taken for none
         return read_text(file) or None
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = read_file(TokenizerFile, folder / name)

@@ -115,7 +115,7 @@ def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
         warnings += found
     problems = [row.problem for row in rows if row.problem]
     problems += budget_problems(config.data, config.lengths)
-    if problem := checkpoint.weight_problem():
+    if problem := checkpoint.weight_problem(quantized=config.backend == "hf"):
         problems.append(problem)
     prompt = None
     try:
