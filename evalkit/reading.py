@@ -155,8 +155,7 @@ def _path(error: Mapping[str, Any], values: Any) -> list[str]:
     """Return where an error of pydantic's is, without the names of its own that it puts in (constrained-int)."""
     path = []
     for step in error["loc"]:
-        holds = (isinstance(values, dict) and step in values) or (isinstance(values, list) and isinstance(step, int))
-        if holds:
+        if step in (values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()):
             path.append(str(step))
             values = values[step]
     return [*path, str(error["loc"][-1])] if error["type"] == "missing" else path
