@@ -11,6 +11,8 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.fuzz.inputs import KINDS
@@ -67,9 +69,13 @@ def run_command(command: list[str]) -> tuple[str | None, str]:
 
     from evalkit.cli.commands import main as evalkit
 
-    result = CliRunner().invoke(evalkit, command)
+    with tempfile.TemporaryFile() as raw, _stdout_in(raw.fileno()):
+        result = CliRunner().invoke(evalkit, command)
+        raw.seek(0)
+        past_python = raw.read().decode("utf-8", "replace")
     code, error = result.exit_code, result.exception
-    output = f"exit {code}\n{result.output}"
+    printed = past_python + result.output
+    output = f"exit {code}\n{printed}"
     if error is not None and not isinstance(error, SystemExit):
         trace = "".join(traceback.format_exception(error))
         fault = f"{type(error).__name__} at {_where(error)}"
@@ -79,11 +85,23 @@ def run_command(command: list[str]) -> tuple[str | None, str]:
         return fault, f"{output}\n{trace[-8000:]}"
     if code not in (0, 1, 2):
         return f"exit code {code}", output
-    if bad := sorted({c for c in result.output if not (c.isprintable() or c in "\n\t" or ord(c) > 0x3000)} - _PRINTED):
+    if bad := sorted({c for c in printed if not (c.isprintable() or c in "\n\t" or ord(c) > 0x3000)} - _PRINTED):
         return f"{bad[0]!r} reaches the terminal", output
     if code == 2 and (wrong := _no_sentence(result.stderr, command)):
         return wrong, output
     return None, output
+
+
+@contextmanager
+def _stdout_in(descriptor: int) -> Iterator[None]:
+    """Let what libraries in other languages print past Python go to a file meanwhile."""
+    kept = os.dup(1)
+    os.dup2(descriptor, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 _PRINTED = {"\u2009", "\u202f", "\xa0", "\u2028"}
