@@ -95,7 +95,7 @@ class CheckReport:
 
 
 def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
-    """Examine a checkpoint for a run. Loads the tokenizer, no weights.
+    """Examine a checkpoint for a run. Loads the tokenizer, no weights; asks servers what they serve.
 
     Args:
         config: the run.
