@@ -6,6 +6,7 @@ number longer than anything that was meant, and every refusal one sentence with 
 
 import json
 import stat
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,12 +141,24 @@ def read_as(kind: type[T], values: Any, name: str = "") -> T:
         found: T = _adapter(hint).validate_json(text, strict=True)
         return found
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, (name, *first["loc"]) if name else first["loc"])) or "it"
+        errors = error.errors(include_url=False)
+        field = errors[0]["loc"][:1]
+        first = max((one for one in errors if one["loc"][:1] == field), key=lambda one: len(_path(one, values)))
+        place = ".".join([*([name] if name else []), *_path(first, values)]) or "it"
         if first["type"] == "missing":
             raise BadInput(f"{place} is missing.") from error
         said = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
         raise BadInput(f"{place} is {shown(first['input'])}; {said}.") from error
+
+
+def _path(error: Mapping[str, Any], values: Any) -> list[str]:
+    """Return where an error of pydantic's is, without the names of its own that it puts in (constrained-int)."""
+    path = []
+    for step in error["loc"]:
+        if step in (values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()):
+            path.append(str(step))
+            values = values[step]
+    return [*path, str(error["loc"][-1])] if error["type"] == "missing" else path
 
 
 def shown(value: Any) -> str:

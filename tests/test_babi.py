@@ -1,6 +1,10 @@
-"""Generated bAbI stories make sense to a reader who knows only the grammar, and look like the published files."""
+"""Generated bAbI stories make sense to a reader who knows only the grammar, and look like the published files.
+
+The table of docs/worlds.md is made here: python -m tests.test_babi
+"""
 
 import hashlib
+import math
 import statistics
 from collections import Counter
 from functools import cache
@@ -19,6 +23,7 @@ from evalkit.errors import BadInput
 from tests.babi_solver import solve
 
 FILES = Path(__file__).parents[2] / "shared" / "data" / "babi"
+WORLDS = Path(__file__).parents[1] / "docs" / "worlds.md"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason="the bAbI v1.2 text files are not beside the project")
 
 # Measured on the published v1.2 files: facts before a question (least, mean, most), numbers of supporting facts, shares
@@ -117,7 +122,8 @@ def ks_distance(first, second):
 def share_distance(first, second):
     """Half the sum of the differences of shares (total variation)."""
     counts = [Counter(one) for one in (first, second)]
-    return sum(abs(counts[0][x] / len(first) - counts[1][x] / len(second)) for x in {*counts[0], *counts[1]}) / 2
+    differences = (abs(counts[0][x] / len(first) - counts[1][x] / len(second)) for x in {*counts[0], *counts[1]})
+    return math.fsum(differences) / 2
 
 
 def words(samples):
@@ -137,9 +143,9 @@ def distances(first, second):
     return table | {"words": share_distance(words(first), words(second))}
 
 
-@needs_files
-@pytest.mark.parametrize("subset", questions.SUBSETS)
-def test_generated_stories_are_no_further_from_the_files_than_these_are_from_each_other(subset):
+@cache
+def compared(subset):
+    """How far 2,000 generated samples are from both files, how far these are from each other, and what chance makes."""
     train, test = (read_babi(FILES, subset, part=part) for part in ("train", "test"))
     ours = [questions.generate(subset, 0, index) for index in range(2000)]
     between_files = distances(test, train)
@@ -150,8 +156,29 @@ def test_generated_stories_are_no_further_from_the_files_than_these_are_from_eac
     by_chance["answers"] = (
         chi2.ppf(0.999, len({s.target for s in train}) - 1) ** 0.5 / 2 * unit
     )  # by Cauchy and Schwarz
-    for column, distance in distances(ours, [*train, *test]).items():
+    return distances(ours, [*train, *test]), between_files, by_chance
+
+
+def table_row(subset):
+    """The row of a task in docs/worlds.md."""
+    ours, between_files, by_chance = compared(subset)
+    cells = [f"{by_chance['facts']:.3f}, {by_chance['answers']:.3f}"]
+    cells += [f"{ours[column]:.3f}, {between_files[column]:.3f}" for column in ours]
+    return f"| {subset} | {' | '.join(cells)} |"
+
+
+@needs_files
+@pytest.mark.parametrize("subset", questions.SUBSETS)
+def test_generated_stories_are_no_further_from_the_files_than_these_are_from_each_other(subset):
+    ours, between_files, by_chance = compared(subset)
+    for column, distance in ours.items():
         assert distance <= max(between_files[column], by_chance[column]), column
+
+
+@needs_files
+def test_the_written_table_of_generated_and_real_worlds_is_what_is_measured():
+    written = [line for line in WORLDS.read_text().splitlines() if line.startswith("| qa")]
+    assert written == [table_row(subset) for subset in questions.SUBSETS]
 
 
 @needs_files
@@ -338,3 +365,7 @@ def test_a_question_is_another_sample_where_it_or_its_statements_change(tmp_path
     after = [sample.sample_id for sample in read_babi(tmp_path, "qa1")]
     assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
     assert list(map(row_number, before)) == list(map(row_number, after))
+
+
+if __name__ == "__main__":
+    print("\n".join(map(table_row, questions.SUBSETS)))

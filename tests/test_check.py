@@ -2,13 +2,17 @@
 
 import json
 import re
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from evalkit.cli.commands import main
 from evalkit.errors import BadInput
 from evalkit.models.rope.formulas import RopeScaling
 from evalkit.models.rope.served import RopeRequest
@@ -16,7 +20,7 @@ from evalkit.runs import check as checking
 from evalkit.runs.check import CheckReport
 from evalkit.runs.config import run_config
 from evalkit.runs.plan import make_plan
-from tests.variants import variant, with_record
+from tests.variants import variant, with_layers, with_record
 
 
 def check(
@@ -70,7 +74,7 @@ def test_requests_that_fit_into_a_gpu_are_counted(checkpoint: Path, tmp_path: Pa
     # Qwen2.5-7B: 28 layers, 4 key heads of 128 dimensions, 7 GiB at 128k in bfloat16; its weights are counted from the
     # files, which are tiny here.
     shape = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
-    folder = variant(checkpoint, tmp_path / "c", **shape)
+    folder = with_layers(variant(checkpoint, tmp_path / "c", **shape), 28)
     report = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory=80)
     assert report.rows[0].num_fit == int((80 * 0.92 - 2) // 7)
     small = check(folder, ["128k"], RopeRequest(rule="yarn"), dtype="bfloat16", gpu_memory=8)
@@ -189,12 +193,53 @@ def test_how_often_0k_fits_a_gpu_is_not_counted(checkpoint):
     assert [row.num_fit is None for row in check(checkpoint, ["0k", "1k"], gpu_memory=80).rows] == [True, False]
 
 
-def test_quantized_weights_of_fewer_layers_than_the_config_says_are_a_problem(checkpoint, tmp_path):
-    quantized = {"quantization_config": {"quant_method": "fp8"}}
-    report = check(variant(checkpoint, tmp_path / "deep", **quantized, num_hidden_layers=12), ["1k"])
-    assert "has weights of 2 layers, and its config says 12; copy both again." in " ".join(report.problems)
-    whole = check(variant(checkpoint, tmp_path / "whole", **quantized), ["1k"])
-    assert not [problem for problem in whole.problems if "layers" in problem]
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_act": "nope"}, r"config\.json: .*KeyError: 'nope'.*put its hidden_act right, which is 'nope'"),
+        ({"num_key_value_heads": 7}, r"layers\.0\.self_attn\.k_proj\.bias of .* is 32, and its config says 224; copy"),
+        ({"quantization_config": {"quant_method": "quanto"}}, "transformers cannot load .*optimum"),
+        ({"quantization_config": {}}, r"quantization_config in .*config\.json is \{\}; it should name"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0],
+                                 "long_factor": [2.0] * 16, "original_max_position_embeddings": 1024}},
+            r"short_factor in .*config\.json has 1 numbers for the 16 pairs .* copy",
+        ),
+        ({"num_hidden_layers": 1_000_000}, "has weights of 2 layers, and its config says 1,000,000; copy both again"),
+    ],
+)  # fmt: skip
+def test_check_and_run_refuse_a_config_that_does_not_fit_the_weights_in_one_sentence(
+    checkpoint: Path, tmp_path: Path, change: dict[str, object], said: str
+):
+    asked = ["--model", variant(checkpoint, tmp_path / "c", **change), "--lengths", "1k", "--backend", "hf"]
+    asked += ["--task", "babilong", "--subsets", "qa1", "--samples", "1"]
+    sentences = []
+    for words in (["check", *asked], ["run", *asked, "--out", tmp_path / "out"]):
+        shown = CliRunner().invoke(main, [str(word) for word in words])
+        assert shown.exit_code == 2, shown.output
+        assert re.search(said, shown.output), shown.output
+        ends = [line for line in shown.output.splitlines() if line.startswith(("problem: ", "evalkit: "))]
+        sentences += [line.partition(": ")[2] for line in ends]
+    assert len(set(sentences)) == 1, sentences
+
+
+def test_another_backend_than_transformers_may_have_a_class_for_what_that_cannot_build(checkpoint, tmp_path):
+    folder = variant(checkpoint, tmp_path / "c", hidden_act="nope")
+    report = check(folder, ["1k"], backend="scripted")
+    assert report.ok
+    assert "The hf backend will not load this checkpoint" in report.warnings[0]
+
+
+def test_names_in_a_checkpoint_reach_the_terminal_as_text_alone(checkpoint: Path, tmp_path: Path):
+    folder = variant(checkpoint, tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["\x1b[31mx"] = tensors.pop("model.norm.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["check", "--model", folder, "--lengths", "1k", "--backend", "hf"]  # a process: its stderr is transformers'
+    shown = subprocess.run([sys.executable, "-m", "evalkit", *words], capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert "lack 1 tensors of the model, such as model.norm.weight" in shown.stdout
+    assert "\x1b" not in shown.stdout + shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A checkpoint folder is understood before its weights are loaded; what is wrong with it is said in one sentence."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from evalkit.errors import BadInput
 from evalkit.models.checkpoint import Checkpoint, layer_caches
 from evalkit.models.rope.formulas import RopeScaling
-from tests.variants import variant, with_record
+from tests.variants import variant, with_layers, with_record
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_the_dtype_of_quantized_weights_is_that_of_the_rest(copy: Path):
 
 def test_qwen_7b_needs_7_gib_for_a_128k_request(checkpoint: Path, tmp_path: Path):
     shape = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
-    opened = Checkpoint.open(variant(checkpoint, tmp_path / "c", **shape))
+    opened = Checkpoint.open(with_layers(variant(checkpoint, tmp_path / "c", **shape), 28))
     assert opened.kv_bytes(131072, "bfloat16") == 7 * 2**30
 
 
@@ -286,7 +287,17 @@ def test_a_missing_file_is_named(copy: Path, missing: str, said: str):
             "evalkit_training.json is no training record: recipe is missing",
         ),
         ("model.safetensors", b"", "not a safetensors file"),
-        ("model.safetensors", b"\x00" * 64, "not a safetensors file"),
+        ("model.safetensors", b"\x00" * 64, r"not a safetensors file \(it begins with a header of 0 bytes, and has 64"),
+        (
+            "model.safetensors",
+            b"\x02" + b"\x00" * 7 + b"[]",
+            r"file \(its header holds list; it should be a JSON object",
+        ),
+        (
+            "model.safetensors",
+            b"\x02" + b"\x00" * 7 + b"\xff\xff",
+            r"file \(its header is not text in UTF-8 \(byte 0\)\)",
+        ),
         ("model.safetensors", b"PK\x03\x04pickled tensors", "not a safetensors file"),
         (
             "model.safetensors.index.json",
@@ -299,6 +310,60 @@ def test_a_damaged_file_is_named(copy: Path, file: str, content: bytes, said: st
     (copy / file).write_bytes(content)
     with pytest.raises(BadInput, match=said):
         Checkpoint.open(copy).trained_rope  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"id2label": "x"}, "'items'; put its id2label right, which is 'x', or copy the file again"),
+        ({"num_labels": "x"}, "integer; put its num_labels right"),
+        ({"dtype": "float33"}, "'float33'; put its dtype right"),
+        ({"eos_token_id": -5}, r"config\.json: eos_token_id is -5; input should be greater than or equal to 0"),
+        ({"eos_token_id": [1, -5]}, r"config\.json: eos_token_id\.1 is -5; input should be greater"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_named(checkpoint: Path, tmp_path: Path, values: dict[str, Any], said: str):
+    with pytest.raises(BadInput, match=said) as refused:
+        Checkpoint.open(variant(checkpoint, tmp_path / "c", **values))
+    assert str(refused.value).count("config.json") == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_chat_template_that_is_no_file_is_not_taken_for_none(copy: Path, kind: str):
+    (copy / "chat_template.jinja").unlink()
+    if kind == "pipe":
+        os.mkfifo(copy / "chat_template.jinja")
+    else:
+        (copy / "chat_template.jinja").mkdir()
+    with pytest.raises(BadInput, match=r"chat_template\.jinja is no regular file"):
+        Checkpoint.open(copy)
+
+
+LAYERS = [  # names of the layers' tensors, the config's number and what it is called there; whether that can be
+    (["model.layers.{}.w"], 2, {"num_hidden_layers": 2}, True),
+    (["model.layers.{}.w"], 3, {"num_hidden_layers": 2}, True),  # DeepSeek-V3 has one that predicts further tokens
+    (["model.layers.{}.w"], 2, {"num_hidden_layers": 3}, False),
+    (["transformer.h.{}.w"], 2, {"n_layer": 3}, False),
+    (["transformer.blocks.{}.w"], 2, {"n_layers": 2}, True),
+    (["model.layers.0.mlp.experts.{}.w"], 64, {"num_hidden_layers": 2}, False),
+    (["lm_head.weight{}"], 1, {"num_hidden_layers": 1}, False),
+    (["language_model.layers.{}.w"], 2, {"text_config": {"num_hidden_layers": 3}}, False),
+    (["language_model.layers.{}.w", "vision.blocks.{}.w"], 3, {"text_config": {"num_hidden_layers": 2}}, True),
+    (["model.layers.{}.a", "model.layers.{}.b"], 2, {"vision_config": {"depth": 4}}, True),  # its tower was left out
+    (["model.layers.{}.a", "model.layers.{}.b"], 2, {"vision_config": {"depth": 5}}, False),
+]
+
+
+@pytest.mark.parametrize(("names", "count", "config", "can_be"), LAYERS)
+def test_a_config_of_more_layers_than_are_stored_is_refused_before_any_is_built(
+    copy: Path, names: list[str], count: int, config: dict[str, Any], can_be: bool
+):
+    tensors = {name.format(i): np.ones(1, np.float32) for name in names for i in range(count)}
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    (copy / "config.json").write_text(json.dumps({"model_type": "quux", **config}))
+    said = "transformers cannot use" if can_be else "has weights of . layers, and its config says .; copy both again"
+    with pytest.raises(BadInput, match=said):
+        Checkpoint.open(copy)
 
 
 def test_weights_that_were_cut_short_are_seen_before_they_are_loaded(copy: Path):

@@ -28,7 +28,7 @@ from evalkit.train.config import TrainConfig
 from evalkit.train.data import DataRecipe
 from evalkit.train.finetune import finetune
 from tests.test_hf import prompt
-from tests.variants import family_as_published, variant
+from tests.variants import family_as_published, variant, with_layers
 
 SIZES = {
     "vocab_size": 4096,
@@ -408,11 +408,12 @@ def test_a_family_is_trained_two_steps_or_refused(made: Any, case: Family, recip
 def test_a_family_that_cannot_be_served_is_refused_with_the_reason(
     checkpoint: Path, name: str, config: dict[str, Any], by: str, why: str, tmp_path: Path
 ) -> None:
-    folder = variant(checkpoint, tmp_path / "c")
+    folder = with_layers(variant(checkpoint, tmp_path / "c"), 4)
     (folder / "config.json").write_text(json.dumps(SIZES | config))
-    checked = CliRunner().invoke(main, ["check", str(folder), "--lengths", "512"])
-    assert why in checked.output
-    assert checked.exit_code == (0 if by == "hf" else 2)
+    for backend in ("hf", "scripted"):
+        checked = CliRunner().invoke(main, ["check", str(folder), "--lengths", "512", "--backend", backend])
+        assert why in checked.output
+        assert checked.exit_code == (0 if by == "hf" != backend else 2)
     words = ["--task", "babilong", "--lengths", "512", "--samples", "1", "--out", str(tmp_path / "r")]
     shown = CliRunner().invoke(main, ["run", "--model", str(folder), "--backend", "hf", *words])
     assert shown.exit_code == 2

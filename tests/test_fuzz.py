@@ -1,5 +1,6 @@
 """A short campaign of generated inputs; ``python -m tests.fuzz`` is the long one. And the campaign sees faults."""
 
+import os
 from pathlib import Path
 
 import click
@@ -23,6 +24,7 @@ def test_no_generated_input_ends_in_anything_but_an_answer_or_one_sentence(tmp_p
     [
         (lambda: 1 / 0, "ZeroDivisionError at"),
         (lambda: click.echo("\x1b]0;title\x07"), r"reaches the terminal"),
+        (lambda: os.write(1, b"\x1b[31m"), r"reaches the terminal"),
         (lambda: click.get_current_context().exit(3), "exit code 3"),
         (lambda: click.get_current_context().exit(2), "exit 2 with 0 sentences"),
     ],

@@ -13,6 +13,7 @@ from evalkit.cli.commands import main
 from evalkit.errors import BadInput
 from evalkit.escaping import csv_cell, for_terminal, one_line, require_name
 from evalkit.records.folder import RunFolder
+from evalkit.records.imports import import_folder
 from evalkit.report.load import load_runs
 from evalkit.runs.config import run_config
 from tests.report_runs import holds_to, training, write_run
@@ -68,6 +69,24 @@ def test_a_model_whose_folder_cannot_be_printed_is_left_out_of_an_import(tmp_pat
     assert "Left out: The model in" in shown.output
     assert "\x1b" not in shown.output
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["fine--model"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_a_name_for_an_import_is_refused_before_any_file_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "qa1_1k.csv").write_text("no answers")
+    with pytest.raises(BadInput, match=r"^--arm has"):
+        next(import_folder(tmp_path, tmp_path / "runs", arm=name))
+    shown = invoke("import", tmp_path, "--out", tmp_path / "runs", "--arm", name)
+    assert shown.exit_code == 2
+    assert "evalkit: --arm has" in shown.output
+
+
+def test_a_name_that_is_too_long_with_its_prompt_setting_is_not_the_files_fault(tmp_path: Path) -> None:
+    (tmp_path / "qa1_1k_instruction_yes_examples_yes_post_prompt_yes.csv").write_text(
+        "target,output,question\nkitchen,in the kitchen,Where is Mary?\n"
+    )
+    (refused,) = import_folder(tmp_path, tmp_path / "runs", arm="x" * 199)
+    assert str(refused).startswith("--arm and the prompt setting of")
 
 
 @pytest.fixture(scope="module")

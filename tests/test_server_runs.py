@@ -14,7 +14,7 @@ from evalkit.cli.commands import main
 from evalkit.models.backends import server as server_module
 from evalkit.models.backends import server_connection
 from evalkit.models.encoder import Encoder
-from tests.misbehaving_server import EVERY_TROUBLE, serving
+from tests.misbehaving_server import EVERY_TROUBLE, ODD_BODIES, serving
 
 RUN = ("--task", "babilong", "--subsets", "qa1", "--lengths", "1k", "--backend", "server")
 
@@ -79,6 +79,45 @@ def test_a_run_survives_every_misbehaviour_and_asks_again_what_may_be_answered(c
     assert evalkit("run", *given).exit_code == 1, "what the server rejected stays rejected"
     last = {record["sample_id"]: record["error"] for record in records(tmp_path / "r")}
     assert sorted(error.partition(":")[2][:9] for error in last.values() if error) == [" HTTP 302", *[" HTTP 400"] * 3]
+
+
+def asked_for_models(body: bytes):
+    return lambda server: server.replies.update({"/v1/models": body})
+
+
+MISFITS = {  # what a server is or says before anything is asked of it; what a run, and so check, says of it
+    **{f"models: {name}": (asked_for_models(body), "/models gives an answer that cannot be used")
+       for name, body in ODD_BODIES.items()},
+    "models: 17 MiB": (asked_for_models(b" " * 17 * 2**20), "/models gives an answer of more than 16 MiB"),
+    "no model": (lambda server: server.models.clear(), "serves no model; name one of them with --served-model"),
+    "a short window": (lambda server: server.models[0].update(max_model_len=512), "with 512 tokens and the run needs"),
+    "ids are no prompt": (lambda server: setattr(server, "takes_ids", False), "prompt must be a string"),
+    "a BOS more": (lambda server: setattr(server, "adds_bos", True), "counts 18 tokens where 17 ids were sent"),
+    "prompts cut": (lambda server: setattr(server, "cuts_prompts_to", 3), "counts 3 tokens where 17 ids were sent"),
+    "another key": (lambda server: setattr(server, "key", "Bearer x"), "wants another API key; set EVALKIT_API_KEY"),
+    "silence": (lambda server: setattr(server, "hangs", True), "no answer within 1 s; is the server ready?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_check_meets_a_server_as_a_run_does_and_ends_in_the_same_sentence(misfit, checkpoint, server, tmp_path):
+    misbehave, said = MISFITS[misfit]
+    misbehave(server)
+    given = ("--model", checkpoint, *RUN, "--base-url", server.url, "--samples", 1, "--timeout", 1)
+    checked, run = evalkit("check", *given), evalkit("run", *given, "--out", tmp_path / "r")
+    server.hangs = False
+    assert (checked.exit_code, run.exit_code) == (2, 2), checked.output
+    (problem,) = (line for line in checked.output.splitlines() if line.startswith("problem: "))
+    assert said in problem
+    assert run.output.splitlines()[-1] == problem.replace("problem:", "evalkit:")
+
+
+def test_check_passes_a_server_that_misbehaves_only_when_it_is_asked(checkpoint, server):
+    server.trouble = list(EVERY_TROUBLE)
+    server.replies["/version"] = ODD_BODIES["deep inside"]
+    checked = evalkit("check", "--model", checkpoint, *RUN, "--base-url", server.url, "--samples", 1)
+    assert checked.exit_code == 0, checked.output
+    assert server.trouble == list(EVERY_TROUBLE)
 
 
 def test_a_crosscheck_says_which_prompts_a_misbehaving_server_did_not_answer(checkpoint, server):

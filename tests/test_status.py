@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 from evalkit.cli.commands import main
 from evalkit.cli.progress import Progress
 from evalkit.records.folder import RunFolder, this_process
+from evalkit.runs import provenance as of_runs
+from evalkit.runs import status as of_status
 from evalkit.runs.status import duration, run_status
 from tests.report_runs import holds_to, write_run
 
@@ -153,6 +156,48 @@ def test_times_are_told_in_two_parts_at_most():
     assert [duration(s) for s in (0, 45, 60, 59 * 60, 3600, 11100)] == [
         "0 s", "45 s", "1 min", "59 min", "1 h 00 min", "3 h 05 min"
     ]  # fmt: skip
+
+
+class FallingClock(datetime):
+    """Is an hour earlier every time that it is read."""
+
+    reads = 0
+
+    @classmethod
+    def now(cls, tz=None):
+        cls.reads += 1
+        return datetime(2026, 3, 29, tzinfo=tz) - timedelta(hours=cls.reads)
+
+
+def test_a_clock_that_is_set_back_again_and_again_breaks_no_run(checkpoint, tmp_path, monkeypatch):
+    for module in (of_runs, of_status):
+        monkeypatch.setattr(module, "datetime", FallingClock)
+    monkeypatch.setattr(time, "time", lambda: FallingClock.now(UTC).timestamp())
+    seen, extend = [], RunFolder.extend
+
+    def look_after_each(folder, predictions):
+        extend(folder, predictions)
+        seen.append((run_status(tmp_path / "r"), status(tmp_path / "r")))
+
+    monkeypatch.setattr(RunFolder, "extend", look_after_each)
+    assert asked(checkpoint, tmp_path / "r", "oracle", "--samples", "2").exit_code == 0
+    assert asked(checkpoint, tmp_path / "r", "oracle", "--samples", "4").exit_code == 0
+    assert [(one.state, one.done, one.expected) for one, _ in seen] == [
+        ("running", 1, 2), ("running", 2, 2), ("running", 3, 4), ("running", 4, 4)
+    ]  # fmt: skip
+    assert all(one.rate > 0 and one.seconds_left >= 0 and "-" not in line for one, line in seen)
+    assert status(tmp_path) == "r  finished  4/4\n"
+    folder = RunFolder.open(tmp_path / "r")
+    first, second = (datetime.fromisoformat(one["started"]) for one in folder.provenance)
+    assert second < first - timedelta(hours=4)
+    assert all(pace["seconds"] >= 0 for one in folder.provenance for pace in one["pace"]["by_length"].values())
+    assert len(folder.recorded()) == 4
+    for words in (["report", "--out", tmp_path / "plots"], ["score"], ["export", tmp_path / "log", "--to", "inspect"]):
+        command, *more = map(str, words)
+        shown = CliRunner().invoke(main, [command, str(tmp_path / "r"), *more])
+        assert shown.exit_code == 0, shown.output
+    plan = ["--samples", "8", "--dry-run"]
+    assert asked(checkpoint, tmp_path / "r", "oracle", *plan).exit_code == 0
 
 
 def test_a_clock_that_was_set_back_since_makes_no_rate_of_less_than_nothing(tmp_path):

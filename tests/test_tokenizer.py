@@ -218,3 +218,21 @@ def test_a_file_at_which_the_library_panics_is_refused_in_a_sentence(copy: Path)
     (copy / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(BadInput, match=r"No tokenizer can be loaded from .*copy \(.* out of range"):
         load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"0": {"content": "<|endoftext|>", "\x1b[31mx": True}}}),
+        ("tokenizer_config.json", {"extra_special_tokens": [{"__type": "AddedToken", "content": "a", "\x1b[31mx": 1}]}),
+        ("special_tokens_map.json", {"bos_token": {"content": "<|endoftext|>", "\x1b[31mx": 1}}),
+    ],
+)
+def test_a_field_of_a_token_that_moves_the_terminal_is_not_printed_by_the_library(
+    copy: Path, capfd: pytest.CaptureFixture[str], file: str, values: dict[str, Any]
+):
+    before = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
+    (copy / file).write_text(json.dumps(before | values))
+    with pytest.raises(BadInput, match=rf"{file} has a field .* take it out"):
+        load_tokenizer(copy)
+    assert "\x1b" not in "".join(capfd.readouterr())

@@ -17,6 +17,17 @@ def variant(checkpoint: Path, folder: Path, *, drop: tuple[str, ...] = (), **con
     return folder
 
 
+def with_layers(folder: Path, count: int) -> Path:
+    """Store a small tensor for each of so many layers, for a config that says as many; the model is none."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    norm = tensors["model.layers.0.input_layernorm.weight"]
+    tensors |= {f"model.layers.{i}.input_layernorm.weight": norm for i in range(count)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def with_record(folder: Path, rope: KnownRule, trained_length: int = 512) -> Path:
     """Put a training record into a checkpoint folder."""
     record = {"recipe": "test", "trained_length": trained_length, "rope": rope.to_json()}

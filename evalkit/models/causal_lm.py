@@ -8,18 +8,21 @@ from evalkit.files import first_line
 from evalkit.machine import how_to_install
 
 
-def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | None = None) -> Any:
+def load_causal_lm(
+    folder: Path, config: Any, dtype: Any, *, attention: str | None = None, device: str | None = None
+) -> Any:
     """Return a checkpoint's model in transformers, on the CPU, with every weight from its files.
 
     Args:
         folder: the checkpoint.
-        config: transformers' own, with the rope rule to load it under.
+        config: transformers' own, with the rope rule to load it under; None: as it is on file.
         dtype: of the weights, as ``from_pretrained`` takes it.
         attention: transformers' name of the kernels; None: its choice.
+        device: "meta" compares names and shapes, and reads no values.
 
     Raises:
         BadInput: the kernels are not installed, or the model cannot use them.
-        EngineError: the weights cannot be loaded, or lack a tensor.
+        EngineError: the weights cannot be loaded, lack a tensor, or have one of another shape than the config's.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -31,23 +34,25 @@ def load_causal_lm(folder: Path, config: Any, dtype: Any, *, attention: str | No
             config=config,
             dtype=dtype,
             attn_implementation=attention,
+            device_map=device,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
             output_loading_info=True,
         )
-        if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers there
-            raise EngineError(
-                f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
-                "again."
-            )
-        return model
-    except ImportError as error:
-        raise BadInput(f"--attention-backend {attention} cannot be used here: {first_line(error)}.") from error
-    except EngineError:
-        raise
     except Exception as error:  # each model's class has its own way to stop at a value of its config
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise EngineError(f"The weights in {folder} cannot be loaded: {reason}") from error
+        if isinstance(error, ImportError) and attention is not None:
+            raise BadInput(f"--attention-backend {attention} cannot be used here: {first_line(error)}.") from error
+        reason = " ".join(f"{type(error).__name__} {first_line(error)}".split())
+        raise EngineError(f"transformers cannot load {folder}: {reason}.") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers there
+        raise EngineError(
+            f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them again."
+        )
+    for name, stored, wanted in sorted(loading["mismatched_keys"]):
+        sizes = " x ".join(map(str, stored)), " x ".join(map(str, wanted))
+        raise EngineError(f"{name} of {folder} is {sizes[0]}, and its config says {sizes[1]}; copy both again.")
+    return model
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:

@@ -7,15 +7,19 @@ transformers does not know itself are refused.
 import hashlib
 import json
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from evalkit.errors import BadInput, EngineError
+from evalkit.errors import BadInput, EngineError, EvalkitError
 from evalkit.files import first_line
 from evalkit.models.adapter import Adapter
+from evalkit.models.causal_lm import load_causal_lm
 from evalkit.models.hub import resolve
 from evalkit.models.layouts import SIZES, ConfigFile, GenerationFile, TokenizerFile, known, read_file
 from evalkit.models.rope.formulas import Frequencies, RopeScaling
@@ -37,14 +41,18 @@ from evalkit.models.weights import (
     num_parameters,
     sampled_hash,
 )
-from evalkit.reading import read_json
+from evalkit.reading import read_json, shown
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 _CHANGES_NO_ANSWER = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash")
 _FOUND_BY_THE_BACKEND = ("torch_dtype", "dtype", "eos_token_id")
 """Told by ``Backend.identity`` as they take effect: the dtype in use, all stop ids."""
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+_LAYER = re.compile(r"\.(\d+)\.")
+"""The first number in a tensor's name is its layer's: model.layers.3.mlp.experts.7.up_proj, transformer.h.3.ln_1."""
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+"""What configs call their number of layers."""
 _HF_WILL_NOT_LOAD = "The hf backend will not load this checkpoint"
+_SECONDS_FOR_BLAME = 3.0
 _ENDLESS = 10**9  # tokenizers without a limit write 1e30 as model_max_length
 
 
@@ -94,6 +102,8 @@ class Checkpoint:
     training: TrainingRecord | None
     """The adapter's where there is one, else the folder's own."""
     adapter: Adapter | None = None
+    unbuilt: str = ""
+    """Why transformers cannot build a model of this config; empty where it can. vLLM may have a class of its own."""
     warnings: tuple[str, ...] = ()
     commits: Mapping[str, str] = field(default_factory=dict)
     """Of the hub's repositories that it came from: of the model under "commit", of the adapter under
@@ -134,12 +144,14 @@ class Checkpoint:
             raise BadInput(f"There is no checkpoint folder {path}.")
         raw, where = _read_config(folder), f"{folder}/config.json"
         refuse_contradictions(raw, where)
+        _require_quantization(raw, where)
         tensors = checkpoint_tensors(folder)
+        _require_layers(raw, tensors, folder)
         _require_tokenizer(folder)
-        whole = _as_transformers_reads(folder)
+        whole = _as_transformers_reads(folder, raw)
         config = whole.get_text_config()
         longest = _longest(config, where)
-        own, unbuilt = _own_frequencies(whole)
+        own, unbuilt = _own_frequencies(whole, raw, where)
         rope = read_stored_rope(raw, config, where, own)
         tokenizer = read_file(TokenizerFile, folder / "tokenizer_config.json")
         read_file(GenerationFile, folder / "generation_config.json")
@@ -166,8 +178,9 @@ class Checkpoint:
             tokenizer_limit=int(limit) if limit is not None and limit < _ENDLESS else None,
             training=training,
             adapter=given,
+            unbuilt=unbuilt,
             warnings=(
-                *unbuilt,
+                *((f"{_HF_WILL_NOT_LOAD}: {unbuilt}",) if unbuilt else ()),
                 *(rope.warnings if rope else ()),
                 *_adapter_inside(folder),
                 *(given.warnings if given else ()),
@@ -233,47 +246,27 @@ class Checkpoint:
         parts = {"weights": sampled_hash(self.tensors.values()), "config": self._config_hash(), **self.commits}
         return parts | ({"adapter": self.adapter.identity()} if self.adapter else {})
 
-    def weight_problem(self) -> str | None:
+    def weight_problem(self, *, quantized: bool = False) -> str | None:
         """Return why the weights are not those of the model that the config describes, or None.
 
-        Names and shapes are compared as loading does, by loading onto torch's "meta" device, which reads no values.
-        Of quantized weights the layers alone are counted: their names hang on packages that only the engine may have.
-        Those of a model that transformers cannot build, which vLLM may have a class of its own for, are not compared.
-        """
-        config = read_json(self.path / "config.json") or {}
-        if any(warning.startswith(_HF_WILL_NOT_LOAD) for warning in self.warnings):
-            return None
-        if "quantization_config" in config:
-            stored = max((int(found[1]) + 1 for found in map(_LAYER.search, self.tensors) if found), default=0)
-            if 0 < stored < self.num_layers:
-                counted = f"{stored} layers, and its config says {self.num_layers}"
-                return f"{self.path} has weights of {counted}; copy both again."
-            return None
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        They are loaded as for asking, but onto torch's "meta" device, which reads names and shapes and no values. Those
+        of a model that transformers cannot build, which vLLM may have a class of its own for, are not compared.
 
-        logging.disable_progress_bar()
+        Args:
+            quantized: compare quantized ones, too. Their names hang on packages that only the engine may have, so only
+                transformers' own backend asks for it.
+        """
+        if self.unbuilt or (self._is_quantized and not quantized):
+            return None
         try:
-            _, found = AutoModelForCausalLM.from_pretrained(
-                self.path,
-                device_map="meta",
-                dtype="auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # noqa: BLE001 - each model's class has its own way to stop
-            return f"transformers cannot load {self.path}: {first_line(error)}."
-        if missing := sorted(found["missing_keys"]):
-            return (
-                f"The weights in {self.path} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them "
-                "again."
-            )
-        for name, stored, wanted in sorted(found["mismatched_keys"]):
-            sizes = " x ".join(map(str, stored)), " x ".join(map(str, wanted))
-            return f"{name} of {self.path} is {sizes[0]}, and its config says {sizes[1]}; copy both again."
+            load_causal_lm(self.path, None, "auto", device="meta")
+        except EvalkitError as error:
+            return str(error)
         return None
+
+    @property
+    def _is_quantized(self) -> bool:
+        return (read_json(self.path / "config.json") or {}).get("quantization_config") is not None
 
     def _config_hash(self) -> str:
         parts = []
@@ -300,14 +293,68 @@ def _require_tokenizer(folder: Path) -> None:
         )
 
 
-def _as_transformers_reads(folder: Path) -> Any:
+def _require_quantization(raw: Mapping[str, Any], where: str) -> None:
+    quantization = raw.get("quantization_config")
+    named = ("quant_method", "load_in_8bit", "load_in_4bit")  # the latter of bitsandbytes, which named no method once
+    if quantization is not None and not any(quantization.get(name) for name in named):
+        raise BadInput(
+            f"quantization_config in {where} is {shown(quantization)}; it should name its quant_method, such as fp8: "
+            "copy the config again, or take the field out where the weights are not quantized."
+        )
+
+
+def _require_layers(raw: Mapping[str, Any], tensors: Mapping[str, StoredTensor], folder: Path) -> None:
+    """Refuse a config of more layers than are stored, before anything is built for each: of a million that takes hours.
+
+    More are stored where some predict further tokens, and of models that see pictures. Of the parts beside the language
+    model, which need not be stored at all, no more is asked than that a layer has a tensor.
+
+    Raises:
+        BadInput: the numbers.
+    """
+    stored = len({found[1] for found in map(_LAYER.search, tensors) if found})
+    parts = [(raw, stored), (raw.get("text_config"), stored), *((part, len(tensors)) for part in raw.values())]
+    for part, most in parts:
+        for said in (part.get(name) for name in _LAYERS) if isinstance(part, Mapping) else ():
+            if isinstance(said, int) and said > most:
+                raise BadInput(
+                    f"{folder} has weights of {stored} layers, and its config says {said:,}; copy both again."
+                )
+
+
+def _as_transformers_reads(folder: Path, raw: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each model's class has its own way to stop at a value
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise BadInput(f"transformers cannot use {folder}/config.json: {reason[:300]}.") from error
+        blamed = _blamed(raw, lambda config: None)
+        raise BadInput(f"transformers cannot use {folder}/config.json: {reason[:300]}{blamed}.") from error
+
+
+def _blamed(raw: Mapping[str, Any], use: Callable[[Any], object]) -> str:
+    """Return the end of a message: the field without which a config can be used; "" where no single one is at fault.
+
+    What transformers says of a value often names no field ("'str' object has no attribute 'items'"), so each is left
+    out in turn, for a few seconds.
+    """
+    from transformers import CONFIG_MAPPING
+
+    def fails(left_out: str | None) -> bool:
+        try:
+            kept = deepcopy({name: value for name, value in raw.items() if name != left_out})
+            use(CONFIG_MAPPING[kept["model_type"]].from_dict(kept))
+        except Exception:  # noqa: BLE001 - as where it is read
+            return True
+        return False
+
+    until = time.monotonic() + _SECONDS_FOR_BLAME
+    if not fails(None):
+        return ""
+    tried = takewhile(lambda _: time.monotonic() < until, raw)
+    found = next((name for name in tried if not fails(name)), None)
+    return "" if found is None else f"; put its {found} right, which is {shown(raw[found])}, or copy the file again"
 
 
 def _layer_caches(config: Any, where: str) -> tuple[LayerCache, ...]:
@@ -359,12 +406,12 @@ def _state_values(config: Any) -> int:
     return 0
 
 
-def _own_frequencies(config: Any) -> tuple[dict[str, Frequencies] | None, tuple[str, ...]]:
+def _own_frequencies(config: Any, raw: Mapping[str, Any], where: str) -> tuple[dict[str, Frequencies] | None, str]:
     """What the model's class computes, or None and why; vLLM may still have a class of its own."""
     try:
-        return own_frequencies(config), ()
+        return own_frequencies(config), ""
     except EngineError as error:
-        return None, (f"{_HF_WILL_NOT_LOAD}: {error}",)
+        return None, f"transformers cannot use {where}: {error}{_blamed(raw, own_frequencies)}."
 
 
 def _longest(config: Any, where: str) -> int:

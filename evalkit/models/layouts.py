@@ -149,13 +149,13 @@ def known(kind: type[_F], values: Mapping[str, Any], where: str) -> _F:
 
 
 def read_tensor_entries(header: bytes, where: str) -> dict[str, TensorEntry]:
-    """Return the tensors that the header of a safetensors file names.
+    """Return the tensors that the header of a safetensors file names; ``where`` is what messages call the header.
 
     Raises:
-        BadInput: it is no JSON object, or an entry lacks something; names file and tensor.
+        BadInput: it is no JSON object, or an entry lacks something; names the tensor.
     """
     values = parse_json(header, where)
     if not isinstance(values, dict):
-        raise BadInput(f"{where}: its header holds {type(values).__name__}; it should be a JSON object.")
+        raise BadInput(f"{where} holds {type(values).__name__}; it should be a JSON object.")
     read_as(dict[str, str] | None, values.pop("__metadata__", None), "__metadata__")  # type: ignore[arg-type]
     return read_as(dict[str, TensorEntry], values)

@@ -11,7 +11,7 @@ from evalkit.benchmarks.reasoning import is_mark
 from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.models.layouts import ConfigFile, GenerationFile, TokenizerFile, read_file
-from evalkit.reading import read_text
+from evalkit.reading import read_json, read_text, shown
 
 FILES = (
     "tokenizer.json",
@@ -46,6 +46,8 @@ def load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        _require_printable_fields(read_json(folder / name), folder / name)
     file = folder / "tokenizer.json"
     loader = PreTrainedTokenizerFast if file.is_file() else AutoTokenizer
     try:
@@ -74,7 +76,7 @@ def chat_template(folder: Path) -> str | None:
     Raises:
         BadInput: a file is not what its name says, or none of several templates is the default.
     """
-    if (file := folder / "chat_template.jinja").is_file():
+    if (file := folder / "chat_template.jinja").exists():  # a pipe or a folder is refused, and not taken for none
         return read_text(file) or None
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = read_file(TokenizerFile, folder / name)
@@ -112,6 +114,20 @@ def decode_answer(tokenizer: Any, token_ids: Iterable[int]) -> str:
         if token.special and not is_mark(token.content)
     }
     return str(tokenizer.decode([int(i) for i in token_ids if i not in dropped], skip_special_tokens=False))
+
+
+def _require_printable_fields(values: Any, file: Path) -> None:
+    """Refuse a field whose name moves a terminal: tokenizers prints those of a token that it does not know, raw.
+
+    Raises:
+        BadInput: it is named.
+    """
+    if isinstance(values, dict):
+        if odd := next((name for name in values if not name.isprintable()), None):
+            raise BadInput(f"{file} has a field {shown(odd)}, which cannot be printed; take it out.")
+        values = list(values.values())
+    for value in values if isinstance(values, list) else ():
+        _require_printable_fields(value, file)
 
 
 def _require_same_ids(tokenizer: Any, as_stored: Any, folder: Path) -> None:

@@ -147,12 +147,13 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
-                raise BadInput("its header is longer than the file")
-            entries = read_tensor_entries(stream.read(length), str(file))
+                raise BadInput(f"it begins with a header of {length:,} bytes, and has {size:,}")
+            entries = read_tensor_entries(stream.read(length), "its header")
     except OSError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
     except BadInput as error:
-        raise BadInput(f"{file} is not a safetensors file ({str(error).rstrip('.')}); copy it again.") from error
+        reason = str(error).rstrip(".").removesuffix("; copy it again")
+        raise BadInput(f"{file} is not a safetensors file ({reason}); copy it again.") from error
     data = 8 + length
     whole = data + max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if whole != size:

@@ -31,12 +31,14 @@ def import_folder(
         Each run folder when it is complete, and for each file that cannot be used the error that names it.
 
     Raises:
-        BadInput: there is no file of answers, or ``arm`` is to name several models.
+        BadInput: ``arm`` is no name, or is to name several models; there is no file of answers.
         RunFolderError: a run folder that cannot be written.
     """
+    if arm is not None:
+        require_name(arm, "--arm")
     folder, out = Path(folder).resolve(), Path(out)
     found: Iterable[ImportedRun | BadInput] = imported_runs(folder)
-    if arm:
+    if arm is not None:
         found = list(found)
         models = sorted({run.model for run in found if isinstance(run, ImportedRun)})
         if len(models) > 1:
@@ -45,7 +47,7 @@ def import_folder(
     for run in found:
         is_empty = False
         try:
-            yield run if isinstance(run, BadInput) else _write(run, out, arm or run.model, provenance or {})
+            yield run if isinstance(run, BadInput) else _write(run, out, arm, provenance or {})
         except BadInput as error:
             yield error
     if is_empty:
@@ -55,8 +57,10 @@ def import_folder(
         )
 
 
-def _write(run: ImportedRun, out: Path, name: str, provenance: Mapping[str, Any]) -> RunFolder:
-    arm = require_name(f"{name} ({run.setting_in_words})" if run.setting else name, f"The model in {run.source}")
+def _write(run: ImportedRun, out: Path, given: str | None, provenance: Mapping[str, Any]) -> RunFolder:
+    name = given or run.model
+    whose = f"The model in {run.source}" if given is None else f"--arm and the prompt setting of {run.source}, as one,"
+    arm = require_name(f"{name} ({run.setting_in_words})" if run.setting else name, whose)
     path = out / file_name("--".join(part for part in (*name.split("/"), run.setting) if part))
     files, recipes = dict(run.files), dict(run.recipes)
     if (path / "run.json").exists():

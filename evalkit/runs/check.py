@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ class CheckReport:
 
 
 def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
-    """Examine a checkpoint for a run. Loads the tokenizer, no weights.
+    """Examine a checkpoint for a run. Loads the tokenizer, no weights; asks servers what they serve.
 
     Args:
         config: the run.
@@ -115,7 +116,7 @@ def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
         warnings += found
     problems = [row.problem for row in rows if row.problem]
     problems += budget_problems(config.data, config.lengths)
-    if problem := checkpoint.weight_problem():
+    if problem := checkpoint.weight_problem(quantized=config.backend == "hf"):
         problems.append(problem)
     prompt = None
     try:
@@ -149,7 +150,10 @@ def _first_steps(config: RunConfig) -> tuple[list[str], list[str]]:
     try:
         config.engine.require_reachable()
         plan = make_plan(config)
-        plan.open_backend().close()
+        with closing(plan.open_backend()) as backend:
+            if config.engine.gpus is None:  # servers: what is there already is asked what it serves, as a run does
+                first = plan.groups[0]  # those of other lengths may be started later
+                backend.serve(first.rope, first.lengths, plan.positions(first))
         for cell, prompt in plan.first_prompts():
             if not isinstance(prompt, Prompt):
                 unfitting.append(f"The first sample of {cell} cannot be asked: {prompt}")

@@ -90,7 +90,7 @@ def spoil_json(rng: random.Random, values: Any) -> bytes:
         elif how < 0.82:
             del holder[key]
         elif isinstance(holder, dict):
-            holder[rng.choice(["", "x" * 300, "\ud800", "type", "a.b", f"{key} "])] = holder.pop(key)
+            holder[rng.choice(["", "x" * 300, "\ud800", "\x1b[31m", "type", "a.b", f"{key} "])] = holder.pop(key)
         else:
             holder.append(odd_value(rng))
     return to_json(values)

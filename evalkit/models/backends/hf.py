@@ -84,7 +84,13 @@ def open_backend(
     groups: Sequence[Sequence[str]],
     logprobs: bool,
 ) -> "HFBackend":
-    """Return the backend with nothing loaded; see ``backends.open_backend``."""
+    """Return the backend with nothing loaded; see ``backends.open_backend``.
+
+    Raises:
+        BadInput: transformers cannot build the model of this config.
+    """
+    if checkpoint.unbuilt:
+        raise BadInput(checkpoint.unbuilt)
     return HFBackend(checkpoint, encoder.tokenizer, options, logprobs=logprobs)
 
 

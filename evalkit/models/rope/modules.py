@@ -76,9 +76,7 @@ def own_frequencies(config: Any) -> dict[str, Frequencies]:
         built = [(where, type(module)(config=module.config)) for where, module in rotary_modules(model)]
     except _OVER_A_CONFIG as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise EngineError(
-            f"transformers cannot build a {config.model_type} model from its config ({reason})."
-        ) from error
+        raise EngineError(f"no {config.model_type} model can be built from it ({reason})") from error
     found: dict[str, Frequencies] = {}
     for effective in (effective for where, module in built for effective in _read(where, module)):
         found.setdefault(effective.layer_type, Frequencies(effective.inv_freq, effective.attention_factor))

@@ -242,6 +242,8 @@ def read_stored_rope(
         inside_larger_model="text_config" in raw,
         original_beside="original_max_position_embeddings" in raw,
     )
+    if base.type == "longrope" and not base.inside_larger_model:
+        _require_divisors(entry, rotary_dim // 2, where)
     if base.fixed_because:
         return base
     if base.type == "default":
@@ -263,6 +265,16 @@ def head_size(config: Any) -> int:
 def full_attention_config(config: Any) -> Any:
     """Return the config of the layers that see the whole context, where layers differ in their sizes."""
     return config.per_layer_config[FULL] if config.is_heterogeneous else config
+
+
+def _require_divisors(entry: Mapping[str, Any], pairs: int, where: str) -> None:
+    """Refuse lists of another length, which transformers stretches where they have one number, with a warning."""
+    for key in _FACTORS:
+        if (count := len(entry.get(key, ()))) != pairs:
+            raise BadInput(
+                f"{key} in {where} has {count} numbers for the {pairs} pairs that each head rotates; copy the config "
+                "again."
+            )
 
 
 def _as_its_class_computes(base: StoredRope, where: str) -> StoredRope:
