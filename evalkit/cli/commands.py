@@ -14,6 +14,7 @@ from evalkit.cli.options import (
     SettingsCommand,
     names,
     of_backend,
+    option,
     quiet_option,
     refuse_missing,
     run_classes,
@@ -80,10 +81,10 @@ def main() -> None:
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("file", required=False, type=ANY_PATH)
-@click.option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
-@click.option("--calibrate", is_flag=True, help="With --dry-run: ask a few questions first, to know the time.")
-@click.option("--print-config", is_flag=True, help="Print what is typed as such a FILE, and stop.")
+@option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
+@option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
+@option("--calibrate", is_flag=True, help="With --dry-run: ask a few questions first, to know the time.")
+@option("--print-config", is_flag=True, help="Print what is typed as such a FILE, and stop.")
 @quiet_option
 def run(
     file: Path | None,
@@ -146,8 +147,8 @@ def _refuse_without_dry_run(dry_run: bool, *, as_json: bool = False, calibrate: 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("name", required=False)
-@click.option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dict[str, Any]) -> None:
     """Tell whether a run of these lengths would be right, before any money is spent on it. Loads no weights.
 
@@ -174,8 +175,8 @@ def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dic
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("name", required=False)
-@click.option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, values: dict[str, Any]) -> None:
     """Ask two backends the same prompts, by id, and say how often and how early their answers part.
 
@@ -201,7 +202,7 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
 
 @main.command()
 @click.argument("folder", type=FOLDER, default=Path("results"))
-@click.option("--watch", is_flag=True, help="Show it again and again, until nothing runs any more.")
+@option("--watch", is_flag=True, help="Show it again and again, until nothing runs any more.")
 def status(folder: Path, watch: bool) -> None:
     """Say of each run at or below FOLDER how much is done, how fast, how much is left, and whether it is alive.
 
@@ -269,16 +270,16 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("experiment", required=False)
-@click.option("--seeds", type=click.IntRange(min=1, max=1000), help="Trainings of each arm, with seeds 0, 1, ...")
-@click.option("--base", help="Checkpoint to train the arms from, a folder or a hub name; default: the experiment's.")
-@click.option("--revision", help="Branch, tag or commit of the base's hub name.")
-@click.option("--scale", help="The experiment at another size that its file has, such as cpu.")
-@click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
-@click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
-@click.option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
-@click.option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
-@click.option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
-@click.option("--calibrate", is_flag=True, help="With --dry-run: ask and train a little first, to know the time.")
+@option("--seeds", type=click.IntRange(min=1, max=1000), help="Trainings of each arm, with seeds 0, 1, ...")
+@option("--base", help="Checkpoint to train the arms from, a folder or a hub name; default: the experiment's.")
+@option("--revision", help="Branch, tag or commit of the base's hub name.")
+@option("--scale", help="The experiment at another size that its file has, such as cpu.")
+@option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
+@option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
+@option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
+@option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
+@option("--dry-run", is_flag=True, help="Print every step with its command, tokens and time, and stop.")
+@option("--calibrate", is_flag=True, help="With --dry-run: ask and train a little first, to know the time.")
 @quiet_option
 def reproduce(
     experiment: str | None,
@@ -357,8 +358,8 @@ def reproduce(
 @main.command()
 @click.argument("run_folder", type=FOLDER)
 @click.argument("key")
-@click.option("--around", type=click.FloatRange(0, 1), help="Print only the part around this depth (0 top, 1 end).")
-@click.option("--width", type=click.IntRange(min=1), default=400, show_default=True, help="Tokens on each side of it.")
+@option("--around", type=click.FloatRange(0, 1), help="Print only the part around this depth (0 top, 1 end).")
+@option("--width", type=click.IntRange(min=1), default=400, show_default=True, help="Tokens on each side of it.")
 def show(run_folder: Path, key: str, around: float | None, width: int) -> None:
     """Rebuild the prompt of one recorded answer and print it with its facts marked.
 
@@ -396,7 +397,8 @@ def tasks(task: str | None) -> None:
     echo_wrapped(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}")
     echo(card.paper)
     default = ", ".join(card.default_subsets)
-    echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    room = f"{card.max_new_tokens} new tokens" if card.max_new_tokens else "room for each answer's own length, and more"
+    echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {room}.")
     if card.guess:
         echo_wrapped(f"Chance: the score of {card.guess}.")
     for name, subset in card.subsets.items():
@@ -424,8 +426,8 @@ def completion(shell: str) -> None:
 
 @main.command("new-checkpoint")
 @click.argument("folder", type=ANY_PATH)
-@click.option("--window", type=token_count, default="4k", show_default=True, help="Positions of the checkpoint.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
+@option("--window", type=token_count, default="4k", show_default=True, help="Positions of the checkpoint.")
+@option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
 def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     """Write a small checkpoint with random weights, a tokenizer and a chat template: something to try evalkit on.
 
