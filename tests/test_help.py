@@ -66,9 +66,10 @@ def test_every_setting_belongs_to_a_group(classes):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("train", {"Base": "--base", "Recipe and positions": "--stages", "Data": "--longest", "Wording": "--system-prompt",
-                   "Optimization": "--epochs", "LoRA": "--lora-rank", "Device": "--precision",
-                   "Data of BABILong": "--noise", "Data of MRCR": "--split", "Output": "--out"}),
+        ("train", {"Base": "--base", "Recipe and positions": "--stages", "Data": "--longest",
+                   "Wording": "--system-prompt", "Optimization": "--epochs", "LoRA": "--lora-rank",
+                   "Device": "--precision", "Data of BABILong": "--noise", "Data of MRCR": "--split",
+                   "Output": "--out"}),
         ("report", {"What is compared": "--margin", "What is shown": "--by", "Output": "--out"}),
         ("plot", {"What is compared": "--baseline", "What is shown": "--kind", "Look": "--width", "Output": "--out"}),
     ],

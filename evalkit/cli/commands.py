@@ -1,6 +1,7 @@
 """The command line. Only here do errors become exit codes: 0 done, 1 failed samples are left, 2 wrong use."""
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from evalkit.cli.options import (
     train_classes,
 )
 from evalkit.cli.reports import compare, export, import_, plot, report, score
-from evalkit.cli.terminal import echo, echo_wrapped
+from evalkit.cli.terminal import echo, echo_text, echo_wrapped, fitted
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
 
@@ -47,23 +48,24 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except EvalkitError as error:
-            echo(f"evalkit: {one_line(str(error), most=_LONGEST)}", err=True)
+            echo_text(f"evalkit: {one_line(str(error), most=_LONGEST)}", err=True)
             ctx.exit(WRONG_USE)
         except click.UsageError as error:
-            raise click.UsageError(one_line(error.format_message(), most=_LONGEST), ctx=error.ctx) from error
+            reason = fitted(f"Error: {one_line(error.format_message(), most=_LONGEST)}", err=True)
+            raise click.UsageError(reason.removeprefix("Error: "), ctx=error.ctx) from error
         except OSError as error:  # a full disk, a folder that may not be written, a name that is too long
             if error.strerror is None or error.errno == errno.EPIPE:  # click's affair: whoever reads has gone
                 raise
             what = error.filename if error.filename is not None else "A file"
             reason = f"{what} cannot be used ({error.strerror}); make room, or name another path."
-            echo(f"evalkit: {one_line(reason, most=_LONGEST)}", err=True)
+            echo_text(f"evalkit: {one_line(reason, most=_LONGEST)}", err=True)
             ctx.exit(WRONG_USE)
         except UnicodeEncodeError as error:
             shown = one_line(error.object, most=_LONGEST)
-            echo(f"evalkit: {shown} is not the name of any file; name another path.", err=True)
+            echo_text(f"evalkit: {shown} is not the name of any file; name another path.", err=True)
             ctx.exit(WRONG_USE)
         except KeyboardInterrupt:
-            echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
+            echo_text("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
             ctx.exit(130)
 
 
@@ -168,7 +170,10 @@ def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dic
     values |= {"model": name} if name else {}
     refuse_missing(values, "model", "lengths")
     report = examine(run_config({"task": "babilong"} | values), gpu_memory=gpu_memory)
-    echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    if as_json:
+        echo(json.dumps(report.to_json(), indent=1))
+    else:
+        echo_text(report.to_text())
     if not report.ok:
         sys.exit(WRONG_USE)
 
@@ -197,7 +202,10 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
     refuse_missing(values, "model")
     values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
     report = crosscheck_plans([run_config(of_backend(values, backend)) for backend in backends])
-    echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    if as_json:
+        echo(json.dumps(report.to_json(), indent=1))
+    else:
+        echo_text(report.to_text())
 
 
 @main.command()
@@ -245,27 +253,23 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
       evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8k
       evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8k
     """
-    from tqdm import tqdm
-
+    from evalkit.cli.progress import TrainProgress
     from evalkit.train.config import train_config
     from evalkit.train.finetune import describe, finetune
 
     refuse_missing(values, "base", "out", "recipe")
     config = train_config(values)
-    with tqdm(unit="step", dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # torchrun starts the command for each device; the first tells
+    with TrainProgress(quiet=quiet) as progress:
         folder = finetune(
             config,
-            on_step=show,
-            on_loss=lambda loss: bar.set_postfix(loss=f"{loss:.4g}"),
-            on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr),
+            on_step=progress.step,
+            on_loss=progress.loss,
+            on_notice=progress.note,
+            on_phase=progress.phase,
         )
     if not quiet:
-        echo(describe(folder), err=True)
+        echo_text(describe(folder), err=True)
 
 
 @main.command()
@@ -320,7 +324,7 @@ def reproduce(
 
     if experiment is None:
         for name in experiment_names():
-            echo(f"{name:12} {load_experiment(name).about}")
+            echo_text(f"{name:12} {load_experiment(name).about}")
         return
     loaded = load_experiment(experiment, base=base, revision=revision, scale=scale)
     chosen = tuple(range(seeds)) if seeds else loaded.seeds
@@ -329,13 +333,13 @@ def reproduce(
     steps = plan_steps(study, chosen)
     _refuse_without_dry_run(dry_run, calibrate=calibrate)
     if calibrate:
-        echo("measuring how fast this machine trains and asks, unless that is known", err=True)
+        echo_text("measuring how fast this machine trains and asks, unless that is known", err=True)
         study.calibrate()
     if dry_run:
-        echo(describe(steps))
+        echo_text(describe(steps))
         if not study.trains_base and local(loaded.base, loaded.revision) is None:
             there = "is neither a folder here nor in the hub's cache; without --dry-run it is looked for on the hub"
-            echo(f"note: the base {loaded.base} {there}.", err=True)
+            echo_text(f"note: the base {loaded.base} {there}.", err=True)
         return
     if not study.trains_base:
         resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
@@ -351,7 +355,7 @@ def reproduce(
     if not quiet:
         echo(f"tables and figures: {study.plots}", err=True)
     if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:
-        echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
+        echo_text(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
         sys.exit(FAILED_SAMPLES)
 
 
@@ -440,7 +444,7 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     from evalkit.models.new_checkpoint import write_checkpoint
 
     write_checkpoint(folder, window=window, seed=seed)
-    echo(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
+    echo_text(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
 
 
 for _command in (import_, export):

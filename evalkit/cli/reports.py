@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from evalkit.cli.options import ANY_PATH, FOLDER, GroupedCommand, lengths, option, quiet_option, token_count
-from evalkit.cli.terminal import echo
+from evalkit.cli.terminal import echo, echo_text
 from evalkit.errors import BadInput, EvalkitError
 
 _COMPARED, _SHOWN, _LOOK = "What is compared", "What is shown", "Look"
@@ -251,11 +251,11 @@ def score(runs: tuple[Path, ...]) -> None:
     for found in score_folders(runs):
         if isinstance(found, EvalkitError):
             faults.append(found)
-            echo(f"Left out: {found}", err=True)
+            echo_text(f"Left out: {found}", err=True)
             continue
         done.append(found.path)
         for notice in found.notices:
-            echo(f"note: {notice}", err=True)
+            echo_text(f"note: {notice}", err=True)
     if not done:
         raise BadInput(f"No run could be scored. {faults[0]}")
     print_tables(done)
@@ -288,13 +288,13 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
     for found in import_folder(folder, out, arm=arm, provenance=provenance()):
         if isinstance(found, BadInput):
             faults += 1
-            echo(f"Left out: {found}", err=True)
+            echo_text(f"Left out: {found}", err=True)
             continue
         for notice in found.notices:
-            echo(notice, err=True)
+            echo_text(notice, err=True)
         score_folder(found)
         imported += 1
-        echo(f"{found.path}: {len(found.recorded()):,} answers")
+        echo_text(f"{found.path}: {len(found.recorded()):,} answers")
     if not imported:
         raise BadInput(f"Nothing in {folder} could be imported: all of its {faults} files of answers are faulty.")
 
