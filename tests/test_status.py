@@ -205,7 +205,8 @@ def test_a_training_by_command_tells_its_phases_and_steps_in_a_log(monkeypatch, 
 
     write_checkpoint(tmp_path / "base", window=256, vocab_size=600, num_layers=1)
     words = f"train --base {tmp_path / 'base'} --out {tmp_path / 'arm'} --recipe plain --subsets qa1 --samples 40"
-    words += " --longest 240 --epochs 1 --accumulation 1 --no-examples --control facts-only"
+    words += " --longest 240 --epochs 1 --accumulation 1 --no-instruction --no-examples"
+    words += " --no-post-prompt --control facts-only"
     done = CliRunner().invoke(main, words.split(), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     lines = done.stderr.splitlines()
