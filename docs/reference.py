@@ -95,7 +95,9 @@ def settings() -> Iterable[str]:
     groups: dict[str, dict[str, options.Setting]] = {}
     for key, one in of_runs.items():
         groups.setdefault(one.group or "Options", {})[key] = one
-    groups["Of trainings alone"] = {key: one for key, one in of_trainings.items() if key not in of_runs}
+    for key, one in of_trainings.items():
+        if key not in of_runs:
+            groups.setdefault(f"Of trainings alone: {one.group}", {})[key] = one
     for title, own in groups.items():
         yield f"### {title}\n\n" + _table(
             ("option", "key", "what it is"),

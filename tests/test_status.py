@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from evalkit.cli.commands import main
-from evalkit.cli.progress import Progress
+from evalkit.cli.progress import Progress, StudyProgress, TrainProgress, _Bar
 from evalkit.records.folder import RunFolder, this_process
 from evalkit.runs import provenance as of_runs
 from evalkit.runs import status as of_status
@@ -114,22 +115,109 @@ def prediction(tmp_path):
     return next(RunFolder.open(folder).predictions())
 
 
-def test_a_log_gets_plain_lines_at_intervals(monkeypatch, prediction):
+def next_line(log: io.StringIO, begin: str) -> str:
+    """Wait until a log has a line that begins so."""
+    for _ in range(500):
+        if found := [line for line in log.getvalue().splitlines() if line.startswith(begin)]:
+            return found[-1]
+        time.sleep(0.01)
+    raise AssertionError(f"no line begins with {begin!r}: {log.getvalue()}")
+
+
+def log_with_a_line_each(seconds: float, monkeypatch) -> io.StringIO:
+    """What stderr gets from here on, which is no terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(_Bar, "every", seconds)
     log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
-    with Progress(every=0) as often:
-        often.starts(["4k"] * 4)
-        often.phase("answering")
+    monkeypatch.setattr(sys, "stderr", log)  # not by a fixture: pytest puts its own in between
+    return log
+
+
+def test_a_log_gets_a_plain_line_of_a_run_at_intervals(monkeypatch, prediction):
+    log = log_with_a_line_each(0.02, monkeypatch)
+    with Progress() as progress:
+        progress.phase("loading the model")
+        assert next_line(log, "loading the model, ") == "loading the model, 0 s so far"
+        progress.starts(["4k"] * 4)
+        progress.phase("answering")
         for _ in range(3):
-            often.sent()
-        often.answered(prediction)
-    (line,) = log.getvalue().splitlines()
-    assert line.startswith("4k 1/4, 2 in flight, ")
-    assert line.endswith(" left")
-    with Progress() as seldom:
-        seldom.starts(["4k"] * 4)
-        seldom.answered(prediction)
-    assert len(log.getvalue().splitlines()) == 1
+            progress.sent()
+        assert next_line(log, "answering, 3") == "answering, 3 in flight, 0 s so far"
+        progress.answered(prediction)
+        assert re.fullmatch(r"4k 1/4, 2 in flight, \d+\.\d\d samples/s, \d+ s left", next_line(log, "4k 1/4"))
+        progress.phase("loading the model")  # for other lengths, under another rule
+        time.sleep(0.1)
+    assert log.getvalue().splitlines()[-1] == "loading the model, 0 s so far"
+    written = log.getvalue()
+    time.sleep(0.1)
+    assert log.getvalue() == written, "nothing is told after the end"
+
+
+def test_between_two_intervals_a_log_gets_the_phases_alone(monkeypatch, prediction):
+    log = log_with_a_line_each(60, monkeypatch)
+    with Progress() as progress:
+        progress.phase("loading the model")
+        progress.starts(["4k"] * 4)
+        progress.phase("answering")
+        progress.answered(prediction)
+    assert log.getvalue() == "loading the model\n"
+
+
+def test_a_log_gets_a_plain_line_of_a_training_at_intervals(monkeypatch):
+    log = log_with_a_line_each(0.02, monkeypatch)
+    with TrainProgress() as progress:
+        progress.phase("preparing data")
+        assert next_line(log, "preparing data, ") == "preparing data, 0 s so far"
+        progress.phase("training")
+        progress.step(41, 50)  # it goes on after step 40
+        progress.loss(0.25)
+        line = next_line(log, "step 41/50, loss")
+        assert re.fullmatch(r"step 41/50, loss 0\.25, \d+\.\d steps/s, \d+ s left", line)
+    with TrainProgress(quiet=True) as progress:
+        before = log.getvalue()
+        progress.phase("training")
+        time.sleep(0.1)
+        assert log.getvalue() == before
+
+
+def test_a_log_gets_a_plain_line_of_a_study_at_intervals(monkeypatch, tmp_path):
+    log = log_with_a_line_each(0.02, monkeypatch)
+    from evalkit.study.experiment import load_experiment
+    from evalkit.study.steps import plan_steps
+    from evalkit.study.study import Study
+
+    noise, base, *others = plan_steps(Study(experiment=load_experiment("tiny"), root=tmp_path, plots=tmp_path), [0])
+    with StudyProgress([noise, base, *others]) as progress:
+        progress.is_finished(noise, "written")
+        progress.goes_on(base, 0.0)
+        number = len(others) + 2
+        assert next_line(log, "1/") == f"1/{number} steps done; base base, seed 0 (0%)", "no pace is known yet"
+        progress.goes_on(base, 0.25)
+        progress.goes_on(base, 0.5)
+        line = next_line(log, f"1/{number} steps done; base base, seed 0 (50%); ")
+        assert re.fullmatch(r".*; \d+ (s|min) left", line)
+        for step in others[1:6]:
+            progress.goes_on(step, 0.0)
+        assert "; 3 more; " in next_line(log, f"1/{number} steps done; base base, seed 0 (50%); {others[1]} (0%)")
+
+
+def test_a_training_by_command_tells_its_phases_and_steps_in_a_log(monkeypatch, tmp_path):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(_Bar, "every", 0.02)
+    from evalkit.models.new_checkpoint import write_checkpoint
+
+    write_checkpoint(tmp_path / "base", window=256, vocab_size=600, num_layers=1)
+    words = f"train --base {tmp_path / 'base'} --out {tmp_path / 'arm'} --recipe plain --subsets qa1 --samples 40"
+    words += " --longest 240 --epochs 1 --accumulation 1 --no-instruction --no-examples"
+    words += " --no-post-prompt --control facts-only"
+    done = CliRunner().invoke(main, words.split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    phases = ["preparing data", "loading the model", "training", "writing the checkpoint"]
+    assert [line for line in lines if line in phases] == phases
+    assert any(re.fullmatch(r"step \d+/\d+, loss \S+, \d+\.\d (steps/s|s a step), .* left", line) for line in lines)
+    quiet = CliRunner().invoke(main, [*words.split(), "--quiet"], catch_exceptions=False)
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
 
 
 def test_a_terminal_names_the_phase_and_never_an_unknown_time(monkeypatch, prediction):

@@ -483,9 +483,10 @@ def test_processes_carry_out_every_step_once_and_tell_how_far_they_are(study, jo
     )
     assert did == ["ask", "train", "train", "run", "run", "report"]
     assert (plots / "summary.csv").is_file()
-    assert len(shares) == 4
-    assert all(told == sorted(told) and told[-1] == 1 for told in shares.values())
-    assert shares["train plain, seed 0"] == [0.5, 1.0], "two optimizer steps"
+    assert len(shares) == 6
+    assert all(told == sorted(told) and told[0] == 0 for told in shares.values()), "a step that begins is told of"
+    assert sum(told[-1] == 1 for told in shares.values()) == 4
+    assert shares["train plain, seed 0"] == [0.0, 0.5, 1.0], "two optimizer steps"
 
 
 def test_what_the_printed_commands_make_is_what_the_study_expects(study):

@@ -1,5 +1,6 @@
 """What a terminal shows: short, as wide as it is and never wider, and no two arms by one name."""
 
+import csv
 import re
 import tarfile
 from pathlib import Path
@@ -77,6 +78,60 @@ def test_the_report_on_the_tiny_study_is_short_and_as_wide_as_the_terminal(
     )
     assert f"{tmp_path}/: report.html" in text.replace("/ ", "/")
     assert "Randomized YaRN, paper's range is better" not in text, "a sentence per arm is for --full"
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_three_seeds_fit_one_screen_with_their_notes_and_files(
+    tiny: Path, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from evalkit.report import build
+
+    monkeypatch.setattr(build, "all_drawings", lambda analysis: [])
+    done = report(*(str(tiny / f"seed-{seed}") for seed in range(3)), columns=columns, out=tmp_path)
+    assert f"{tmp_path}/: report.html" in done.stderr.replace("\n", "")
+    assert len(done.stdout.splitlines()) + len(done.stderr.splitlines()) <= 60
+
+
+@pytest.fixture(scope="module")
+def many_arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """58 arms with long names: a baseline, then better and better ones."""
+    root = tmp_path_factory.mktemp("many")
+    for i in range(58):
+        name = f"organization-{i % 7}/Some-Model-{i}B-Instruct (instruction+examples)" if i else "plain"
+        write_run(
+            root / f"run-{i}", arm=name, accuracy=holds_to(4 * K, best=0.35 + i / 100), samples=10, subsets=("qa1",)
+        )
+    return root
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_of_many_arms_the_best_are_shown_and_how_many_are_left_out_is_said(
+    many_arms: Path, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from evalkit.report import build
+
+    monkeypatch.setattr(build, "all_drawings", lambda analysis: [])
+    done = report(str(many_arms), columns=columns, out=tmp_path)
+    lines = plain(done.stdout)
+    assert len(lines) + len(done.stderr.splitlines()) <= 60
+    found = re.search(r"(\d+) of 58 arms are left out; the (\d+) are plain and those with the", " ".join(lines))
+    assert found
+    assert int(found[1]) + int(found[2]) == 58
+    assert int(found[2]) >= 3
+    assert "--full and the CSV files have all." in " ".join(lines)
+    assert any(line.startswith("plain ") for line in lines), "the baseline, though it is the worst of all"
+    with (tmp_path / "arms.csv").open() as file:
+        assert len({row["arm"] for row in csv.DictReader(file)}) == 58
+
+
+def test_arms_that_are_named_are_all_shown(many_arms: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from evalkit.report import build
+
+    monkeypatch.setattr(build, "all_drawings", lambda analysis: [])
+    names = [f"organization-{i % 7}/Some-Model-{i}B-Instruct (instruction+examples)" for i in range(1, 58)]
+    done = report(str(many_arms), *(word for name in names for word in ("--arms", name)), columns=200, out=tmp_path)
+    assert all(done.stdout.count(name) >= 1 for name in names)
+    assert "are left out" not in done.stdout
 
 
 def test_the_whole_report_has_every_table_no_line_too_wide_and_no_explanation_twice(
@@ -181,3 +236,42 @@ def test_both_sides_of_a_difference_are_shortened() -> None:
     assert max(map(len, short.values())) <= 30
     assert len(set(short.values())) == len(short)
     assert all(text.count(" − ") == 1 for text in short.values())
+
+
+def is_text(line: str) -> bool:
+    """Neither a row of a table nor a command to be copied: a break would spoil these."""
+    return len(re.findall(r"\S {2,}\S", line)) < 2 and not line.strip().startswith(("evalkit ", "export "))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run {study} --dry-run",
+        "run --model {ckpt} --task babilong --lengths 64k",
+        "run --model {ckpt} --rope unknown",
+        "check {ckpt} --lengths 1k,64k",
+        "reproduce",
+        "reproduce tiny --dry-run",
+        "tasks",
+        "tasks mrcr",
+        "report {nowhere}",
+        "compare {runs}/plain {runs}/yarn",
+    ],
+)
+def test_no_sentence_is_wider_than_the_terminal_and_in_a_file_each_stays_whole(
+    words: str, checkpoint: Path, two_arms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'model = "{checkpoint}"\ntask = "babilong"\nlengths = ["1k"]\nsubsets = ["qa1"]\nsamples = 3\nbackend = "hf"\n'
+    )
+    for name, path in (("ckpt", checkpoint), ("runs", two_arms)):
+        (tmp_path / name).symlink_to(path)
+    typed = words.format(study="study.toml", ckpt="ckpt", runs="runs", nowhere="a/folder/that/is/not/there").split()
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(main, typed).output.splitlines()
+    assert [line for line in plain("\n".join(narrow)) if len(line) > 80 and is_text(line)] == []
+    if words.startswith(("run", "check", "reproduce")):
+        whole = CliRunner(env={"COLUMNS": None}).invoke(main, typed).output
+        assert max(map(len, whole.splitlines())) > 80
+        assert "".join(whole.split()) == "".join(" ".join(narrow).split())

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from evalkit.cli.options import (
     SettingsCommand,
     names,
     of_backend,
+    option,
     quiet_option,
     refuse_missing,
     run_classes,
@@ -22,7 +24,7 @@ from evalkit.cli.options import (
     train_classes,
 )
 from evalkit.cli.reports import compare, export, import_, plot, report, score
-from evalkit.cli.terminal import echo, echo_wrapped
+from evalkit.cli.terminal import echo, echo_text, echo_wrapped, fitted
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
 
@@ -47,23 +49,24 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except EvalkitError as error:
-            echo(f"evalkit: {one_line(str(error), most=_LONGEST)}", err=True)
+            echo_text(f"evalkit: {one_line(str(error), most=_LONGEST)}", err=True)
             ctx.exit(WRONG_USE)
         except click.UsageError as error:
-            raise click.UsageError(one_line(error.format_message(), most=_LONGEST), ctx=error.ctx) from error
+            reason = fitted(f"Error: {one_line(error.format_message(), most=_LONGEST)}", err=True)
+            raise click.UsageError(reason.removeprefix("Error: "), ctx=error.ctx) from error
         except OSError as error:  # a full disk, a folder that may not be written, a name that is too long
             if error.strerror is None or error.errno == errno.EPIPE:  # click's affair: whoever reads has gone
                 raise
             what = error.filename if error.filename is not None else "A file"
             reason = f"{what} cannot be used ({error.strerror}); make room, or name another path."
-            echo(f"evalkit: {one_line(reason, most=_LONGEST)}", err=True)
+            echo_text(f"evalkit: {one_line(reason, most=_LONGEST)}", err=True)
             ctx.exit(WRONG_USE)
         except UnicodeEncodeError as error:
             shown = one_line(error.object, most=_LONGEST)
-            echo(f"evalkit: {shown} is not the name of any file; name another path.", err=True)
+            echo_text(f"evalkit: {shown} is not the name of any file; name another path.", err=True)
             ctx.exit(WRONG_USE)
         except KeyboardInterrupt:
-            echo("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
+            echo_text("\nevalkit: stopped; what was answered is recorded, and the same command goes on.", err=True)
             ctx.exit(130)
 
 
@@ -81,10 +84,10 @@ def main() -> None:
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("file", required=False, type=ANY_PATH)
-@click.option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
-@click.option("--calibrate", is_flag=True, help="With --dry-run: ask a few questions first, to know the time.")
-@click.option("--print-config", is_flag=True, help="Print what is typed as such a FILE, and stop.")
+@option("--dry-run", is_flag=True, help="Print what it would cost and could show, and stop.")
+@option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
+@option("--calibrate", is_flag=True, help="With --dry-run: ask a few questions first, to know the time.")
+@option("--print-config", is_flag=True, help="Print what is typed as such a FILE, and stop.")
 @quiet_option
 def run(
     file: Path | None,
@@ -147,8 +150,8 @@ def _refuse_without_dry_run(dry_run: bool, *, as_json: bool = False, calibrate: 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("name", required=False)
-@click.option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--gpu-memory", type=float, help="GiB of the GPU (of all that share the model): counts what fits.")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dict[str, Any]) -> None:
     """Tell whether a run of these lengths would be right, before any money is spent on it. Loads no weights.
 
@@ -168,15 +171,18 @@ def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dic
     values |= {"model": name} if name else {}
     refuse_missing(values, "model", "lengths")
     report = examine(run_config({"task": "babilong"} | values), gpu_memory=gpu_memory)
-    echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    if as_json:
+        echo(json.dumps(report.to_json(), indent=1))
+    else:
+        echo_text(report.to_text())
     if not report.ok:
         sys.exit(WRONG_USE)
 
 
 @main.command(cls=SettingsCommand, classes=run_classes)
 @click.argument("name", required=False)
-@click.option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--backends", type=names, default="hf,vllm", show_default=True, help="Two of hf, vllm, server.")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, values: dict[str, Any]) -> None:
     """Ask two backends the same prompts, by id, and say how often and how early their answers part.
 
@@ -197,12 +203,15 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
     refuse_missing(values, "model")
     values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
     report = crosscheck_plans([run_config(of_backend(values, backend)) for backend in backends])
-    echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    if as_json:
+        echo(json.dumps(report.to_json(), indent=1))
+    else:
+        echo_text(report.to_text())
 
 
 @main.command()
 @click.argument("folder", type=FOLDER, default=Path("results"))
-@click.option("--watch", is_flag=True, help="Show it again and again, until nothing runs any more.")
+@option("--watch", is_flag=True, help="Show it again and again, until nothing runs any more.")
 def status(folder: Path, watch: bool) -> None:
     """Say of each run at or below FOLDER how much is done, how fast, how much is left, and whether it is alive.
 
@@ -245,44 +254,38 @@ def train(quiet: bool, values: dict[str, Any]) -> None:
       evalkit train --base ckpt/ --out plain/ --recipe plain --subsets qa3 --longest 8k
       evalkit train --base ckpt/ --out ryarn/ --recipe randomized-yarn --subsets qa3 --longest 8k
     """
-    from tqdm import tqdm
-
+    from evalkit.cli.progress import TrainProgress
     from evalkit.train.config import train_config
     from evalkit.train.finetune import describe, finetune
 
     refuse_missing(values, "base", "out", "recipe")
     config = train_config(values)
-    with tqdm(unit="step", dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # torchrun starts the command for each device; the first tells
+    with TrainProgress(quiet=quiet) as progress:
         folder = finetune(
             config,
-            on_step=show,
-            on_loss=lambda loss: bar.set_postfix(loss=f"{loss:.4g}"),
-            on_notice=lambda notice: bar.write(f"note: {notice}", file=sys.stderr),
+            on_step=progress.step,
+            on_loss=progress.loss,
+            on_notice=progress.note,
+            on_phase=progress.phase,
         )
     if not quiet:
-        echo(describe(folder), err=True)
+        echo_text(describe(folder), err=True)
 
 
 @main.command()
 @click.argument("experiment", required=False)
-@click.option("--seeds", type=click.IntRange(min=1, max=1000), help="Trainings of each arm, with seeds 0, 1, ...")
-@click.option("--base", help="Checkpoint to train the arms from, a folder or a hub name; default: the experiment's.")
-@click.option("--revision", help="Branch, tag or commit of the base's hub name.")
-@click.option("--scale", help="The experiment at another size that its file has, such as cpu.")
-@click.option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
-@click.option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
-@click.option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
-@click.option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print every step with its command, what it takes and can show, and stop."
-)
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
-@click.option("--calibrate", is_flag=True, help="With --dry-run: ask and train a little first, to know the time.")
+@option("--seeds", type=click.IntRange(min=1, max=1000), help="Trainings of each arm, with seeds 0, 1, ...")
+@option("--base", help="Checkpoint to train the arms from, a folder or a hub name; default: the experiment's.")
+@option("--revision", help="Branch, tag or commit of the base's hub name.")
+@option("--scale", help="The experiment at another size that its file has, such as cpu.")
+@option("--out", type=ANY_PATH, help="Checkpoints and runs; default: results/EXPERIMENT.")
+@option("--plots", type=ANY_PATH, help="Tables and figures; default: plots/EXPERIMENT.")
+@option("--replicas", type=click.IntRange(min=1), help="Steps side by side, one device each; needs Ray.")
+@option("--ray", help="Use a Ray cluster whose nodes share these folders: its head's HOST:PORT, or auto.")
+@option("--dry-run", is_flag=True, help="Print every step with its command, what it takes and can show, and stop.")
+@option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
+@option("--calibrate", is_flag=True, help="With --dry-run: ask and train a little first, to know the time.")
 @quiet_option
 def reproduce(
     experiment: str | None,
@@ -324,7 +327,7 @@ def reproduce(
 
     if experiment is None:
         for name in experiment_names():
-            echo(f"{name:12} {load_experiment(name).about}")
+            echo_text(f"{name:12} {load_experiment(name).about}")
         return
     loaded = load_experiment(experiment, base=base, revision=revision, scale=scale)
     chosen = tuple(range(seeds)) if seeds else loaded.seeds
@@ -333,13 +336,16 @@ def reproduce(
     steps = plan_steps(study, chosen)
     _refuse_without_dry_run(dry_run, as_json=as_json, calibrate=calibrate)
     if calibrate:
-        echo("measuring how fast this machine trains and asks, unless that is known", err=True)
+        echo_text("measuring how fast this machine trains and asks, unless that is known", err=True)
         study.calibrate()
     if dry_run:
-        echo(json.dumps(to_json(steps), indent=1) if as_json else describe(steps))
+        if as_json:
+            echo(json.dumps(to_json(steps), indent=1))
+        else:
+            echo_text(describe(steps))
         if not study.trains_base and local(loaded.base, loaded.revision) is None:
             there = "is neither a folder here nor in the hub's cache; without --dry-run it is looked for on the hub"
-            echo(f"note: the base {loaded.base} {there}.", err=True)
+            echo_text(f"note: the base {loaded.base} {there}.", err=True)
         return
     if not study.trains_base:
         resolve(loaded.base, loaded.revision)  # downloaded once, before several processes ask for it
@@ -355,15 +361,15 @@ def reproduce(
     if not quiet:
         echo(f"tables and figures: {study.plots}", err=True)
     if unfinished := [step for step in steps if isinstance(step, Run) and not step.done()]:
-        echo(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
+        echo_text(f"{len(unfinished)} runs have failed samples, which the same command asks again.", err=True)
         sys.exit(FAILED_SAMPLES)
 
 
 @main.command()
 @click.argument("run_folder", type=FOLDER)
 @click.argument("key")
-@click.option("--around", type=click.FloatRange(0, 1), help="Print only the part around this depth (0 top, 1 end).")
-@click.option("--width", type=click.IntRange(min=1), default=400, show_default=True, help="Tokens on each side of it.")
+@option("--around", type=click.FloatRange(0, 1), help="Print only the part around this depth (0 top, 1 end).")
+@option("--width", type=click.IntRange(min=1), default=400, show_default=True, help="Tokens on each side of it.")
 def show(run_folder: Path, key: str, around: float | None, width: int) -> None:
     """Rebuild the prompt of one recorded answer and print it with its facts marked.
 
@@ -401,7 +407,8 @@ def tasks(task: str | None) -> None:
     echo_wrapped(f"{card.title}, card v{card.version}. {' '.join(card.description.split())}")
     echo(card.paper)
     default = ", ".join(card.default_subsets)
-    echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {card.max_new_tokens} new tokens.")
+    room = f"{card.max_new_tokens} new tokens" if card.max_new_tokens else "room for each answer's own length, and more"
+    echo_wrapped(f"Default: {default}; {card.default_samples} samples a cell; {room}.")
     if card.guess:
         echo_wrapped(f"Chance: the score of {card.guess}.")
     for name, subset in card.subsets.items():
@@ -429,8 +436,8 @@ def completion(shell: str) -> None:
 
 @main.command("new-checkpoint")
 @click.argument("folder", type=ANY_PATH)
-@click.option("--window", type=token_count, default="4k", show_default=True, help="Positions of the checkpoint.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
+@option("--window", type=token_count, default="4k", show_default=True, help="Positions of the checkpoint.")
+@option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the weights.")
 def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     """Write a small checkpoint with random weights, a tokenizer and a chat template: something to try evalkit on.
 
@@ -443,7 +450,7 @@ def new_checkpoint(folder: Path, window: int, seed: int) -> None:
     from evalkit.models.new_checkpoint import write_checkpoint
 
     write_checkpoint(folder, window=window, seed=seed)
-    echo(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
+    echo_text(f"{folder}: random weights, window {format_length(window)}; its answers are noise.", err=True)
 
 
 for _command in (import_, export):

@@ -13,7 +13,25 @@ from evalkit.options import Setting
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
-quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but warnings and failures.")
+_LAST = "Output"
+
+
+class GroupedOption(click.Option):
+    """An option under a heading of --help, whose value goes by the last word of its flag unless it has a metavar."""
+
+    def __init__(self, *args: Any, group: str = _LAST, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+        if self.metavar is None and not isinstance(self.type, click.Choice):
+            self.metavar = self.opts[0].rpartition("-")[2].upper()
+
+
+def option(*flags: str, **how: Any) -> Callable[[Any], Any]:
+    """Return what adds an option that is no setting to a command: ``click.option`` with a ``group``."""
+    return click.option(*flags, cls=GroupedOption, **how)
+
+
+quiet_option = option("--quiet", is_flag=True, help="Print nothing but warnings and failures.")
 
 
 # Types of options that belong to one command alone: click calls them with what was typed.
@@ -34,9 +52,6 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-_LAST = "Output"
-
-
 class _Typed(click.ParamType[Any]):
     """What is typed behind the flag of a setting."""
 
@@ -48,7 +63,22 @@ class _Typed(click.ParamType[Any]):
         return options.from_text(self.setting, value) if isinstance(value, str) else value
 
 
-class SettingsCommand(click.Command):
+class GroupedCommand(click.Command):
+    """A command whose options stand in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings; the output comes last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                groups.setdefault(getattr(param, "group", _LAST), []).append(record)  # click's own --help has none
+        for title in sorted(groups, key=_LAST.__eq__):  # stable: the others stay as they are declared
+            with formatter.section(title):
+                formatter.write_dl(groups[title])
+
+
+class SettingsCommand(GroupedCommand):
     """A command whose options are the settings of some classes, found when it is first used: that imports the wings.
 
     The callback gets what was typed, by key, as ``values``, and the command's other options as they are.
@@ -68,36 +98,18 @@ class SettingsCommand(click.Command):
         ctx.params["values"] = {key: value for key, value in given.items() if value is not None and value != ()}
         return super().invoke(ctx)
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their settings; the command's own come last."""
-        settings = self._settings()
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                own = settings.get(param.name or "")
-                groups.setdefault((own.group if own else _LAST) or "Options", []).append(record)
-        for title in sorted(groups, key=_LAST.__eq__):  # stable: the others stay as they are declared
-            with formatter.section(title):
-                formatter.write_dl(groups[title])
-
     def _settings(self) -> dict[str, Setting]:
         return {key: setting for cls in self._classes() for key, setting in options.settings(cls).items()}
 
 
 def _option(setting: Setting) -> click.Option:
     flag, key = setting.option.flag, setting.option.key
+    how: dict[str, Any] = {"help": setting.option.help, "group": setting.group or "Options"}
     if options.is_switch(setting):
-        return click.Option([f"{flag}/--no-{flag.removeprefix('--')}", key], default=None, help=setting.option.help)
+        return GroupedOption([f"{flag}/--no-{flag.removeprefix('--')}", key], default=None, **how)
     chosen = options.choices(setting)
-    kind: Any = click.Choice(chosen) if chosen else _Typed(setting)
-    return click.Option(
-        [flag, key], type=kind, multiple=setting.option.repeat, help=setting.option.help, metavar=_metavar(setting)
-    )
-
-
-def _metavar(setting: Setting) -> str | None:
-    return None if options.choices(setting) else setting.option.key.rpartition("_")[2].upper()
+    kind = click.Choice(chosen) if chosen else _Typed(setting)
+    return GroupedOption([flag, key], type=kind, multiple=setting.option.repeat, **how)
 
 
 def run_classes() -> list[type]:

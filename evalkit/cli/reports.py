@@ -5,36 +5,69 @@ from typing import Any
 
 import click
 
-from evalkit.cli.options import ANY_PATH, FOLDER, lengths, quiet_option, token_count
-from evalkit.cli.terminal import echo
+from evalkit.cli.options import ANY_PATH, FOLDER, GroupedCommand, lengths, option, quiet_option, token_count
+from evalkit.cli.terminal import echo, echo_text
 from evalkit.errors import BadInput, EvalkitError
 
-margin_option = click.option(
+_COMPARED, _SHOWN, _LOOK = "What is compared", "What is shown", "Look"
+
+margin_option = option(
     "--margin",
+    group=_COMPARED,
     type=click.FloatRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
     help="Points: arms that are shown to differ by less are equivalent.",
 )
-published_option = click.option(
+published_option = option(
     "--published",
     multiple=True,
+    group=_SHOWN,
     metavar="paper|FILE.csv",
     help="Show others' counts beside: those of the Randomized YaRN paper, or a table of yours. Repeatable.",
 )
+trained_length_option = option(
+    "--trained-length", type=token_count, group=_COMPARED, help="Such as 8k; default: what the checkpoints say."
+)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
-@click.option("--baseline", help="Arm that the others are compared with; default: plain training, or the first arm.")
-@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+@option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for tables and figures.")
+@option(
+    "--baseline",
+    group=_COMPARED,
+    help="Arm that the others are compared with; default: plain training, or the first arm.",
+)
+@trained_length_option
 @margin_option
 @published_option
-@click.option("--by", metavar="TAG", help="Group samples by a tag of theirs, such as entries, hops or distance.")
-@click.option("--arms", multiple=True, help="Arms of the main table (terminal, LaTeX), with commas or repeated.")
-@click.option("--lengths", "chosen", type=lengths, default="", help="Lengths of the main table, such as 16k,128k.")
-@click.option("--full", is_flag=True, help="Print every table; count kinds of errors in all answers (errors.csv).")
+@option(
+    "--by",
+    group=_SHOWN,
+    metavar="TAG",
+    help="Group samples by a tag of theirs, such as entries, hops or distance.",
+)
+@option(
+    "--arms",
+    group=_SHOWN,
+    multiple=True,
+    help="Arms of the main table (terminal, LaTeX), with commas or repeated.",
+)
+@option(
+    "--lengths",
+    "chosen",
+    group=_SHOWN,
+    type=lengths,
+    default="",
+    help="Lengths of the main table, such as 16k,128k.",
+)
+@option(
+    "--full",
+    group=_SHOWN,
+    is_flag=True,
+    help="Print every table; count kinds of errors in all answers (errors.csv).",
+)
 @quiet_option
 def report(
     runs: tuple[Path, ...],
@@ -94,21 +127,38 @@ def _limits(text: str) -> tuple[float, float]:
     return low, high
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for PDF, PNG and SVG.")
-@click.option("--kind", type=click.Choice(["curve", "heatmap"]), default="curve", show_default=True)
-@click.option("--task", help="The only task to draw; default: a figure for each.")
-@click.option("--subset", help="The only subset to draw; default: the average of all.")
-@click.option("--arms", multiple=True, help="Arms to draw, in this order, with commas or repeated; default: all.")
-@click.option("--highlight", multiple=True, help="Up to five arms in colour; the others are grey.")
-@click.option("--lengths", "chosen", type=lengths, default="", help="Lengths to draw; default: all.")
-@click.option("--width", type=click.Choice(["column", "text"]), default="column", show_default=True)
-@click.option("--ylim", type=_limits, default="0,100", show_default=True, help="Ends of the score axis.")
-@click.option("--bands/--no-bands", default=True, show_default=True, help="95 % intervals as bands.")
-@click.option("--title", default="", help="Default: none, as captions of papers have it.")
-@click.option("--baseline", help="Arm that is in colour whatever its score; default: plain training, or the first.")
-@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+@option("--out", type=ANY_PATH, default=Path("plots"), show_default=True, help="Folder for PDF, PNG and SVG.")
+@option("--kind", group=_SHOWN, type=click.Choice(["curve", "heatmap"]), default="curve", show_default=True)
+@option("--task", group=_SHOWN, help="The only task to draw; default: a figure for each.")
+@option("--subset", group=_SHOWN, help="The only subset to draw; default: the average of all.")
+@option(
+    "--arms",
+    group=_SHOWN,
+    multiple=True,
+    help="Arms to draw, in this order, with commas or repeated; default: all.",
+)
+@option("--highlight", group=_SHOWN, multiple=True, help="Up to five arms in colour; the others are grey.")
+@option("--lengths", "chosen", group=_SHOWN, type=lengths, default="", help="Lengths to draw; default: all.")
+@option("--width", group=_LOOK, type=click.Choice(["column", "text"]), default="column", show_default=True)
+@option(
+    "--ylim",
+    group=_LOOK,
+    metavar="LOW,HIGH",
+    type=_limits,
+    default="0,100",
+    show_default=True,
+    help="Ends of the score axis.",
+)
+@option("--bands/--no-bands", group=_LOOK, default=True, show_default=True, help="95 % intervals as bands.")
+@option("--title", group=_LOOK, default="", help="Default: none, as captions of papers have it.")
+@option(
+    "--baseline",
+    group=_COMPARED,
+    help="Arm that is in colour whatever its score; default: plain training, or the first.",
+)
+@trained_length_option
 @published_option
 def plot(
     runs: tuple[Path, ...],
@@ -162,7 +212,7 @@ def plot(
 @click.command()
 @click.argument("first", type=FOLDER)
 @click.argument("second", type=FOLDER)
-@click.option("--trained-length", type=token_count, help="Such as 8k; default: what the checkpoints say.")
+@trained_length_option
 @margin_option
 def compare(first: Path, second: Path, trained_length: int | None, margin: float) -> None:
     """Say by how much FIRST is better than SECOND on the samples that both answered, and how sure that is.
@@ -201,11 +251,11 @@ def score(runs: tuple[Path, ...]) -> None:
     for found in score_folders(runs):
         if isinstance(found, EvalkitError):
             faults.append(found)
-            echo(f"Left out: {found}", err=True)
+            echo_text(f"Left out: {found}", err=True)
             continue
         done.append(found.path)
         for notice in found.notices:
-            echo(f"note: {notice}", err=True)
+            echo_text(f"note: {notice}", err=True)
     if not done:
         raise BadInput(f"No run could be scored. {faults[0]}")
     print_tables(done)
@@ -213,8 +263,8 @@ def score(runs: tuple[Path, ...]) -> None:
 
 @click.command("import")
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
-@click.option("--arm", help="Name in tables and figures; default: the model's, from its folders.")
+@option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="Where run folders go.")
+@option("--arm", help="Name in tables and figures; default: the model's, from its folders.")
 def import_(folder: Path, out: Path, arm: str | None) -> None:
     """Turn a folder of published BABILong answers into run folders that 'report' shows beside yours.
 
@@ -238,13 +288,13 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
     for found in import_folder(folder, out, arm=arm, provenance=provenance()):
         if isinstance(found, BadInput):
             faults += 1
-            echo(f"Left out: {found}", err=True)
+            echo_text(f"Left out: {found}", err=True)
             continue
         for notice in found.notices:
-            echo(notice, err=True)
+            echo_text(notice, err=True)
         score_folder(found)
         imported += 1
-        echo(f"{found.path}: {len(found.recorded()):,} answers")
+        echo_text(f"{found.path}: {len(found.recorded()):,} answers")
     if not imported:
         raise BadInput(f"Nothing in {folder} could be imported: all of its {faults} files of answers are faulty.")
 
@@ -252,7 +302,7 @@ def import_(folder: Path, out: Path, arm: str | None) -> None:
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
 @click.argument("out", type=ANY_PATH)
-@click.option("--to", required=True, metavar="LAYOUT", help="lm-eval, inspect, babilong or csv.")
+@option("--to", required=True, metavar="LAYOUT", help="lm-eval, inspect, babilong or csv.")
 def export(run_folder: Path, out: Path, to: str) -> None:
     """Write a run's answers and scores into the folder OUT, in the layout of another tool.
 

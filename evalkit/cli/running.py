@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from evalkit.cli.progress import Progress
 from evalkit.cli.reports import print_tables
-from evalkit.cli.terminal import echo, echo_wrapped
+from evalkit.cli.terminal import echo, echo_text, echo_wrapped
 from evalkit.errors import EngineError, EvalkitError
 from evalkit.runs import run as running
 from evalkit.runs.plan import Plan
@@ -21,7 +21,7 @@ def show_cost(plans: Sequence[Plan], *, as_json: bool) -> None:
         told = [cost.to_json() for cost in costs]
         echo(json.dumps(told if len(told) > 1 else told[0], indent=1))
     else:
-        echo("\n\n".join(cost.to_text() for cost in costs))
+        echo_text("\n\n".join(cost.to_text() for cost in costs))
 
 
 def measure(plans: Sequence[Plan], *, quiet: bool) -> None:
@@ -32,7 +32,7 @@ def measure(plans: Sequence[Plan], *, quiet: bool) -> None:
         if quiet:
             calibrate_answers(plan)
         else:
-            echo(f"measuring how fast {plan.arm} answers here, unless that is known", err=True)
+            echo_text(f"measuring how fast {plan.arm} answers here, unless that is known", err=True)
             with Progress() as progress:
                 calibrate_answers(plan, progress)
 
@@ -51,7 +51,7 @@ def carry_out(plans: Sequence[Plan], *, quiet: bool) -> int:
             if len(plans) == 1:
                 raise
             ended.append(str(plan.out))
-            echo(f"{plan.out}: {error}", err=True)
+            echo_text(f"{plan.out}: {error}", err=True)
     if not quiet:
         _print_tables(results)
     for result in results:
@@ -64,7 +64,7 @@ def carry_out(plans: Sequence[Plan], *, quiet: bool) -> int:
 def _one(plan: Plan, *, quiet: bool) -> RunResult:
     if quiet:
         for warning in plan.warnings:
-            echo(f"warning: {warning}", err=True)
+            echo_text(f"warning: {warning}", err=True)
         result = running.run(plan)
     else:
         from evalkit.study.cost import BEGINNING_SECONDS, run_cost
@@ -73,7 +73,7 @@ def _one(plan: Plan, *, quiet: bool) -> RunResult:
         with Progress() as progress:
             result = running.run(plan, progress)
     for notice in result.notices:
-        echo(f"note: {notice}", err=True)
+        echo_text(f"note: {notice}", err=True)
     return result
 
 
@@ -81,19 +81,19 @@ def _print_tables(results: Sequence[RunResult]) -> None:
     if results:
         print_tables([result.folder for result in results])
     for result in results:
-        echo(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
+        echo_text(f"{result.recorded} samples recorded, {result.asked} asked now; {result.folder}", err=True)
 
 
 def _say_what_is_unscored(result: RunResult) -> None:
     if result.unfitting:
         example = result.unfitting_example.rstrip(".")
-        echo(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
+        echo_text(f"{result.unfitting} samples do not fit their length and stay unscored: {example}.", err=True)
     if result.unfinished:
-        echo(
+        echo_text(
             f"{result.unfinished} answers were cut off inside their reasoning: unscored, neither right nor wrong; more "
             "--thinking-tokens give them room, in a run of their own.",
             err=True,
         )
     if result.failed:
         again = f"; the same command asks {result.retried} of them again" if result.retried else ""
-        echo(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)
+        echo_text(f"{result.failed} samples failed ({result.failed_example.rstrip('.')}){again}.", err=True)

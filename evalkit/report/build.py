@@ -30,7 +30,15 @@ from evalkit.report.samples import collect_samples
 from evalkit.report.stats import Contrast, Interval
 from evalkit.report.style import save
 from evalkit.report.tables import all_tables, score_table
-from evalkit.report.terminal import terminal, terminal_full, terminal_report, terminal_width
+from evalkit.report.terminal import (
+    MOST_LINES,
+    files_text,
+    notes_text,
+    terminal,
+    terminal_full,
+    terminal_report,
+    terminal_width,
+)
 from evalkit.report.words import findings
 
 __all__ = ["Loaded", "Report", "build", "load_runs", "terminal_tables"]
@@ -157,9 +165,11 @@ def build(
         raise _unwritten(out, error) from error
     notices = (*analysis.notes, *samples.notes)
     width = terminal_width()
-    text = (
-        terminal_full(analysis, tables, width) if full else terminal_report(analysis, width, shown.arms, shown.lengths)
-    )
+    if full:
+        text = terminal_full(analysis, tables, width)
+    else:
+        below = notes_text(notices, full=False) + files_text(out, [page, *files])
+        text = terminal_report(analysis, width, *shown, room=MOST_LINES - below.count("\n") - 1)
     return Report(text=text, notices=notices, files=(page, *files), analysis=analysis)
 
 

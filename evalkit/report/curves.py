@@ -58,12 +58,12 @@ def arm_looks(
     }
 
 
-def prominent(analysis: Analysis, task: str) -> tuple[str, ...]:
-    """Return the few arms that a figure of many shows in colour: the baseline and those with the highest means."""
+def prominent(analysis: Analysis, task: str, most: int = FEW) -> tuple[str, ...]:
+    """Return the few arms of many that are shown, or shown in colour: the baseline and those with the highest means."""
     scorer = analysis.scorers(task)[0]
     means = {s.arm: s.overall.mean or 0.0 for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
     others = [arm.name for arm in analysis.arms[1:] if arm.name in means and not arm.control]
-    best = sorted(others, key=lambda name: -means[name])[: FEW - 1]
+    best = sorted(others, key=lambda name: -means[name])[: most - 1]
     return (analysis.arms[0].name, *(name for name in others if name in best))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from evalkit.escaping import one_line
 from evalkit.report.analysis import Analysis
 from evalkit.report.cells import Row, Table
+from evalkit.report.curves import prominent
 from evalkit.report.group_tables import group_tables
 from evalkit.report.main_table import main_table
 from evalkit.report.naming import short_names
@@ -21,8 +22,14 @@ _NAME_LIMITS = (200, 48, 40, 32, 28, 24, 20, 16)
 """Characters of a label; the first at which a table fits is taken."""
 _NAME_LIMIT_IN_PARTS = 28
 _MOST_NOTES = 5
-_MOST_WITH_INTERVALS = 24
-"""Arms of the table of a short report."""
+MOST_LINES = 60
+"""Of a short report, with its notes and the list of its files."""
+_NAMED = (6, 3, 1)
+"""Arms that its sentences name; the first is taken with which they have half of the lines at most."""
+_MOST_SENTENCES = 8
+_FEWEST = 3
+"""Arms of its table."""
+_HAVE_ALL = "--full and the CSV files have all"
 _INTERVAL = re.compile(r"\[[^\]\s]+, [^\]\s]+\]")
 
 
@@ -31,16 +38,43 @@ def terminal_width() -> int:
     return max(_NARROWEST, shutil.get_terminal_size((100, 24)).columns)
 
 
-def terminal_report(analysis: Analysis, width: int, arms: Sequence[str] = (), lengths: Sequence[str] = ()) -> str:
-    """Return the short report: for each task what was found, and one table, of some arms and lengths or of all."""
+def terminal_report(
+    analysis: Analysis, width: int, arms: Sequence[str] = (), lengths: Sequence[str] = (), room: int = MOST_LINES
+) -> str:
+    """Return the short report: for each task what was found, and one table.
+
+    Args:
+        analysis: of all runs.
+        width: columns of the terminal.
+        arms: those of the table, in this order; none for all, or for as many as there is room for.
+        lengths: those of the table; none for all.
+        room: lines in all, but for what is asked for: arms by name, groups by a tag.
+    """
+    for most in _NAMED:
+        found = findings(analysis, most)
+        said = [_said(one.title, _few((*one.verdicts, *one.caveats), most), width) for one in found]
+        if _lines_of(said) <= room // 2:
+            break
+    left = room - _lines_of(said)
     parts = []
-    for found, task in zip(findings(analysis), analysis.tasks, strict=True):
-        parts.append(_said(found.title, (*found.verdicts, *found.caveats), width))
-        table = _that_fits(analysis, task, width, arms, lengths)
-        parts += [terminal(table, width)] if table.rows else []
+    for number, task in enumerate(analysis.tasks):
+        table = _that_fits(analysis, task, width, arms, lengths, left // (len(said) - number) - 1)
+        parts += [said[number], *([table] if table else [])]
+        left -= _lines_of([table])
         if analysis.groups:  # they were asked for
-            parts += [terminal(table, width) for table in group_tables(analysis, task)]
+            parts += [terminal(one, width) for one in group_tables(analysis, task)]
     return "\n\n".join(parts)
+
+
+def _few(sentences: Sequence[str], most: int) -> Sequence[str]:
+    """Return the first sentences, and how many more there are: of arms that nothing compares, each has one."""
+    few = max(most, _MOST_SENTENCES)
+    return sentences if len(sentences) <= few else (*sentences[:few], f"{len(sentences) - few} more: {_HAVE_ALL}")
+
+
+def _lines_of(parts: Iterable[str]) -> int:
+    """Count the lines of parts, with an empty one behind each."""
+    return sum(part.count("\n") + 2 for part in parts)
 
 
 def terminal_full(analysis: Analysis, tables: Iterable[Table], width: int) -> str:
@@ -50,16 +84,31 @@ def terminal_full(analysis: Analysis, tables: Iterable[Table], width: int) -> st
     return "\n\n".join([*parts, *(terminal(table, width, said) for table in tables)])
 
 
-def _that_fits(analysis: Analysis, task: str, width: int, arms: Sequence[str], lengths: Sequence[str]) -> Table:
+def _that_fits(
+    analysis: Analysis, task: str, width: int, arms: Sequence[str], lengths: Sequence[str], room: int
+) -> str:
     """The main table with intervals where they fit beside each other, else with those of differences, else without.
 
-    Many arms have none: a second line for each would make the table long.
+    Many arms have none: a second line for each would make the table long. Where even so there are too many for the
+    room, the baseline and those with the highest means are shown, unless arms were named.
     """
     for intervals in ("all", "differences", "none"):
         table = main_table(analysis, task, arms=arms, lengths=lengths, intervals=intervals)
-        if _limit(table, width) is not None and len(table.rows) <= _MOST_WITH_INTERVALS:
+        text = terminal(table, width)
+        if _limit(table, width) is not None and text.count("\n") < room:
             break
-    return table
+    number = most = sum(row.kind != "chance" for row in table.rows)
+    while text.count("\n") >= room and most > _FEWEST and not arms:
+        most = max(_FEWEST, most - 1 - (text.count("\n") - room) // 8)
+        few = prominent(analysis, task, most)
+        table = main_table(analysis, task, arms=few, lengths=lengths, intervals="none")
+        shown = sum(row.kind != "chance" for row in table.rows)
+        left_out = (
+            f"{number - shown} of {number} arms are left out; the {shown} are {few[0]} and those with the highest "
+            f"means. {_HAVE_ALL}."
+        )
+        text = "\n".join([terminal(table, width), "", *wrapped(left_out, width, "", "")])
+    return text if table.rows else ""
 
 
 def _said(title: str, sentences: Iterable[str], width: int) -> str:

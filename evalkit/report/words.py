@@ -24,14 +24,18 @@ class Finding(NamedTuple):
     """What the intervals are about."""
 
 
-def findings(analysis: Analysis) -> list[Finding]:
-    """Return what each task says, by the first of its scorers."""
+MOST_NAMED = 6
+"""Arms of one verdict that are named; tables have them all."""
+
+
+def findings(analysis: Analysis, most: int = MOST_NAMED) -> list[Finding]:
+    """Return what each task says, by the first of its scorers; a sentence names ``most`` arms."""
     found = []
     for task in analysis.tasks:
         scorer = analysis.scorers(task)[0]
         compared = [c for c in analysis.comparisons if (c.task, c.scorer) == (task, scorer)]
         summaries = {s.arm: s for s in analysis.summaries if (s.task, s.scorer) == (task, scorer)}
-        verdicts = [_verdict_sentence(compared, verdict, analysis.margin) for verdict in _VERDICTS]
+        verdicts = [_verdict_sentence(compared, verdict, analysis.margin, most) for verdict in _VERDICTS]
         each = []
         for c in _largest_first(compared):
             each += [compared_sentence(c, summaries, analysis.margin), order_sentence(c)]
@@ -40,18 +44,16 @@ def findings(analysis: Analysis) -> list[Finding]:
                 task_title(task),
                 verdicts=tuple(filter(None, verdicts)) or tuple(map(_alone, summaries.values())),
                 each=tuple(filter(None, each)),
-                caveats=tuple(caveats(compared)),
+                caveats=tuple(caveats(compared, most)),
             )
         )
     return found
 
 
 _VERDICTS: tuple[Verdict | None, ...] = ("better", "worse", "equivalent", "undecided", None)
-_MOST_NAMED = 6
-"""Arms of one verdict that are named; tables have them all."""
 
 
-def _verdict_sentence(compared: Sequence[Comparison], verdict: Verdict | None, margin: float) -> str:
+def _verdict_sentence(compared: Sequence[Comparison], verdict: Verdict | None, margin: float, most: int) -> str:
     own = [c for c in compared if c.verdict == verdict]
     if not own:
         return ""
@@ -67,10 +69,10 @@ def _verdict_sentence(compared: Sequence[Comparison], verdict: Verdict | None, m
     where = f" at {spans.pop()}" if len(spans) == 1 and verdict else ""
     ordered = sorted(own, key=lambda c: -abs(c.primary.mean) if c.primary else 0)
     named = []
-    for c in ordered[:_MOST_NAMED]:
+    for c in ordered[:most]:
         points = f" {100 * c.primary.mean:+.1f} {interval_text(c.primary, signed=True)}" if c.primary else ""
         named.append(f"{c.arm}{points}{f' at {_span(c)}' if verdict and not where else ''}")
-    more = f"; and {len(own) - _MOST_NAMED} more" if len(own) > _MOST_NAMED else ""
+    more = f"; and {len(own) - most} more" if len(own) > most else ""
     return f"{begin}{where}: {'; '.join(named)}{more}."
 
 
@@ -137,8 +139,8 @@ def _lengths(labels: Iterable[str]) -> str:
     return ", ".join(length_name(n) for n in sorted(map(parse_length, labels))) or "none"
 
 
-def caveats(compared: Sequence[Comparison]) -> list[str]:
-    """Say what the intervals do not cover."""
+def caveats(compared: Sequence[Comparison], most: int = MOST_NAMED) -> list[str]:
+    """Say what the intervals do not cover, and name ``most`` arms."""
     if not compared:
         return []
     if all(c.num_models == (1, 1) for c in compared):
@@ -153,9 +155,10 @@ def caveats(compared: Sequence[Comparison]) -> list[str]:
     ]
     alone = [name for name, n in models.items() if n == 1]
     if alone:
+        more = f"; and {len(alone) - most} more" if len(alone) > most else ""
         sentences.append(
-            f"One checkpoint only: {'; '.join(alone)}. What is said of {'it' if len(alone) == 1 else 'them'} is about "
-            "checkpoints, not methods."
+            f"One checkpoint only: {'; '.join(alone[:most])}{more}. What is said of "
+            f"{'it' if len(alone) == 1 else 'them'} is about checkpoints, not methods."
         )
     return sentences
 

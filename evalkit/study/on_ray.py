@@ -77,6 +77,7 @@ class Devices:
             while waiting and len(running) < self._number:
                 step = waiting.pop()
                 running[self._task.remote(step, os.getcwd(), self._threads)] = step
+                on_share(step, 0.0)
             [ready], _ = self._ray.wait(list(running), num_returns=1)
             step = running[ready]
             try:

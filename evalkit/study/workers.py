@@ -27,7 +27,7 @@ from evalkit.study.study import Study
 OnStep: TypeAlias = Callable[[Step, str], None]
 """Called with each step when it is finished, and what came of it."""
 OnShare: TypeAlias = Callable[[Step, float], None]
-"""Called with a step and the share of it that is done (0 to 1), now and then while it goes on."""
+"""Called with a step and the share of it that is done: 0 when it begins, and now and then while it goes on."""
 
 _PATIENCE = 10.0
 """Seconds that a worker has to end by itself."""
@@ -134,6 +134,7 @@ class Workers:
                 connection = free.pop()
                 running[connection] = waiting.pop()
                 connection.send(running[connection])
+                on_share(running[connection], 0.0)
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 step = running[ready]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from evalkit import options
 from evalkit.benchmarks import task
@@ -24,6 +24,7 @@ _OPTIMIZATION = (
     "max_gradient_norm", "lm_weight",
 )  # fmt: skip
 
+_POSITIONS = "Recipe and positions"
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -39,44 +40,65 @@ class Asked(NamedTuple):
 class TrainConfig:
     """One arm. Two arms that differ in ``recipe`` and ``out`` alone see the same samples in the same order."""
 
-    base: str = option("--base", "Checkpoint to start from: a folder, or a hub name.")
-    revision: str | None = option("--revision", "Branch, tag or commit of a hub name [main].", default=None)
-    out: Path = option("--out", "Folder of the trained checkpoint.")
-    recipe: str = option("--recipe", f"One of {', '.join(RECIPES)}.")
+    GROUP: ClassVar[str] = "Optimization"
+
+    base: str = option("--base", "Checkpoint to start from: a folder, or a hub name.", group="Base")
+    revision: str | None = option(
+        "--revision", "Branch, tag or commit of a hub name [main].", default=None, group="Base"
+    )
+    out: Path = option("--out", "Folder of the trained checkpoint.", group="Output")
+    recipe: str = option("--recipe", f"One of {', '.join(RECIPES)}.", group=_POSITIONS)
     """One of ``recipes.RECIPES``."""
     data: DataRecipe = field(default_factory=DataRecipe)
     options: TaskOptions = field(default_factory=BABILongOptions)
     """Of the benchmark that gives the data."""
-    chat: bool | None = option("--chat-template", "Use it; default: if the base has one.", default=None)
+    chat: bool | None = option(
+        "--chat-template", "Use it; default: if the base has one.", default=None, group="Wording"
+    )
     """Use the chat template; None: exactly when the base has one."""
-    system_prompt: str | None = option("--system-prompt", "System message in front of every prompt.", default=None)
+    system_prompt: str | None = option(
+        "--system-prompt", "System message in front of every prompt.", default=None, group="Wording"
+    )
     template_args: tuple[str, ...] = option(
-        "--template-arg", "Variable of the chat template, such as enable_thinking=false.", default=(), repeat=True
+        "--template-arg",
+        "Variable of the chat template, such as enable_thinking=false.",
+        default=(),
+        repeat=True,
+        group="Wording",
     )
     against: tuple[Path, ...] = option(
         "--against",
         "Run folder, or TOML file of a run, whose questions are held out (repeatable).",
         default=(),
         repeat=True,
+        group="Data",
     )
     """Run folders, or TOML files of a run's settings."""
-    on_leak: OnLeak = option("--on-leak", "Items that evaluation asks too [refuse].", default="refuse")
+    on_leak: OnLeak = option("--on-leak", "Items that evaluation asks too [refuse].", default="refuse", group="Data")
 
-    factor: float = option("--factor", "Factor of YaRN in training, where the recipe has it on [2].", default=2.0)
+    factor: float = option(
+        "--factor", "Factor of YaRN in training, where the recipe has it on [2].", default=2.0, group=_POSITIONS
+    )
     """s of YaRN in training, for the recipes that train under it."""
     stages: tuple[float, ...] = option(
         "--stages",
         "Ranges of random positions by stage, x --range-length [1,1.25,1.5,2,2].",
         default=PAPER_STAGES,
+        group=_POSITIONS,
     )
     range_length: int | None = option(
         "--range-length",
         "Tokens that the stages are multiples of; a longer sample has its own length for a range [--longest].",
         default=None,
         parse=parse_length,
+        group=_POSITIONS,
     )
-    mixed: bool = option("--mixed", "Draw each sample's range log-uniformly up to the stage's [no].", default=False)
-    per_batch: bool = option("--per-batch", "One draw of positions for a whole batch [no].", default=False)
+    mixed: bool = option(
+        "--mixed", "Draw each sample's range log-uniformly up to the stage's [no].", default=False, group=_POSITIONS
+    )
+    per_batch: bool = option(
+        "--per-batch", "One draw of positions for a whole batch [no].", default=False, group=_POSITIONS
+    )
 
     epochs: float = option("--epochs", "Passes over the data [5].", default=5.0)
     batch_size: int = option("--batch-size", "Samples per device and step [1].", default=1)
@@ -99,21 +121,25 @@ class TrainConfig:
         "--lm-weight", "Weight of the loss on the prompt, beside that on the answer [0].", default=0.0
     )
     """Weight of the language-model loss on the prompt, beside the loss on the answer."""
-    lora_rank: int = option("--lora-rank", "0 trains all weights [0].", default=0)
+    lora_rank: int = option("--lora-rank", "0 trains all weights [0].", default=0, group="LoRA")
     """0 trains all weights."""
-    lora_alpha: float = option("--lora-alpha", "[32]", default=32.0)
-    lora_dropout: float = option("--lora-dropout", "[0]", default=0.0)
+    lora_alpha: float = option("--lora-alpha", "[32]", default=32.0, group="LoRA")
+    lora_dropout: float = option("--lora-dropout", "[0]", default=0.0, group="LoRA")
     lora_targets: tuple[str, ...] = option(
-        "--lora-targets", "Module names [attention and MLP projections].", default=ATTENTION_AND_MLP
+        "--lora-targets", "Module names [attention and MLP projections].", default=ATTENTION_AND_MLP, group="LoRA"
     )
-    merge: bool = option("--merge", "Merge the adapter into the weights, or write it beside [merge].", default=True)
-    gradient_checkpointing: bool = option("--gradient-checkpointing", "Less memory [no].", default=False)
+    merge: bool = option(
+        "--merge", "Merge the adapter into the weights, or write it beside [merge].", default=True, group="LoRA"
+    )
+    gradient_checkpointing: bool = option(
+        "--gradient-checkpointing", "Less memory [no].", default=False, group="Device"
+    )
     precision: Precision | Literal["auto"] = option(
-        "--precision", "[auto: bfloat16 on a GPU; on a CPU as 'run --dtype auto']", default="auto"
+        "--precision", "[auto: bfloat16 on a GPU; on a CPU as 'run --dtype auto']", default="auto", group="Device"
     )
     """Of the arithmetic."""
     seed: int = option("--seed", "Of weights, order and positions [0].", default=0)
-    save_every: int = option("--save-every", "Steps between checkpoints [five in all].", default=0)
+    save_every: int = option("--save-every", "Steps between checkpoints [five in all].", default=0, group="Output")
     """Optimizer steps between checkpoints; 0: five in all."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -33,6 +33,8 @@ _ANY_WINDOW = 2**31 - 1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
     """Which samples are trained on. The same recipe, benchmark options and tokenizer give the same examples."""
+
+    GROUP: ClassVar[str] = "Data"
 
     task: str = option("--task", "Task card that gives the training data [babilong].", default="babilong")
     subsets: tuple[str, ...] = option("--subsets", "Such as qa3 [qa3].", default=("qa3",))

@@ -188,6 +188,7 @@ def finetune(
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_loss: Callable[[float], None] = lambda loss: None,
     on_notice: Callable[[str], None] = lambda notice: None,
+    on_phase: Callable[[str], None] = lambda name: None,
 ) -> Path:
     """Train one arm, or go on with it, and return its folder. A finished arm is returned as it is.
 
@@ -196,12 +197,14 @@ def finetune(
         on_step: called with (steps done, steps in all) after each optimizer step.
         on_loss: called with the loss, as often as it is logged.
         on_notice: called with what a person should know: samples that are left out, where a killed training goes on.
+        on_phase: called with what begins: "preparing data", "loading the model", "training", "writing the checkpoint".
 
     Raises:
         BadInput: see ``prepare``; or ``config.out`` holds another training, or cannot be written.
         EngineError: the base's weights are not complete, or the device has too little memory.
     """
     refuse_other_training(config.out, config.asked())
+    on_phase("preparing data")
     prepared = prepare(config)
     for notice in prepared.notices:
         on_notice(notice)
@@ -211,11 +214,14 @@ def finetune(
         if plan.steps is not None:
             return config.out
         with only_one_at_work(config.out) if main else nullcontext():
+            on_phase("loading the model")
             model = _load(prepared, half=prepared.device.precision == "bfloat16")
             if main:
                 plan.write(config.out / PLAN)  # first: what lies in the folder from here on belongs to this training
             trainer = _trainer(prepared, model, on_step, on_loss)
+            on_phase("training")
             _train(trainer, config, on_notice)
+            on_phase("writing the checkpoint")
             if main:
                 _export(prepared, trainer, plan)
             trainer.accelerator.wait_for_everyone()
