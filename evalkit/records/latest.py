@@ -1,4 +1,4 @@
-"""What was recorded last at each key: in memory only what deciding needs, some 8 bytes an answer."""
+"""What was recorded last at each key: in memory only what deciding needs, some 9 bytes an answer beside names."""
 
 from array import array
 from collections.abc import Iterator, Mapping
