@@ -33,6 +33,7 @@ from evalkit.benchmarks.babilong.options import BABILongOptions
 from evalkit.benchmarks.babilong.task import BABILong
 from evalkit.benchmarks.cards import load_card
 from evalkit.machine import describe
+from evalkit.models.backends import Backend
 from evalkit.models.backends.hf import HFBackend, HFOptions
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder
@@ -114,25 +115,33 @@ def prompts(scratch: Path, quick: bool) -> Iterator[Sides]:
     )
 
 
-@contextmanager
-def harness_hf(scratch: Path, quick: bool) -> Iterator[Sides]:
+def one_cell(scratch: Path, model: Path, samples: int) -> tuple[Callable[[Backend], None], list[Prompt]]:
+    """Return what a run does with a backend, prompts built and each answer forced to the disk, and the prompts."""
     from evalkit.runs.answers import Ask, predictions
     from evalkit.runs.config import run_config
     from evalkit.runs.plan import make_plan
 
-    asked = {"model": str(tiny(scratch)), "task": "babilong", "lengths": ["1k"], "subsets": ["qa1"], "backend": "hf"}
-    plan = make_plan(run_config({**asked, "samples": 10 if quick else 100}))
-    samples = list(plan.samples_of(plan.cells(["1k"])[0]))
-    built = [plan.build(sample, "1k") for sample in samples]
-    folders = (scratch / f"run-{number}" for number in count())
+    asked = {"model": str(model), "task": "babilong", "lengths": ["1k"], "subsets": ["qa1"], "backend": "hf"}
+    plan = make_plan(run_config({**asked, "samples": samples}))
+    (cell,) = plan.cells(["1k"])
+    folders = (scratch / f"{samples} of {model.name}-{number}" for number in count())
+
+    def answer(backend: Backend) -> None:
+        asks = (Ask(sample, "1k") for sample in plan.samples_of(cell))
+        with RunFolder.start(next(folders), arm="a", config={}, fingerprint={}, provenance={}) as folder:
+            for prediction in predictions(plan, backend, asks):
+                if prediction.error is not None:
+                    raise SystemExit(f"bench: {prediction.error}")
+                folder.append(prediction)
+
+    return answer, [plan.build(sample, "1k") for sample in plan.samples_of(cell)]
+
+
+@contextmanager
+def harness_hf(scratch: Path, quick: bool) -> Iterator[Sides]:
+    answer, built = one_cell(scratch, tiny(scratch), 10 if quick else 100)
     with closing(hf(tiny(scratch), 4096)) as backend:
-
-        def harness() -> None:
-            with RunFolder.start(next(folders), arm="a", config={}, fingerprint={}, provenance={}) as folder:
-                for prediction in predictions(plan, backend, (Ask(sample, "1k") for sample in samples)):
-                    folder.append(prediction)
-
-        yield harness, lambda: list(backend.generate(built))
+        yield lambda: answer(backend), lambda: list(backend.generate(built))
 
 
 @contextmanager
@@ -224,12 +233,14 @@ def harness_vllm(scratch: Path, quick: bool) -> Iterator[Sides]:
     import engines  # beside this file, needs vLLM
 
     checkpoint = asked_of_vllm(scratch)
+    answer, built = one_cell(scratch, checkpoint.path, 20 if quick else 200)
     backend = engines.VLLMBackend(checkpoint, Encoder.open(checkpoint.path).tokenizer, _engine_options())
     backend.serve(served_rope(checkpoint, RopeRequest(), 1024), (), 1024)
-    turns, number = count(), 20 if quick else 200
-    new = lambda: engines.random_prompts(number, 1024, turn=next(turns))  # noqa: E731
     with closing(backend):
-        yield lambda: engines.ask(backend, new()), lambda: engines.ask_bare(backend, new())
+        yield (
+            lambda: engines.with_empty_cache(backend, answer),
+            lambda: engines.with_empty_cache(backend, lambda _: engines.ask_bare(backend, built)),
+        )
 
 
 @contextmanager
@@ -239,8 +250,8 @@ def in_flight(scratch: Path, quick: bool) -> Iterator[Sides]:
     from evalkit.models.backends.server import ServerBackend, ServerOptions
 
     checkpoint = asked_of_vllm(scratch)
+    answer, _ = one_cell(scratch, checkpoint.path, 16 if quick else 96)
     url, process = engines.serve(checkpoint, 1024, _engine_options())
-    turns, number = count(), 16 if quick else 96
 
     def opened(concurrency: int) -> ServerBackend:
         options = ServerOptions(base_url=(url,), concurrency=concurrency)
@@ -248,10 +259,9 @@ def in_flight(scratch: Path, quick: bool) -> Iterator[Sides]:
         server.serve(served_rope(checkpoint, RopeRequest(), 1024), ("1k",), 1024)
         return server
 
-    new = lambda: engines.random_prompts(number, 1024, turn=next(turns))  # noqa: E731
     try:
         with closing(opened(1)) as one, closing(opened(32)) as many:
-            yield lambda: engines.ask(one, new()), lambda: engines.ask(many, new())
+            yield lambda: answer(one), lambda: answer(many)
     finally:
         process.terminate()
         process.wait()
@@ -280,14 +290,14 @@ def replicas(scratch: Path, quick: bool) -> Iterator[Sides]:
 
 PAIRS = (
     Pair("prompts", "tokenizing a prompt anew / assembling it", prompts),
-    Pair("harness-hf", "answering and recording / the bare hf backend", harness_hf),
+    Pair("harness-hf", "building, answering and recording / the bare hf backend", harness_hf),
     Pair("questions", "4 questions, 4 prefills / 4 questions, 1 prefill (hf)", questions),
     Pair("store", "recording answers / bare writes, each forced to the disk", store),
     Pair("resume", "taking up a large folder / reading its lines as JSON", resume),
     Pair("report", "loading a large run for a report / reading its Parquet file", report),
     Pair("help", "evalkit --help / a bare Python with click", help_page),
-    Pair("harness-vllm", "through the vLLM backend / the bare engine", harness_vllm, "vllm"),
-    Pair("in-flight", "one request at a time / 32 in flight (vLLM's server)", in_flight, "vllm"),
+    Pair("harness-vllm", "building, answering and recording / the bare vLLM engine", harness_vllm, "vllm"),
+    Pair("in-flight", "a run, one request at a time / 32 in flight (vLLM's server)", in_flight, "vllm"),
     Pair("replicas", "one engine / two engines on Ray, starts included", replicas, "ray", minutes=True),
 )
 

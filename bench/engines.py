@@ -5,29 +5,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from urllib.error import URLError
 from urllib.request import urlopen
-
-import numpy as np
 
 from evalkit.models.backends import Backend
 from evalkit.models.backends.vllm.backend import VLLMBackend
 from evalkit.models.backends.vllm.engine import VLLMOptions
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.types import Prompt, Sample
-
-NEW_TOKENS = 15
-
-
-def random_prompts(count: int, length: int, *, turn: int) -> list[Prompt]:
-    """Return prompts of random ids, others in every turn, so that no cache serves them."""
-    rng = np.random.default_rng([turn])
-    made = []
-    for number in range(count):
-        sample = Sample(task="bench", subset="-", sample_id=str(number), story_id="-", question="", target="")
-        ids = rng.integers(300, 1000, length - NEW_TOKENS).astype(np.int32)
-        made.append(Prompt(sample=sample, length="-", token_ids=ids, max_new_tokens=NEW_TOKENS))
-    return made
+from evalkit.types import Prompt
 
 
 def ask_bare(backend: VLLMBackend, prompts: list[Prompt]) -> None:
@@ -39,7 +25,7 @@ def ask_bare(backend: VLLMBackend, prompts: list[Prompt]) -> None:
     engine = backend._engine
     params = SamplingParams(
         temperature=0.0,
-        max_tokens=NEW_TOKENS,
+        max_tokens=prompts[0].max_new_tokens,
         stop_token_ids=list(backend._stops),
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -57,20 +43,20 @@ def ask_bare(backend: VLLMBackend, prompts: list[Prompt]) -> None:
     engine._loop.submit(all_of_them()).result()
 
 
-def ask(backend: Backend, prompts: list[Prompt]) -> None:
-    for _, completion in backend.generate(iter(prompts)):
-        if completion.error is not None:
-            raise SystemExit(f"bench: {completion.error}")
+def with_empty_cache(backend: VLLMBackend, ask: Callable[[Backend], None]) -> None:
+    """Ask what was asked before, of an engine that has forgotten it."""
+    backend._engine.reset_prefix_cache()
+    ask(backend)
 
 
 def serve(checkpoint: Checkpoint, length: int, options: VLLMOptions) -> tuple[str, subprocess.Popen[bytes]]:
-    """Start vLLM's server and wait until it answers."""
+    """Start vLLM's server, which keeps no prefix, and wait until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint.path)]
     command += ["--served-model-name", "bench", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--max-model-len", str(length)]
+    command += ["--max-model-len", str(length), "--no-enable-prefix-caching"]
     if options.kv_cache_memory_bytes:
         command += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

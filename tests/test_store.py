@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from evalkit.errors import BadInput, EngineError, RunFolderError
 from evalkit.records import lines
 from evalkit.records.fingerprint import differences, fingerprint_sha
 from evalkit.records.folder import RunFolder, find_run_folders, this_process
-from evalkit.records.latest import MAX_ATTEMPTS
+from evalkit.records.latest import MAX_ATTEMPTS, Latest, State
 from evalkit.runs.show import _find
 from evalkit.types import Key, Prediction, Score
 
@@ -143,6 +144,36 @@ def test_what_was_recorded_is_known_without_keeping_it_in_memory(tmp_path: Path)
     (tmp_path / "predictions.jsonl").write_text("")
     with pytest.raises(RunFolderError, match="was changed while it was being read"):
         again.recorded()[prediction(3).key]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["1k", "2k"]), st.integers(0, 2000)), max_size=40))
+def test_whatever_is_recorded_in_whatever_order_the_latest_attempts_are_known(recorded: list[tuple[str, int]]) -> None:
+    latest, starts = Latest(Path("nowhere")), {}
+    for start, (length, number) in enumerate(recorded):
+        answer = prediction(number, length=length)
+        latest.remember(answer, start)
+        starts[answer.key] = start
+    assert list(latest) == sorted(starts)
+    assert len(latest) == len(starts)
+    assert [latest._start(key) for key in latest] == [starts[key] for key in latest]
+    assert {latest.state(key) for key in latest} <= {State(1, None, False, False)}
+    absent = prediction(2001, length="1k").key
+    assert not any(key in latest for key in (absent, absent._replace(length="4k")))
+    assert latest.state(absent) is None
+
+
+def test_memory_hardly_grows_with_the_answers_of_samples_that_are_asked_in_many_cells() -> None:
+    latest = Latest(Path("nowhere"))
+    for number in range(1000):
+        latest.remember(prediction(number), 0)
+    tracemalloc.start()
+    for length in range(1, 26):
+        for number in range(1000):
+            latest.remember(prediction(number, length=f"{length}k"), 10**9 + number)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(latest) == 25_000
+    assert kept < 25_000 * 12  # bytes; with an object for each key more than ten times that
 
 
 def test_a_sample_that_is_shown_is_found_by_its_key_without_reading_other_answers(

@@ -24,7 +24,7 @@ from evalkit.errors import BadInput, EngineError, RunFolderError
 from evalkit.files import file_name, remove, write_whole
 from evalkit.records import lines, scores
 from evalkit.records.fingerprint import as_json, differences, fingerprint_sha
-from evalkit.records.latest import MAX_ATTEMPTS, Latest, State, slim
+from evalkit.records.latest import MAX_ATTEMPTS, Latest, State
 from evalkit.records.run_file import RUN, SCHEMA, read_run
 from evalkit.types import Key, Prediction
 
@@ -61,8 +61,7 @@ class RunFolder:
         self.fingerprint = run["fingerprint"]["parts"]
         self.provenance = run["provenance"]
         self.notices = []
-        self._recorded: Latest[Key] | None = None
-        self._repeats: Latest[tuple[Key, int]] = Latest(path / _PREDICTIONS)
+        self._latest: dict[int, Latest] = {}  # by which time it was asked; nothing before it is read
         self._size = 0  # bytes of predictions.jsonl that hold sound lines
         self._file: BinaryIO | None = None  # open exactly while this object may write
         self._lock: Any = None
@@ -266,7 +265,7 @@ class RunFolder:
         recorded = {name: value for name, value in self.fingerprint.items() if name.startswith(kinds)}
         _refuse_another_run(self.path, recorded, as_json(parts))
 
-    def recorded(self) -> Latest[Key]:
+    def recorded(self) -> Latest:
         """Return the latest attempt at every key; read once, then kept up to date with what this object appends.
 
         Repeats (``--repeat``) are not among them; see ``repeats``.
@@ -274,8 +273,8 @@ class RunFolder:
         Raises:
             RunFolderError: a damaged line with others after it, or no predictions file.
         """
-        if self._recorded is None:
-            self._recorded = Latest(self.path / _PREDICTIONS)
+        if not self._latest:
+            self._latest[1] = Latest(self.path / _PREDICTIONS)
             for line in lines.read(self.path / _PREDICTIONS):
                 if line.prediction is None:
                     self.notices.append(
@@ -285,16 +284,16 @@ class RunFolder:
                     break
                 self._remember(line.prediction, self._size)
                 self._size = line.end
-        return self._recorded
+        return self._latest[1]
 
-    def repeats(self) -> Latest[tuple[Key, int]]:
-        """Return the latest attempt at every repeat, by key and which time it was asked: from 2 on.
+    def repeats(self) -> Mapping[int, Latest]:
+        """Return the latest attempt at every repeat, by which time it was asked, from 2 on, and by key.
 
         Raises:
             RunFolderError: as ``recorded``.
         """
         self.recorded()
-        return self._repeats
+        return {repeat: latest for repeat, latest in self._latest.items() if repeat != 1}
 
     def states(self) -> Iterator[tuple[Key, State]]:
         """Yield the key and state of the latest attempt at every sample and every repeat; reads no answers.
@@ -302,19 +301,19 @@ class RunFolder:
         Raises:
             RunFolderError: as ``recorded``.
         """
-        yield from self.recorded().states()
-        yield from ((key, state) for (key, _), state in self.repeats().states())
+        self.recorded()
+        for latest in self._latest.values():
+            yield from latest.states()
 
     def _remember(self, prediction: Prediction, start: int) -> None:
-        assert self._recorded is not None
-        if prediction.repeat == 1:
-            self._recorded.remember(slim(prediction.key), prediction, start)
-        else:
-            self._repeats.remember((slim(prediction.key), prediction.repeat), prediction, start)
+        if prediction.repeat not in self._latest:
+            self._latest[prediction.repeat] = Latest(self.path / _PREDICTIONS)
+        self._latest[prediction.repeat].remember(prediction, start)
 
     def state(self, key: Key, repeat: int = 1) -> State | None:
         """Return the state of the latest attempt at a sample, or at a repeat of it; None where there is none."""
-        return self.recorded().state(key) if repeat == 1 else self.repeats().state((key, repeat))
+        self.recorded()
+        return self._latest[repeat].state(key) if repeat in self._latest else None
 
     def needs_asking(self, key: Key, repeat: int = 1, max_attempts: int = MAX_ATTEMPTS) -> bool:
         """Return whether ``key`` has no answer yet and may have one: never asked, or failed and retryable."""
@@ -365,7 +364,7 @@ class RunFolder:
         """
         recorded = self.recorded()
         source = scores.Source(scorer_version, self._size, scores.digest(self.path / _PREDICTIONS, self._size))
-        return scores.table((recorded[key] for key in sorted(recorded)), score, source)
+        return scores.table(recorded.values(), score, source)
 
     def keep_scores(self, table: "pa.Table") -> None:
         """Keep what ``score_table`` returned as ``scores.parquet``. Needs no lock.

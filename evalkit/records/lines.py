@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -82,7 +83,7 @@ def decode(line: bytes) -> Prediction | None:
     if line[len(body) :] != _CHECKSUM % zlib.crc32(body):
         return None
     try:
-        record: Any = json.loads(body + b"}", parse_constant=_no_number)
+        record: Any = _JSON.decode((body + b"}").decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         parse_json(body + b"}", "it")  # slower, and says what is wrong
         raise BadInput(f"{first_line(error)}.") from error
@@ -92,16 +93,21 @@ def decode(line: bytes) -> Prediction | None:
         raise BadInput("it is no JSON object.")
     if "passing" in record:  # its name in run folders of schema 1
         record["retryable"] = record.pop("passing")
-    values: dict[str, Any] = {}
-    for name, kinds in _KINDS.items():
-        value = values[name] = record[name] if name in record else _default(name)
-        if type(value) not in kinds:
-            raise BadInput(f"{name} is {shown(value)}; it should be {' or '.join(_WORDS[kind] for kind in kinds)}.")
+    values: dict[str, Any] = {name: record[name] if name in record else _default(name) for name in _KINDS}
+    if name := _first_wrong(tuple(map(type, values.values()))):
+        wanted = " or ".join(_WORDS[kind] for kind in _KINDS[name])
+        raise BadInput(f"{name} is {shown(values[name])}; it should be {wanted}.")
     _require_usable(values)
     values["fact_positions"] = tuple(values["fact_positions"])
     if values["answer_logprob"] is not None:
         values["answer_logprob"] = _answer_logprob(values["answer_logprob"])
     return Prediction(**values)
+
+
+@lru_cache
+def _first_wrong(kinds: tuple[type, ...]) -> str | None:
+    """Return the first field that has a type it may not have. Nearly all lines have the same types."""
+    return next((name for name, kind in zip(_KINDS, kinds, strict=True) if kind not in _KINDS[name]), None)
 
 
 def _require_usable(values: Mapping[str, Any]) -> None:
@@ -114,16 +120,20 @@ def _require_usable(values: Mapping[str, Any]) -> None:
         raise BadInput("of output and error exactly one should be null.")
     if values["error"] is not None and not values["error"].partition(":")[0].strip():
         raise BadInput(f"error is {shown(values['error'])}; it should begin with its kind, such as 'engine: ...'.")
-    parse_length(values["length"])
+    _tokens(values["length"])
+    metadata = values["metadata"]
     for name, kind in _METADATA.items():
-        if type(value := values["metadata"].get(name)) not in (kind, type(None)):
+        if (value := metadata.get(name)) is not None and type(value) is not kind:
             raise BadInput(f"metadata.{name} is {shown(value)}; it should be {_WORDS[kind]}.")
-    for name, number in _whole_numbers(values):
-        if type(number) is not int or not 0 <= number <= _MOST:
-            raise BadInput(f"{name} is {shown(number)}; it should be a whole number from 0 to {_MOST:,}.")
+    numbers = [*map(values.__getitem__, _COUNTS), *values["fact_positions"], *(metadata.get("supporting") or ())]
+    numbers.append(metadata.get("wanted") or 0)
+    if set(map(type, numbers)) != {int} or min(numbers) < 0 or max(numbers) > _MOST:
+        wrong = (pair for pair in _whole_numbers(values) if type(pair[1]) is not int or not 0 <= pair[1] <= _MOST)
+        name, number = next(wrong)
+        raise BadInput(f"{name} is {shown(number)}; it should be a whole number from 0 to {_MOST:,}.")
     if not 0 <= values["seconds"] <= _LARGEST:
         raise BadInput(f"seconds is {shown(values['seconds'])}; it should be a number from 0 up.")
-    if any(type(fact) is not str for fact in values["metadata"].get("facts") or ()):
+    if not {str}.issuperset(map(type, metadata.get("facts") or ())):
         raise BadInput("metadata.facts should be a list of texts.")
 
 
@@ -150,6 +160,10 @@ def _whole_numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_number)
+_tokens = lru_cache(parse_length)
 
 
 def _default(name: str) -> Any:
@@ -185,8 +199,7 @@ def read(path: Path) -> Iterator[Line]:
                 ) from error
             # A tail that a killed writer left has no checksum before its end; one that has holds another line, whose
             # newline was damaged. (In JSON, a quotation mark inside a text has a backslash in front.)
-            swallowed = _MARK in line[:-_CHECKSUM_LENGTH]
-            if prediction is None and (swallowed or (line.endswith(b"\n") and file.read(1))):
+            if prediction is None and (_MARK in line[:-_CHECKSUM_LENGTH] or (line.endswith(b"\n") and file.read(1))):
                 raise RunFolderError(
                     f"Line {number} of {path} is damaged (it does not fit its checksum) and others follow it; restore "
                     f"the file from a backup, or delete that line and repeat the run, which asks that sample again."

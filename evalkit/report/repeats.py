@@ -44,9 +44,10 @@ def repeated(arms: Sequence[Arm]) -> list[Repeated]:
             for path in run.paths if run.config.get("scope", {}).get("repeat", 1) > 1 else ():
                 folder = RunFolder.open(path)
                 recorded = folder.recorded()
-                for (key, _), again in folder.repeats().items():
-                    if key in recorded:
-                        pairs[key.task, key.length].append((recorded[key], again))
+                for latest in folder.repeats().values():
+                    for key, again in latest.items():
+                        if key in recorded:
+                            pairs[key.task, key.length].append((recorded[key], again))
         for task, length in sorted(pairs, key=lambda cell: (cell[0], parse_length(cell[1]))):
             found.append(_compared(arm.name, task, length, pairs[task, length]))
     return found

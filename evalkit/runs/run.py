@@ -189,7 +189,7 @@ def _refuse_other_settings(plan: Plan, folder: RunFolder) -> None:
 
 
 def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) -> RunResult:
-    asked_for = [(cell, sample_id) for cell in plan.cells(plan.config.lengths) for sample_id in plan.sample_ids[cell]]
+    asked_for = ((cell, sample_id) for cell in plan.cells(plan.config.lengths) for sample_id in plan.sample_ids[cell])
     states = [
         (plan.key(*one), repeat, state)
         for one in asked_for
@@ -202,7 +202,7 @@ def _result(plan: Plan, folder: RunFolder, asked: int, warnings: Sequence[str]) 
     return RunResult(
         folder=folder.path,
         asked=asked,
-        recorded=len(asked_for),
+        recorded=sum(plan.num_samples.values()),
         failed=len(failed),
         unfinished=sum(state.unfinished and repeat == 1 for _, repeat, state in states),
         retried=sum(folder.needs_asking(key, repeat) for key, repeat, _ in errors),
