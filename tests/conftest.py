@@ -17,10 +17,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep haystack caches away from the user's, and fail instead of reaching for a hub."""
+    """Keep haystack caches away from the user's, and fail instead of reaching for a hub; no terminal is there."""
     import os
 
     os.environ["EVALKIT_CACHE"] = str(tmp_path_factory.mktemp("evalkit-cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)  # set in workers of pytest-xdist: sentences would be broken to it

@@ -146,8 +146,8 @@ class Prepared:
         )
 
 
-def prepare(config: TrainConfig) -> Prepared:
-    """Check base, rule and range, and draw the data.
+def prepare(config: TrainConfig, on_phase: Callable[[str], None] = lambda name: None) -> Prepared:
+    """Check base, rule and range, and draw the data, which is the phase "preparing data".
 
     Raises:
         BadInput: the base has no rotary positions, the samples exceed its window, the data leak into the evaluation.
@@ -164,6 +164,7 @@ def prepare(config: TrainConfig) -> Prepared:
     stop_id = encoder.tokenizer.eos_token_id
     if stop_id is None:
         raise BadInput(f"The tokenizer in {config.base} has no EOS token, so an answer could not be ended; name one.")
+    on_phase("preparing data")
     benchmark = open_benchmark(
         config.data.task, config.options, seed=config.data.seed, part="train", count_tokens=encoder.count_tokens
     )
@@ -204,8 +205,7 @@ def finetune(
         EngineError: the base's weights are not complete, or the device has too little memory.
     """
     refuse_other_training(config.out, config.asked())
-    on_phase("preparing data")
-    prepared = prepare(config)
+    prepared = prepare(config, on_phase)
     for notice in prepared.notices:
         on_notice(notice)
     main = _is_main_process()
