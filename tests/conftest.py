@@ -24,4 +24,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.pop("COLUMNS", None)  # set in workers of pytest-xdist: sentences would be broken to it
+    # readline, which pytest loads, sets the width of a terminal for all children, past os.environ: sentences would be
+    # broken to it.
+    os.environ.pop("COLUMNS", None)
+    os.unsetenv("COLUMNS")
