@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_scores_hold_what_a_report_counts_by_sorted_by_key(tmp_path: Path) -> No
     few = RunFolder.open(tmp_path).read_scores("3", columns=["subset", "value"])
     assert few is not None
     assert few.column_names == ["subset", "value"]
+
+
+def test_seconds_that_somebody_wrote_as_a_large_whole_number_are_held(tmp_path: Path) -> None:
+    with start(tmp_path) as folder:
+        folder.append(replace(prediction(0), seconds=2**31 + 1))
+    folder = RunFolder.open(tmp_path)
+    assert folder.score_table(scores_of, "1").column("seconds").to_pylist() == [2.0**31] * 2
 
 
 def test_scores_are_computed_again_when_anything_they_were_made_from_has_changed(tmp_path: Path) -> None:

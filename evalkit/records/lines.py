@@ -98,6 +98,7 @@ def decode(line: bytes) -> Prediction | None:
         wanted = " or ".join(_WORDS[kind] for kind in _KINDS[name])
         raise BadInput(f"{name} is {shown(values[name])}; it should be {wanted}.")
     _require_usable(values)
+    values["seconds"] = float(values["seconds"])  # JSON may say 2147483648, which no float32 is made of
     values["fact_positions"] = tuple(values["fact_positions"])
     if values["answer_logprob"] is not None:
         values["answer_logprob"] = _answer_logprob(values["answer_logprob"])
