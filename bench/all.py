@@ -10,9 +10,12 @@ Each pair has a process of its own, whose memory is shown.
 """
 
 import argparse
+import difflib
 import json
 import os
+import random
 import statistics
+import string
 import subprocess
 import sys
 import tempfile
@@ -155,6 +158,23 @@ def questions(scratch: Path, quick: bool) -> Iterator[Sides]:
 
 
 @contextmanager
+def likeness(scratch: Path, quick: bool) -> Iterator[Sides]:
+    from evalkit.benchmarks.mrcr.scorers import SequenceMatcher
+
+    rng = random.Random(0)
+    letters = string.ascii_letters + string.digits + string.punctuation
+    frequent = [1 / rank for rank, _ in enumerate(letters, 1)]  # about as in prose
+    texts = ["".join(rng.choices(letters, frequent, k=2500)) for _ in range(10 if quick else 200)]
+    replies = ["".join(c if rng.random() < 0.9 else rng.choice(letters) for c in text) for text in texts]
+
+    def graded(matcher: type[difflib.SequenceMatcher[str]]) -> list[float]:
+        return [matcher(None, reply, text).ratio() for reply, text in zip(replies, texts, strict=True)]
+
+    assert graded(SequenceMatcher) == graded(difflib.SequenceMatcher)
+    yield lambda: graded(difflib.SequenceMatcher), lambda: graded(SequenceMatcher)
+
+
+@contextmanager
 def store(scratch: Path, quick: bool) -> Iterator[Sides]:
     some = list(predictions(200 if quick else 2000))
     encoded = [lines.encode(prediction) for prediction in some]
@@ -292,6 +312,7 @@ PAIRS = (
     Pair("prompts", "tokenizing a prompt anew / assembling it", prompts),
     Pair("harness-hf", "building, answering and recording / the bare hf backend", harness_hf),
     Pair("questions", "4 questions, 4 prefills / 4 questions, 1 prefill (hf)", questions),
+    Pair("likeness", "difflib / cdifflib, texts of 2,500 characters", likeness, "cdifflib"),
     Pair("store", "recording answers / bare writes, each forced to the disk", store),
     Pair("resume", "taking up a large folder / reading its lines as JSON", resume),
     Pair("report", "loading a large run for a report / reading its Parquet file", report),

@@ -70,9 +70,26 @@ def test_the_official_value_is_difflibs_ratio_of_reply_and_text(output, expected
     assert values(output)["official"] == pytest.approx(expected, abs=1e-12)
 
 
-@given(st.text("abc é.", max_size=400), st.text("abc é.", min_size=1, max_size=400))
+def texts(**sizes: int) -> st.SearchStrategy[str]:
+    """Few letters, which are all frequent in long texts, or so many that each is rare."""
+    return st.text("abc é.", **sizes) | st.text(**sizes)
+
+
+@given(texts(max_size=400), texts(min_size=1, max_size=400))
 def test_the_official_value_is_difflibs_to_the_last_digit(reply, text):
+    assert scorers.SequenceMatcher is not SequenceMatcher  # what the extra "fast" installs is compared
     assert values(PREFIX + reply, text=text)["official"] == SequenceMatcher(None, reply, text).ratio()
+
+
+@given(st.integers(0, 2**32), st.integers(2, 120), st.integers(0, 3000), st.floats(0, 1))
+def test_the_compiled_likeness_finds_the_blocks_that_difflib_finds(seed, letters, length, kept):
+    """Longer texts than those above: letters that are more than 1 % of 200 and more start no block."""
+    rng = np.random.default_rng(seed)
+    text = "".join(map(chr, rng.integers(32, 32 + letters, length)))
+    reply = "".join(one if rng.random() < kept else chr(rng.integers(32, 32 + letters)) for one in text)
+    found, expected = scorers.SequenceMatcher(None, reply, text), SequenceMatcher(None, reply, text)
+    assert list(found.get_matching_blocks()) == expected.get_matching_blocks()
+    assert found.ratio() == expected.ratio()
 
 
 def test_the_scorers_of_one_answer_compare_its_text_once(monkeypatch):
@@ -80,7 +97,7 @@ def test_the_scorers_of_one_answer_compare_its_text_once(monkeypatch):
 
     class Counted(SequenceMatcher):
         def ratio(self):
-            compared.append((self.a, self.b))
+            compared.append(("".join(self.a), "".join(self.b)))
             return super().ratio()
 
     monkeypatch.setattr(scorers, "SequenceMatcher", Counted)
