@@ -6,15 +6,18 @@ import shutil
 import weakref
 from collections import Counter
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis.strategies import integers, lists, none
 
 from evalkit.cli.commands import main
-from evalkit.errors import EngineError
-from evalkit.models.backends.hf import _batches
+from evalkit.errors import BadInput, EngineError
+from evalkit.models.backends.batches import batches, one_ahead
 from evalkit.models.rope.served import RopeRequest, served_rope
 from evalkit.types import Prompt, Sample
 from tests.backends import hf
@@ -77,16 +80,48 @@ def test_finished_rows_are_yielded_before_the_batch_is(backend):
     assert next(answers)[0].sample.sample_id == "first"
 
 
+def test_the_next_batch_is_built_while_one_is_answered(backend):
+    built = Event()
+
+    def coming():
+        yield from random_prompts([600])
+        yield from random_prompts([550])
+        built.set()
+        yield from random_prompts([520])
+
+    answers = backend.generate(coming())
+    next(answers)
+    assert built.wait(60)
+    assert [len(p.token_ids) for p, _ in answers] == [550, 520]
+
+
+def test_an_error_while_a_batch_is_built_ahead_comes_behind_the_answers_before_it(backend):
+    def coming():
+        yield from random_prompts([600])
+        yield from random_prompts([550])
+        raise BadInput("no more")
+
+    answers = backend.generate(coming())
+    assert len(next(answers)[0].token_ids) == 600
+    with pytest.raises(BadInput, match="no more"):
+        next(answers)
+
+
+@given(lists(integers() | none()))
+def test_what_is_made_ahead_is_all_of_it_in_order(items):
+    assert list(one_ahead(items)) == items
+
+
 def test_batches_respect_the_padded_size_and_keep_the_order():
     prompts = random_prompts([100, 90, 10, 10, 500])
-    batches = list(_batches(prompts, batch_tokens=200))
-    assert [[len(p.token_ids) for p in batch] for batch in batches] == [[100, 90], [10, 10], [500]]
+    in_batches = list(batches(prompts, batch_tokens=200))
+    assert [[len(p.token_ids) for p in batch] for batch in in_batches] == [[100, 90], [10, 10], [500]]
 
 
 def test_on_a_cpu_a_long_prompt_with_a_short_answer_shares_no_batch(backend):
     long = random_prompts([600, 600])
     talkative = [prompt(p.token_ids, name=p.sample.sample_id, max_new_tokens=100) for p in long]
-    sizes = lambda prompts: [len(b) for b in _batches(prompts, 8_192, alone=backend._goes_alone)]  # noqa: E731
+    sizes = lambda prompts: [len(b) for b in batches(prompts, 8_192, alone=backend._goes_alone)]  # noqa: E731
     assert sizes(long) == [1, 1]
     assert sizes(talkative) == [2]
     assert sizes([*long, *random_prompts([500, 500])]) == [1, 1, 2]

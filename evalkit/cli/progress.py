@@ -78,7 +78,8 @@ class Progress(_Bar, Observer):
     """Names what the run is doing; then samples done, samples and tokens per second, and the time left."""
 
     def __init__(self) -> None:
-        self._samples = self._total_samples = self._in_flight = 0
+        self._samples = self._total_samples = 0
+        self._sent = self._back = 0
         self._tokens = self._total_tokens = 0
         self._length, self._began = "", time.monotonic()
         super().__init__(total=0, unit="tok", unit_scale=True, bar_format="{desc}")
@@ -104,15 +105,18 @@ class Progress(_Bar, Observer):
         self._bar.reset(total=self._total_tokens)
 
     def sent(self) -> None:
-        """Show how many prompts the engine has, as long as none is answered: the first may take minutes."""
-        self._in_flight += 1
+        """Show how many prompts the engine has, as long as none is answered: the first may take minutes.
+
+        It may be told in another thread than answers are, so it writes nothing that they write.
+        """
+        self._sent += 1
         if not self._samples:
             self._bar.set_description_str(f"answering, {self._in_flight} in flight")
 
     def answered(self, prediction: Prediction) -> None:
         """Count one recorded prediction."""
         self._samples += 1
-        self._in_flight -= bool(self._in_flight and prediction.prompt_sha256)
+        self._back += bool(prediction.prompt_sha256)
         self._tokens += _tokens(prediction.length)
         self._length = prediction.length
         if self._is_terminal:
@@ -136,6 +140,11 @@ class Progress(_Bar, Observer):
     @property
     def _rate(self) -> str:
         return f"{self._samples / max(1e-9, time.monotonic() - self._began):.2f} samples/s"
+
+    @property
+    def _in_flight(self) -> int:
+        """None of them is told of where engines are on Ray."""
+        return max(0, self._sent - self._back)
 
     @property
     def _flying(self) -> str:

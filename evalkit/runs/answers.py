@@ -4,6 +4,7 @@
 either tells, and a replica does on its node what ``OneEngine`` does here.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -163,11 +164,14 @@ def without_answer(ask: Ask, error: str, *, retryable: bool = False) -> Predicti
 
 
 class _Prompts(Iterator[Prompt]):
-    """Builds the prompts of asks when they are asked for; a class, for a generator that has ended stays at its end."""
+    """Builds the prompts of asks when they are asked for, in whatever thread that is done.
+
+    A class, for a generator that has ended stays at its end.
+    """
 
     def __init__(self, plan: Plan, asks: Iterator[Ask], sent: Callable[[], None]) -> None:
         self._plan, self._asks, self._sent = plan, asks, sent
-        self._unasked: list[Prediction] = []
+        self._unasked = deque[Prediction]()
 
     def __next__(self) -> Prompt:
         while True:
@@ -183,10 +187,10 @@ class _Prompts(Iterator[Prompt]):
                 return replace(prompt, repeat=ask.repeat, candidates={})
             return prompt
 
-    def unasked(self) -> Iterable[Prediction]:
-        """Return what could not be a prompt since the last call."""
-        found, self._unasked = self._unasked, []
-        return found
+    def unasked(self) -> Iterator[Prediction]:
+        """Yield what could not be a prompt since the last call."""
+        while self._unasked:
+            yield self._unasked.popleft()
 
 
 def _with_status(completion: Completion, thinking: Thinking) -> Completion:

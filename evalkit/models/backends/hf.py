@@ -1,7 +1,7 @@
 """The transformers backend: a checkpoint in this process, on a CPU or one GPU, greedy."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from evalkit.errors import BadInput
 from evalkit.files import versions
+from evalkit.models.backends.batches import batches, one_ahead
 from evalkit.models.backends.cpu_dtype import fastest_on_cpu, say_which
 from evalkit.models.backends.in_flight import failed
 from evalkit.models.backends.options import ModelOptions
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-_MAX_BATCH = 64
 _ANSWER_SHARE = 1 / 16
 """On a CPU, prompts are batched when their answers may have this part of their tokens, or when they are short:"""
 _SHORT = 512
@@ -192,15 +192,11 @@ class HFBackend:
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, Completion]]:
         """Yield each prompt with its greedy completion as soon as its row of the batch is finished.
 
-        What adjacent prompts about one context have in common is computed once.
+        What adjacent prompts about one context have in common is computed once. The next batch is pulled, which builds
+        its prompts, while one is answered.
         """
-        until_none_is_there = (prompt for prompt in prompts)  # groupby drops what comes behind an end
-        for context, about in groupby(until_none_is_there, key=self._context):
-            if context:
-                yield from self._answer(list(about))
-            else:
-                for batch in _batches(about, self.batch_tokens, alone=self._goes_alone):
-                    yield from self._answer(batch)
+        for batch in one_ahead(self._batches(prompts)):
+            yield from self._answer(batch)
 
     def close(self) -> None:
         """Drop the weights."""
@@ -232,6 +228,15 @@ class HFBackend:
             logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
         found: list[float] = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten().tolist()
         return found
+
+    def _batches(self, prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+        """Put together what is answered together: prompts about one context, or of similar length."""
+        until_none_is_there = (prompt for prompt in prompts)  # groupby drops what comes behind an end
+        for context, about in groupby(until_none_is_there, key=self._context):
+            if context:
+                yield list(about)
+            else:
+                yield from batches(about, self.batch_tokens, alone=self._goes_alone)
 
     def _context(self, prompt: Prompt) -> tuple[str, str, str] | None:
         """Name the context that a prompt shares with others; None where it is computed for the prompt alone.
@@ -313,7 +318,7 @@ class HFBackend:
             yield from self._decode_rows(batch, started)
             return
         cache = self._prefill(batch[0].token_ids[:shared])
-        for rows in _batches(batch, self.batch_tokens):
+        for rows in batches(batch, self.batch_tokens):
             own = _repeated(cache, len(rows)) if len(batch) > 1 else cache
             for prompt, completion in self._decode_rows(rows, started, shared, own):
                 cached = 0 if prompt is batch[0] else shared
@@ -465,23 +470,6 @@ class HFBackend:
             seconds=seconds,
             logprobs=tuple(logprobs),
         )
-
-
-def _batches(
-    prompts: Iterable[Prompt], batch_tokens: int, *, alone: Callable[[Prompt], bool] = lambda prompt: False
-) -> Iterator[list[Prompt]]:
-    """Group prompts, in order, so that a padded batch holds at most ``batch_tokens`` (a longer prompt goes alone)."""
-    batch: list[Prompt] = []
-    longest = 0
-    for prompt in prompts:
-        longest = max(longest, len(prompt.token_ids))
-        full = longest * (len(batch) + 1) > batch_tokens or len(batch) == _MAX_BATCH
-        if batch and (full or alone(prompt) or alone(batch[-1])):
-            yield batch
-            batch, longest = [], len(prompt.token_ids)
-        batch.append(prompt)
-    if batch:
-        yield batch
 
 
 def _repeated(cache: Any, rows: int) -> Any:
