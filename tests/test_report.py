@@ -135,6 +135,12 @@ def test_every_artefact_says_which_runs_it_is_made_of(report: Path) -> None:
     )
 
 
+def test_a_pdf_holds_one_face_which_takes_time_to_cut_to_size(report: Path) -> None:
+    for path in report.glob("*.pdf"):
+        faces = set(re.findall(rb"/BaseFont /[A-Z]+[+](\S+)", path.read_bytes()))
+        assert faces == {b"DejaVuSans"}, path.name
+
+
 def test_the_primary_endpoint_is_the_mean_paired_difference_beyond_the_trained_length(analysis: Analysis) -> None:
     comparison = next(c for c in analysis.comparisons if (c.task, c.scorer) == ("babilong", "official"))
     assert (comparison.arm, comparison.baseline) == ("randomized yarn", "plain")

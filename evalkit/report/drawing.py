@@ -66,19 +66,19 @@ def panels(count: int, across: int, width: float, height: float) -> "tuple[Figur
 
 def write_title(figure: "Figure", title: str) -> None:
     """Write a title above all panels, as wide as the figure, which grows by each line after the first."""
-    text = wrapped(title, 70 * max(figure.get_figwidth(), _NARROWEST), 10, bold=True)
+    text = wrapped(title, 70 * max(figure.get_figwidth(), _NARROWEST), 10)
     figure.set_figheight(figure.get_figheight() + 0.165 * text.count("\n"))
-    figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10)
 
 
-def wrapped(text: str, room: float, size: float, *, bold: bool = False) -> str:
+def wrapped(text: str, room: float, size: float) -> str:
     """Return a text in as few lines as fit ``room`` points.
 
     It is broken after spaces, slashes, hyphens and underscores; within a word only where that alone has no room.
     """
 
     def fits(line: str) -> bool:
-        return size * _wide(line.rstrip(), bold) <= room
+        return size * _wide(line.rstrip()) <= room
 
     lines = [""]
     for word in re.findall(r"[^\s/_-]+[\s/_-]*|[\s/_-]+", text):
@@ -91,23 +91,23 @@ def wrapped(text: str, room: float, size: float, *, bold: bool = False) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def fitted_names(names: Iterable[str], room: float, size: float, *, lines: int, bold: bool = False) -> dict[str, str]:
+def fitted_names(names: Iterable[str], room: float, size: float, *, lines: int) -> dict[str, str]:
     """Return each name in at most so many lines of ``room`` points, shortened as ``short_names`` does where it must."""
     ordered = list(names)
     longest = min(max(map(len, ordered), default=0), int(lines * room / (0.4 * size)))  # narrower letters are rare
     for limit in range(max(longest, 4), 3, -1):
         short = short_names(ordered, limit)
-        found = {name: wrapped(short[name], room, size, bold=bold) for name in ordered}
+        found = {name: wrapped(short[name], room, size) for name in ordered}
         if all(text.count("\n") < lines for text in found.values()):
             break
     return found
 
 
 @lru_cache(10_000)
-def _wide(text: str, bold: bool) -> float:
+def _wide(text: str) -> float:
     """Return how wide a text is, in its size; letters are up to 3 % wider where their edges are moved to pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family=FONT, weight="bold" if bold else "normal", size=100)
+    font = FontProperties(family=FONT, size=100)
     return float(1.03 * text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 100)

@@ -191,7 +191,7 @@ def _by_arm(
         plain = drawn([""] * len(shown))  # how wide the panels become is known only when they are placed
         plain.draw_without_rendering()
         room = min(72 / plain.dpi * place.get_window_extent().width for place in plain.axes[: len(shown)])
-        return drawn(list(fitted_names(labels, room, 9, lines=3, bold=True).values()))
+        return drawn(list(fitted_names(labels, room, 9, lines=3).values()))
 
     def drawn(names: Sequence[str]) -> "Figure":
         from matplotlib.cm import ScalarMappable

@@ -201,7 +201,7 @@ def paper_curve(analysis: Analysis, task: str, shown: Shown) -> Drawing:
     lengths = sorted({c.length for c in cells}, key=parse_length)
 
     def draw() -> "Figure":
-        title = wrapped(shown.title, 72 * (size.width - 0.45), size.letters + 1.5, bold=True)
+        title = wrapped(shown.title, 72 * (size.width - 0.45), size.letters + 1.5)
         figure = empty_figure(size.width, size.height)
         axes = figure.add_axes((
             0.42 / size.width, 0.38 / size.height, 1 - (0.42 + size.names) / size.width,

@@ -112,7 +112,7 @@ def _curves(counts: Sequence[Count], names: Mapping[str, str]) -> Drawing:
         for name, own in arms.items():
             _draw(axes[0], own, [c.interval for c in own], places, style[name])
         _score_axis(axes[0])
-        axes[0].set_title(wrapped(f"{set_title(counts[0])} (published)", 420, 10, bold=True))
+        axes[0].set_title(wrapped(f"{set_title(counts[0])} (published)", 420, 10))
         if others:
             for name in others:
                 pairs = [(a, b) for a in arms[name] for b in arms[baseline] if a.length == b.length]
@@ -172,7 +172,7 @@ def _families(counts: Sequence[Count], names: Mapping[str, str]) -> Drawing:
                 _draw(place, arms[name], [c.interval for c in arms[name]], places, look)
             _score_axis(place, label=i % across == 0)
             heading = f"{family} ({len(members)} setting{'s' * (len(members) > 1)})"
-            place.set_title(wrapped(heading, 190, 9, bold=True), fontsize=9)
+            place.set_title(wrapped(heading, 190, 9), fontsize=9)
             place.tick_params(axis="x", labelsize=8)
             place.legend(loc="lower left", fontsize=6.5)
         for place in list(figure.axes)[len(families) :]:

@@ -46,7 +46,6 @@ RC = {
     "axes.spines.right": False,
     "axes.edgecolor": "#444444",
     "axes.titlesize": 10,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "figure.facecolor": "white",
