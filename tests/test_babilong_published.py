@@ -91,7 +91,10 @@ def test_a_length_that_is_not_there_is_named_with_what_was_expected(tmp_path):
         read(tmp_path, "qa2", "8k")
 
 
-@pytest.mark.parametrize("content", ["null", " \n null", 'null\n{"input": "x"}', "true", "", "\ufeffnull"])
+@pytest.mark.parametrize(
+    "content",
+    ["null", " \n null", 'null\n{"input": "x"}', "true", "", "\ufeffnull", '[ null, {"input": "x"}]', "[NaN]"],
+)
 def test_a_file_that_begins_with_no_row_never_reaches_the_reader_that_crashes_on_it(tmp_path, content):
     (tmp_path / "qa1").mkdir()
     (tmp_path / "qa1" / "4k.json").write_text(content)

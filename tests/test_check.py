@@ -198,6 +198,10 @@ def test_how_often_0k_fits_a_gpu_is_not_counted(checkpoint):
     [
         ({"hidden_act": "nope"}, r"config\.json: .*KeyError: 'nope'.*put its hidden_act right, which is 'nope'"),
         ({"num_key_value_heads": 7}, r"layers\.0\.self_attn\.k_proj\.bias of .* is 32, and its config says 224; copy"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}, "num_attention_heads": 1, "num_key_value_heads": 1},
+            r"layers\.0\.self_attn\.k_proj\.weight of .* is 32 x 64, and its config says 64 x 64; copy",
+        ),
         ({"quantization_config": {"quant_method": "quanto"}}, "transformers cannot load .*optimum"),
         ({"quantization_config": {}}, r"quantization_config in .*config\.json is \{\}; it should name"),
         (

@@ -1,5 +1,6 @@
 """The weights of a checkpoint in transformers, for asking and for training: all of them, or a refusal."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,24 @@ def load_causal_lm(
         raise EngineError(
             f"The weights in {folder} lack {len(missing)} tensors of the model, such as {missing[0]}; copy them again."
         )
-    for name, stored, wanted in sorted(loading["mismatched_keys"]):
+    mismatched = [*loading["mismatched_keys"], *_unlike_their_layers(model)]
+    for name, stored, wanted in sorted(mismatched):
         sizes = " x ".join(map(str, stored)), " x ".join(map(str, wanted))
         raise EngineError(f"{name} of {folder} is {sizes[0]}, and its config says {sizes[1]}; copy both again.")
     return model
+
+
+def _unlike_their_layers(model: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Yield each linear layer's weight of another size: where a quantization is undone, transformers compares none.
+
+    Layers of a quantization, which pack their weights, are classes of their own.
+    """
+    from torch.nn import Linear
+
+    for name, module in model.named_modules():
+        wanted = (module.out_features, module.in_features) if type(module) is Linear else None
+        if wanted and module.weight.shape != wanted:
+            yield f"{name}.weight", tuple(module.weight.shape), wanted
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:

@@ -184,14 +184,14 @@ def _local_labels(root: Path, subset: str) -> list[str]:
 
 
 def _refuse_no_rows(path: Path) -> None:
-    """Refuse what begins with neither a list nor an object: null crashes pyarrow 26's reader, process and all.
+    """Refuse what begins with no object, alone or in a list: null and NaN crash pyarrow 26's reader, process and all.
 
     Raises:
         BadInput: it does.
     """
     with path.open("rb") as file:
         begins = file.read(2**20).removeprefix(codecs.BOM_UTF8).lstrip()
-    if not begins.startswith((b"[", b"{")):
+    if not re.match(rb"\{|\[\s*[\]{]", begins):
         raise BadInput(f"{path} is not a json file of rows {', '.join(COLUMNS)}: it begins with {shown(begins[:20])}.")
 
 
