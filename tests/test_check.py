@@ -232,6 +232,8 @@ def test_another_backend_than_transformers_may_have_a_class_for_what_that_cannot
     report = check(folder, ["1k"], backend="scripted")
     assert report.ok
     assert "The hf backend will not load this checkpoint" in report.warnings[0]
+    of_hf = check(folder, ["1k"], backend="hf")
+    assert (len(of_hf.problems), of_hf.warnings) == (1, ())
 
 
 def test_names_in_a_checkpoint_reach_the_terminal_as_text_alone(checkpoint: Path, tmp_path: Path):

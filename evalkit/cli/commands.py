@@ -1,7 +1,6 @@
 """The command line. Only here do errors become exit codes: 0 done, 1 failed samples are left, 2 wrong use."""
 
 import errno
-import json
 import os
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from evalkit.cli.options import (
     train_classes,
 )
 from evalkit.cli.reports import compare, export, import_, plot, report, score
-from evalkit.cli.terminal import echo, echo_text, echo_wrapped, fitted
+from evalkit.cli.terminal import echo, echo_either, echo_text, echo_wrapped, fitted
 from evalkit.errors import BadInput, EvalkitError
 from evalkit.escaping import one_line
 
@@ -163,18 +162,13 @@ def check(name: str | None, gpu_memory: float | None, as_json: bool, values: dic
       evalkit check --model ckpt/ --lengths 16k,128k
       evalkit check --model ckpt/ --lengths 16k,128k --rope yarn --factor 4 --gpu-memory 80
     """
-    import json
-
     from evalkit.runs.check import check as examine
     from evalkit.runs.config import run_config
 
     values |= {"model": name} if name else {}
     refuse_missing(values, "model", "lengths")
     report = examine(run_config({"task": "babilong"} | values), gpu_memory=gpu_memory)
-    if as_json:
-        echo(json.dumps(report.to_json(), indent=1))
-    else:
-        echo_text(report.to_text())
+    echo_either(as_json, report.to_json, report.to_text)
     if not report.ok:
         sys.exit(WRONG_USE)
 
@@ -194,8 +188,6 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
       evalkit crosscheck --model ckpt/ --lengths 1k,4k
       evalkit crosscheck --model ckpt/ --backends hf,server --base-url http://localhost:8000/v1
     """
-    import json
-
     from evalkit.runs.config import run_config
     from evalkit.runs.crosscheck import crosscheck_plans
 
@@ -203,10 +195,7 @@ def crosscheck(name: str | None, backends: tuple[str, ...], as_json: bool, value
     refuse_missing(values, "model")
     values = {"task": "babilong", "lengths": ("1k",), "samples": 2} | values
     report = crosscheck_plans([run_config(of_backend(values, backend)) for backend in backends])
-    if as_json:
-        echo(json.dumps(report.to_json(), indent=1))
-    else:
-        echo_text(report.to_text())
+    echo_either(as_json, report.to_json, report.to_text)
 
 
 @main.command()
@@ -339,10 +328,7 @@ def reproduce(
         echo_text("measuring how fast this machine trains and asks, unless that is known", err=True)
         study.calibrate()
     if dry_run:
-        if as_json:
-            echo(json.dumps(to_json(steps), indent=1))
-        else:
-            echo_text(describe(steps))
+        echo_either(as_json, partial(to_json, steps), partial(describe, steps))
         if not study.trains_base and local(loaded.base, loaded.revision) is None:
             there = "is neither a folder here nor in the hub's cache; without --dry-run it is looked for on the hub"
             echo_text(f"note: the base {loaded.base} {there}.", err=True)

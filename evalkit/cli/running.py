@@ -1,11 +1,10 @@
 """What 'evalkit run' prints while it carries out one run, or the several of a file."""
 
-import json
 from collections.abc import Sequence
 
 from evalkit.cli.progress import Progress
 from evalkit.cli.reports import print_tables
-from evalkit.cli.terminal import echo, echo_text, echo_wrapped
+from evalkit.cli.terminal import echo_either, echo_text, echo_wrapped
 from evalkit.errors import EngineError, EvalkitError
 from evalkit.runs import run as running
 from evalkit.runs.plan import Plan
@@ -17,11 +16,12 @@ def show_cost(plans: Sequence[Plan], *, as_json: bool) -> None:
     from evalkit.study.cost import run_cost
 
     costs = [run_cost(plan) for plan in plans]
-    if as_json:
-        told = [cost.to_json() for cost in costs]
-        echo(json.dumps(told if len(told) > 1 else told[0], indent=1))
-    else:
-        echo_text("\n\n".join(cost.to_text() for cost in costs))
+    told = [cost.to_json() for cost in costs]
+    echo_either(
+        as_json,
+        lambda: told if len(told) > 1 else told[0],
+        lambda: "\n\n".join(cost.to_text() for cost in costs),
+    )
 
 
 def measure(plans: Sequence[Plan], *, quiet: bool) -> None:

@@ -1,8 +1,10 @@
 """How commands print: text of strangers (paths, names, replies, messages of libraries) moves no cursor."""
 
+import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -16,6 +18,14 @@ _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 def echo(message: Any = "", *, err: bool = False, nl: bool = True) -> None:
     """Print a text as ``click.echo`` does, with every control character written out; see ``for_terminal``."""
     click.echo(for_terminal(str(message)), err=err, nl=nl)
+
+
+def echo_either(as_json: bool, to_json: Callable[[], Any], to_text: Callable[[], str]) -> None:
+    """Print a report for programs, or for people."""
+    if as_json:
+        echo(json.dumps(to_json(), indent=1))
+    else:
+        echo_text(to_text())
 
 
 def echo_wrapped(text: str, indent: int = 0, *, err: bool = False) -> None:

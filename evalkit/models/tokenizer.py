@@ -3,7 +3,9 @@
 Everything that loads a tokenizer (prompts, backends, training, check) does so here, so that all have the same one.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from evalkit.benchmarks.reasoning import is_mark
 from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.models.layouts import ConfigFile, GenerationFile, TokenizerFile, read_file
-from evalkit.reading import read_json, read_text, shown
+from evalkit.reading import read_text
 
 FILES = (
     "tokenizer.json",
@@ -46,13 +48,12 @@ def load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        _require_printable_fields(read_json(folder / name), folder / name)
     file = folder / "tokenizer.json"
     loader = PreTrainedTokenizerFast if file.is_file() else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        as_stored = Tokenizer.from_file(str(file)) if file.is_file() else None
+        with _silent_stdout():
+            tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            as_stored = Tokenizer.from_file(str(file)) if file.is_file() else None
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of Rust's is no Exception
@@ -116,18 +117,21 @@ def decode_answer(tokenizer: Any, token_ids: Iterable[int]) -> str:
     return str(tokenizer.decode([int(i) for i in token_ids if i not in dropped], skip_special_tokens=False))
 
 
-def _require_printable_fields(values: Any, file: Path) -> None:
-    """Refuse a field whose name moves a terminal: tokenizers prints those of a token that it does not know, raw.
-
-    Raises:
-        BadInput: it is named.
-    """
-    if isinstance(values, dict):
-        if odd := next((name for name in values if not name.isprintable()), None):
-            raise BadInput(f"{file} has a field {shown(odd)}, which cannot be printed; take it out.")
-        values = list(values.values())
-    for value in values if isinstance(values, list) else ():
-        _require_printable_fields(value, file)
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Drop what is printed past Python: tokenizers names fields that it does not know there, raw, beside our JSON."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _require_same_ids(tokenizer: Any, as_stored: Any, folder: Path) -> None:

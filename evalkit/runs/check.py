@@ -140,7 +140,7 @@ def check(config: RunConfig, *, gpu_memory: float | None = None) -> CheckReport:
         rows=tuple(rows),
         prompt=prompt,
         problems=tuple(dict.fromkeys(problems)),
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys(text for text in warnings if not any(said in text for said in problems))),
     )
 
 
