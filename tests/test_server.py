@@ -527,6 +527,12 @@ def test_an_adapter_whose_use_a_server_does_not_show_earns_a_warning(change, sai
     assert backend.settings()["adapter_shown"] is False
 
 
+def test_an_adapter_at_the_server_that_the_run_does_not_name_earns_a_warning(opened, adapted):
+    assert not any("adapter" in warning for warning in opened(model="base").warnings)
+    [warning] = [warning for warning in opened(model="lo").warnings if "adapter" in warning]
+    assert "serves lo as an adapter of base, and the run records the base's weights alone" in warning
+
+
 # A prompt or an answer that is not what was ordered has no score.
 
 

@@ -226,7 +226,10 @@ def test_a_file_at_which_the_library_panics_is_refused_in_a_sentence(copy: Path)
     ("file", "values"),
     [
         ("tokenizer_config.json", {"added_tokens_decoder": {"0": {"content": "<|endoftext|>", "\x1b[31mx": True}}}),
-        ("tokenizer_config.json", {"extra_special_tokens": [{"__type": "AddedToken", "content": "<|im_end|>", "\x1b[31mx": 1}]}),
+        (
+            "tokenizer_config.json",
+            {"extra_special_tokens": [{"__type": "AddedToken", "content": "<|im_end|>", "\x1b[31mx": 1}]},
+        ),
         ("special_tokens_map.json", {"bos_token": {"content": "<|endoftext|>", "\x1b[31mx": 1}}),
     ],
 )

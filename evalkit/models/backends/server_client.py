@@ -114,8 +114,14 @@ class Client:
         if self._speaks_vllm:
             await self._check_tokenizer()
         await self._probe()
+        model = self.found.model
         if self._form.adapter is not None:
             await self._check_adapter(self._form.adapter)
+        elif model.parent is not None:
+            self.warnings.append(
+                f"The server serves {model.id} as an adapter of {model.parent}, and the run records the base's weights "
+                "alone; name the adapter's folder with --adapter."
+            )
 
     async def _ask_what_is_served(self) -> Found:
         """Return what it says of the model that is asked.
