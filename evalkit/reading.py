@@ -5,6 +5,7 @@ number longer than anything that was meant, and every refusal one sentence with 
 """
 
 import json
+import os
 import stat
 from collections.abc import Mapping
 from functools import cache
@@ -48,8 +49,10 @@ def require_readable(file: Path) -> None:
 
     Raises:
         OSError: there is no such file.
-        BadInput: it is none, or a larger one than any of its kind.
+        BadInput: it is none, or a larger one than any of its kind, or a link to nothing.
     """
+    if file.is_symlink() and not file.exists():  # taken for no file, a run would go on without it
+        raise BadInput(f"{file} is a link to {os.readlink(file)}, which is not there; put a copy of the file there.")
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
         raise BadInput(f"{file} is no regular file; put a copy of the file there.")

@@ -5,7 +5,7 @@ Everything that loads a tokenizer (prompts, backends, training, check) does so h
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def chat_template(folder: Path) -> str | None:
     Raises:
         BadInput: a file is not what its name says, or none of several templates is the default.
     """
-    if (file := folder / "chat_template.jinja").exists():  # a pipe or a folder is refused, and not taken for none
-        return read_text(file) or None
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return read_text(folder / "chat_template.jinja") or None
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = read_file(TokenizerFile, folder / name)
         template = found[0].chat_template if found else None
