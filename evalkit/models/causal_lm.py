@@ -58,16 +58,15 @@ def load_causal_lm(
 
 
 def _unlike_their_layers(model: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield each linear layer's weight of another size: where a quantization is undone, transformers compares none.
-
-    Layers of a quantization, which pack their weights, are classes of their own.
-    """
+    """Yield each linear layer's weight of another size: where a quantization is undone, transformers compares none."""
     from torch.nn import Linear
 
     for name, module in model.named_modules():
-        wanted = (module.out_features, module.in_features) if type(module) is Linear else None
-        if wanted and module.weight.shape != wanted:
-            yield f"{name}.weight", tuple(module.weight.shape), wanted
+        weight = getattr(module, "weight", None) if type(module) is Linear else None
+        if weight is None or not weight.is_floating_point():  # packed
+            continue
+        if weight.shape != (wanted := (module.out_features, module.in_features)):
+            yield f"{name}.weight", tuple(weight.shape), wanted
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:
