@@ -39,6 +39,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0: when all is done")
     parser.add_argument("--only", help="one try, such as score:7")
     given = parser.parse_args()
+    if unknown := set(given.commands.split(",")) - {*SCENARIOS, RAY}:
+        parser.error(f"--commands: there is no {min(unknown)}; there are {', '.join([*SCENARIOS, RAY])}")
     if why := missing():
         print(f"nothing can be tried: {why}", file=sys.stderr)
         return 2
