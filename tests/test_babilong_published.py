@@ -102,6 +102,16 @@ def test_a_file_that_begins_with_no_row_never_reaches_the_reader_that_crashes_on
         read(tmp_path)
 
 
+def test_a_line_that_is_no_row_never_reaches_that_reader_either_however_far_behind_the_first(tmp_path):
+    (tmp_path / "qa1").mkdir()
+    row = json.dumps(
+        {"input": "Mary went to the kitchen. " * 430_000, "question": "Where is Mary?", "target": "kitchen"}
+    )
+    (tmp_path / "qa1" / "4k.json").write_text(f"{row}\n \nnull\n")  # it reads 10 MiB at a time
+    with pytest.raises(BadInput, match=r"4k\.json is not a json file of rows .*: a line begins with b'null"):
+        read(tmp_path)
+
+
 def test_text_that_is_none_is_refused_with_the_file(tmp_path):
     import pyarrow as pa
     from pyarrow.parquet import write_table

@@ -5,15 +5,16 @@ import math
 import shutil
 import weakref
 from collections import Counter
+from itertools import chain, count, islice
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis.strategies import integers, lists, none
+from hypothesis import given, settings
+from hypothesis.strategies import integers, lists
 
 from evalkit.cli.commands import main
 from evalkit.errors import BadInput, EngineError
@@ -107,9 +108,32 @@ def test_an_error_while_a_batch_is_built_ahead_comes_behind_the_answers_before_i
         next(answers)
 
 
-@given(lists(integers() | none()))
-def test_what_is_made_ahead_is_all_of_it_in_order(items):
-    assert list(one_ahead(items)) == items
+@settings(deadline=None)
+@given(lists(integers()), integers(1, 5))
+def test_what_is_made_ahead_is_all_of_it_in_order(items, size):
+    def batched(items):
+        while batch := list(islice(items, size)):
+            yield batch
+
+    assert list(chain(*one_ahead(items, batched))) == items
+
+
+def test_who_stops_does_not_wait_for_a_whole_batch_to_be_built():
+    made, may_go_on = [], Event()
+
+    def coming():
+        for number in count():
+            made.append(number)
+            if number > 1:
+                assert may_go_on.wait(60)
+            yield number
+
+    batches_of_a_million = lambda items: ([first, *islice(items, number * 10**6)] for number, first in enumerate(items))  # noqa: E731
+    answers = one_ahead(coming(), batches_of_a_million)
+    assert next(answers) == [0]
+    Timer(0.1, may_go_on.set).start()
+    answers.close()
+    assert len(made) < 10
 
 
 def test_batches_respect_the_padded_size_and_keep_the_order():

@@ -376,7 +376,8 @@ def test_a_run_json_with_a_field_of_another_type_leaves_out_its_folder_alone(
     "name",
     [
         "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors",
-        "model.safetensors.index.json", "evalkit_training.json", "chat_template.jinja",
+        "model.safetensors.index.json", "evalkit_training.json", "chat_template.jinja", "special_tokens_map.json",
+        "added_tokens.json",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere/there")], ids=["pipe", "link"])

@@ -136,9 +136,9 @@ def test_every_artefact_says_which_runs_it_is_made_of(report: Path) -> None:
 
 
 def test_a_pdf_holds_one_face_which_takes_time_to_cut_to_size(report: Path) -> None:
-    for path in report.glob("*.pdf"):
-        faces = set(re.findall(rb"/BaseFont /[A-Z]+[+](\S+)", path.read_bytes()))
-        assert faces == {b"DejaVuSans"}, path.name
+    faces = [set(re.findall(rb"/BaseFont /[A-Z]+[+](\S+)", path.read_bytes())) for path in report.glob("*.pdf")]
+    assert faces
+    assert all(one == {b"DejaVuSans"} for one in faces)
 
 
 def test_the_primary_endpoint_is_the_mean_paired_difference_beyond_the_trained_length(analysis: Analysis) -> None:

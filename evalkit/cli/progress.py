@@ -107,7 +107,7 @@ class Progress(_Bar, Observer):
     def sent(self) -> None:
         """Show how many prompts the engine has, as long as none is answered: the first may take minutes.
 
-        It may be told in another thread than answers are, so it writes nothing that they write.
+        It may be told in another thread than answers are, so it counts nothing that they count.
         """
         self._sent += 1
         if not self._samples:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from evalkit.benchmarks.reasoning import is_mark
 from evalkit.errors import BadInput
 from evalkit.files import first_line
 from evalkit.models.layouts import ConfigFile, GenerationFile, TokenizerFile, read_file
-from evalkit.reading import read_text
+from evalkit.reading import read_text, require_readable
 
 FILES = (
     "tokenizer.json",
@@ -33,6 +34,9 @@ _PROBES = (
 )
 """Words, spaces, newlines, digits, marks and bytes: what a replaced pre-tokenizer or normalizer cuts otherwise."""
 
+_STDOUT = Lock()
+"""Held while descriptor 1 is another's."""
+
 
 def load_tokenizer(folder: Path) -> Any:
     """Return a checkpoint folder's tokenizer as ``tokenizer.json`` has it, with the chat template of the folder.
@@ -48,6 +52,9 @@ def load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    for name in FILES:  # what the library could not read it would go on without
+        with suppress(FileNotFoundError, NotADirectoryError):
+            require_readable(folder / name)
     file = folder / "tokenizer.json"
     loader = PreTrainedTokenizerFast if file.is_file() else AutoTokenizer
     try:
@@ -120,18 +127,18 @@ def decode_answer(tokenizer: Any, token_ids: Iterable[int]) -> str:
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
     """Drop what is printed past Python: tokenizers names fields that it does not know there, raw, beside our JSON."""
-    try:
-        kept = os.dup(1)
-    except OSError:  # it is closed
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
+    with _STDOUT, open(os.devnull, "wb") as nowhere:
+        try:
+            kept = os.dup(1)
+        except OSError:  # it is closed
+            yield
+            return
         os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def _require_same_ids(tokenizer: Any, as_stored: Any, folder: Path) -> None:

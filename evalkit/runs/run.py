@@ -58,7 +58,7 @@ class Observer:
         """Samples will be asked: one length label each."""
 
     def sent(self) -> None:
-        """The engine has taken one more prompt."""
+        """The engine has taken one more prompt; told in whatever thread builds it."""
 
     def answered(self, prediction: Prediction) -> None:
         """One prediction is on disk."""

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,15 +185,22 @@ def _local_labels(root: Path, subset: str) -> list[str]:
 
 
 def _refuse_no_rows(path: Path) -> None:
-    """Refuse what begins with no object, alone or in a list: null and NaN crash pyarrow 26's reader, process and all.
+    """Refuse what begins with no object, alone or in a list, and lines that do: pyarrow 26's reader crashes on null or
+    NaN where one of its parts begins, process and all.
 
     Raises:
         BadInput: it does.
     """
     with path.open("rb") as file:
         begins = file.read(2**20).removeprefix(codecs.BOM_UTF8).lstrip()
-    if not re.match(rb"\{|\[\s*[\]{]", begins):
-        raise BadInput(f"{path} is not a json file of rows {', '.join(COLUMNS)}: it begins with {shown(begins[:20])}.")
+        refused = None if re.match(rb"\{|\[\s*[\]{]", begins) else f"it begins with {shown(begins[:20])}"
+        if begins.startswith(b"{"):
+            file.seek(0)
+            after_first = islice(file, 1, None)
+            odd = next((line for line in after_first if not re.match(rb"\s*(\{|$)", line)), None)
+            refused = f"a line begins with {shown(odd[:20])}" if odd else None
+    if refused:
+        raise BadInput(f"{path} is not a json file of rows {', '.join(COLUMNS)}: {refused}.")
 
 
 def _json_problem(path: Path) -> str | None:

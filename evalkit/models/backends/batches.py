@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from threading import Event
 from typing import TypeVar
 
 from evalkit.types import Prompt
@@ -27,11 +29,18 @@ def batches(
         yield batch
 
 
-def one_ahead(items: Iterable[_T]) -> Iterator[_T]:
-    """Yield items; a thread makes the next while one is in use. What an item's making raises comes in its place."""
-    iterator, end = iter(items), object()
+def one_ahead(prompts: Iterable[_T], batched: Callable[[Iterable[_T]], Iterator[list[_T]]]) -> Iterator[list[_T]]:
+    """Yield the batches that ``batched`` makes of prompts; a thread makes the next one while one is answered.
+
+    What a batch's making raises comes in its place. Closed early, it waits for one prompt at most.
+    """
+    ended = Event()
+    made = batched(takewhile(lambda _: not ended.is_set(), prompts))
     with ThreadPoolExecutor(1, "evalkit-one-ahead") as thread:
-        coming = thread.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, iterator, end)
-            yield item  # type: ignore[misc]  # not the end
+        try:
+            coming = thread.submit(next, made, None)
+            while batch := coming.result():
+                coming = thread.submit(next, made, None)
+                yield batch
+        finally:
+            ended.set()

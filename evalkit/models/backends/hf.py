@@ -195,7 +195,7 @@ class HFBackend:
         What adjacent prompts about one context have in common is computed once. The next batch is pulled, which builds
         its prompts, while one is answered.
         """
-        for batch in one_ahead(self._batches(prompts)):
+        for batch in one_ahead(prompts, self._batches):
             yield from self._answer(batch)
 
     def close(self) -> None:
