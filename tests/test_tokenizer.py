@@ -238,10 +238,8 @@ def test_what_the_library_prints_past_python_of_a_field_it_does_not_know_reaches
 ):
     before = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
     (copy / file).write_text(json.dumps(before | values))
-    AddedToken("x", **{"a new field": 1})
-    assert (
-        capfd.readouterr().out == "Ignored unknown kwarg option a new field\n"
-    )  # which JSON on stdout has no room for
+    AddedToken("x", **{"a new field": 1})  # what it does, for which JSON on stdout has no room
+    assert capfd.readouterr().out == "Ignored unknown kwarg option a new field\n"
     load_tokenizer(copy)
     os.write(1, b"later")
     assert capfd.readouterr() == ("later", "")
